@@ -1,0 +1,182 @@
+use std::ops::{Deref, DerefMut, Range};
+
+/// A read-only row-major matrix: `rows` rows of `cols` values, row `r` starting at `r * stride`.
+#[derive(Clone, Copy)]
+pub struct Mat<'a> {
+    data: &'a [f32],
+    rows: usize,
+    cols: usize,
+    stride: usize,
+}
+
+/// A writable row-major matrix with the layout of [`Mat`].
+pub struct MatMut<'a> {
+    data: &'a mut [f32],
+    rows: usize,
+    cols: usize,
+    stride: usize,
+}
+
+fn check(len: usize, rows: usize, cols: usize, stride: usize) {
+    assert!(rows <= 1 || cols <= stride, "matrix: rows of {cols} values overlap at a stride of {stride}");
+    let need = if rows == 0 || cols == 0 { 0 } else { (rows - 1) * stride + cols };
+    assert!(len >= need, "matrix: {rows} rows of {cols} at stride {stride} need {need} values, got {len}");
+}
+
+impl<'a> Mat<'a> {
+    /// `rows` dense rows of `cols` values.
+    ///
+    /// # Panics
+    /// `data` is shorter than `rows * cols`.
+    pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
+        Self::strided(data, rows, cols, cols)
+    }
+
+    /// Rows of `cols` values, `stride` apart. Rows may overlap only in a read-only view made by [`Mat::windows`].
+    ///
+    /// # Panics
+    /// The last row does not fit in `data`, or rows overlap.
+    pub fn strided(data: &'a [f32], rows: usize, cols: usize, stride: usize) -> Self {
+        check(data.len(), rows, cols, stride);
+        Self { data, rows, cols, stride }
+    }
+
+    /// Overlapping windows: `rows` windows of `cols` values, each `hop` values after the one before.
+    ///
+    /// # Panics
+    /// The last window does not fit in `data`.
+    pub fn windows(data: &'a [f32], rows: usize, cols: usize, hop: usize) -> Self {
+        let need = if rows == 0 { 0 } else { (rows - 1) * hop + cols };
+        assert!(data.len() >= need, "windows: {rows} of {cols} every {hop} need {need} values, got {}", data.len());
+        Self { data, rows, cols, stride: hop }
+    }
+
+    /// Columns `range` of every row.
+    pub fn columns(self, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= self.cols, "columns {range:?} of {}", self.cols);
+        let start = range.start.min(self.data.len());
+        Self { data: &self.data[start..], rows: self.rows, cols: range.len(), stride: self.stride }
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Distance between the starts of two rows, in values.
+    pub fn stride(&self) -> usize {
+        self.stride
+    }
+
+    /// Row `r`.
+    pub fn row(&self, r: usize) -> &'a [f32] {
+        assert!(r < self.rows, "row {r} of {}", self.rows);
+        &self.data[r * self.stride..][..self.cols]
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn ptr(&self) -> *const f32 {
+        self.data.as_ptr()
+    }
+}
+
+impl<'a> MatMut<'a> {
+    /// `rows` dense rows of `cols` values.
+    ///
+    /// # Panics
+    /// `data` is shorter than `rows * cols`.
+    pub fn new(data: &'a mut [f32], rows: usize, cols: usize) -> Self {
+        Self::strided(data, rows, cols, cols)
+    }
+
+    /// Rows of `cols` values, `stride` apart.
+    ///
+    /// # Panics
+    /// The last row does not fit in `data`, or rows overlap.
+    pub fn strided(data: &'a mut [f32], rows: usize, cols: usize, stride: usize) -> Self {
+        check(data.len(), rows, cols, stride);
+        Self { data, rows, cols, stride }
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Distance between the starts of two rows, in values.
+    pub fn stride(&self) -> usize {
+        self.stride
+    }
+
+    /// Row `r`.
+    pub fn row(&mut self, r: usize) -> &mut [f32] {
+        assert!(r < self.rows, "row {r} of {}", self.rows);
+        &mut self.data[r * self.stride..][..self.cols]
+    }
+
+    /// The same matrix, read-only.
+    pub fn as_mat(&self) -> Mat<'_> {
+        Mat { data: self.data, rows: self.rows, cols: self.cols, stride: self.stride }
+    }
+
+    /// The same matrix for a shorter time.
+    pub fn reborrow(&mut self) -> MatMut<'_> {
+        MatMut { data: self.data, rows: self.rows, cols: self.cols, stride: self.stride }
+    }
+
+    pub(crate) fn ptr(&mut self) -> *mut f32 {
+        self.data.as_mut_ptr()
+    }
+}
+
+/// One cache line of floats; the unit that gives [`Slab`] its alignment.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([f32; 16]);
+
+/// A contiguous, zero-initialised run of `f32` aligned to 64 bytes.
+#[derive(Clone)]
+pub struct Slab {
+    lines: Vec<Line>,
+    len: usize,
+}
+
+impl Slab {
+    /// `len` zeros.
+    pub fn zeros(len: usize) -> Self {
+        Self { lines: vec![Line([0.0; 16]); len.div_ceil(16)], len }
+    }
+
+    /// A copy of `values`.
+    pub fn from_slice(values: &[f32]) -> Self {
+        let mut slab = Self::zeros(values.len());
+        slab.copy_from_slice(values);
+        slab
+    }
+}
+
+impl Deref for Slab {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        // SAFETY: `lines` holds at least `len` initialised floats in one allocation (`Line` is repr(C), 16 floats, no
+        // padding: its size, 64, equals its alignment).
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
+    }
+}
+
+impl DerefMut for Slab {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        // SAFETY: as in `deref`; the exclusive borrow of `self` makes the slice exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+    }
+}

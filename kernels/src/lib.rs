@@ -1,0 +1,62 @@
+//! Numeric primitives for state-space models.
+//!
+//! Everything works on plain `f32` slices and row-major views ([`Mat`], [`MatMut`]); nothing here knows a network, a
+//! file or GStreamer, and nothing here allocates after its weights are packed. Each op has one safe entry point that
+//! checks every length, a scalar form that follows the paper, and faster forms chosen once per call by [`CpuLevel`].
+//!
+//! | op | equation |
+//! |---|---|
+//! | [`linear`] | `y = act(x Wᵀ + bias)`, optionally `y += …` |
+//! | [`selective_scan`] | `h ← exp(Δa)·h + Δ·b·u`, `y = (c·h + d·u)·silu(z)` |
+//! | [`causal_conv1d`] | `y_t = act(bias + Σ_j w_j x_{t-K+1+j})`, per channel |
+//! | [`norm`] | RMSNorm and LayerNorm over channels, with the residual add |
+//! | [`activation`] | SiLU, sigmoid, GELU (erf), ReLU, GLU, softmax |
+//! | [`conv`] | strided and transposed 1-D convolution as rows of one product |
+//! | [`patch`] | image patches to rows |
+//! | [`resize`] | Pillow's 8-bit bicubic resize, PyTorch's bicubic grid |
+#![warn(missing_docs)]
+
+mod array;
+mod cpu;
+#[cfg(target_arch = "x86_64")]
+mod simd;
+mod team;
+#[cfg(test)]
+mod testing;
+
+pub mod activation;
+pub mod causal_conv1d;
+pub mod conv;
+pub mod linear;
+pub mod norm;
+pub mod patch;
+pub mod resize;
+pub mod selective_scan;
+
+pub use activation::Act;
+pub use array::{Mat, MatMut, Slab};
+pub use cpu::{CpuLevel, LevelError};
+pub use team::Team;
+
+/// Where a computation runs: the instruction level and the threads that share the work.
+pub struct Cx {
+    /// Instruction level of every op.
+    pub level: CpuLevel,
+    /// Threads that split one op.
+    pub team: Team,
+}
+
+impl Cx {
+    /// A context on `threads` threads (at least one) at the best level of this machine, lowered by `SSM_CPU`.
+    ///
+    /// # Errors
+    /// `SSM_CPU` holds a word that is no level or a level this machine does not have.
+    pub fn new(threads: usize) -> Result<Self, LevelError> {
+        Ok(Self { level: CpuLevel::from_env()?, team: Team::new(threads) })
+    }
+
+    /// A context at a given level, lowered to what the machine has.
+    pub fn at(level: CpuLevel, threads: usize) -> Self {
+        Self { level: level.min(CpuLevel::best()), team: Team::new(threads) }
+    }
+}

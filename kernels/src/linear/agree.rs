@@ -1,0 +1,103 @@
+//! Every level against plain loops in f64.
+#![cfg(test)]
+
+use super::*;
+use crate::testing::{Rng, levels};
+
+/// |x|·|w| grows the rounding of a k-term sum by k/2 half-ulps at worst; measured far below this.
+const TOLERANCE: f32 = 2e-6;
+
+#[test]
+fn levels_agree() {
+    let mut rng = Rng::new(3);
+    for level in levels() {
+        for threads in [1, 2] {
+            let cx = Cx::at(level, threads);
+            for (m, n, k) in [
+                (0, 5, 3),
+                (1, 1, 1),
+                (1, 33, 7),
+                (1, 200, 64),
+                (2, 97, 12),
+                (3, 16, 5),
+                (5, 31, 192),
+                (7, 32, 1),
+                (12, 33, 20),
+                (13, 17, 9),
+                (50, 70, 33),
+                (197, 100, 192),
+                (1, 5, 0),
+                (130, 384, 44),
+            ] {
+                for (act, store) in [(Act::None, Store::Set), (Act::Silu, Store::Add), (Act::Relu, Store::Set)] {
+                    let (w, bias) = (rng.vec(n * k), rng.vec(n));
+                    // x has a stride and NaN between its rows: reading past a row shows.
+                    let sx = k + 3;
+                    let mut x = vec![f32::NAN; m * sx + 1];
+                    (0..m).for_each(|r| x[r * sx..r * sx + k].copy_from_slice(&rng.vec(k)));
+                    let sy = n + 2;
+                    let old: Vec<f32> = rng.vec(m * sy + 1);
+                    let mut y = old.clone();
+                    let packed = Linear::pack(level, &w, n, k, Some(&bias));
+                    linear(&cx, Mat::strided(&x, m, k, sx), &packed, act, store, MatMut::strided(&mut y, m, n, sy));
+                    for r in 0..m {
+                        for c in 0..sy {
+                            let got = y[r * sy + c];
+                            if c >= n {
+                                assert_eq!(got, old[r * sy + c], "{level}: wrote between the rows");
+                                continue;
+                            }
+                            let (mut sum, mut size) = (0f64, 1f64);
+                            for i in 0..k {
+                                let t = f64::from(x[r * sx + i]) * f64::from(w[c * k + i]);
+                                sum += t;
+                                size += t.abs();
+                            }
+                            let mut e = act.scalar((sum + f64::from(bias[c])) as f32);
+                            if store == Store::Add {
+                                e += old[r * sy + c];
+                            }
+                            let tol = TOLERANCE * size as f32;
+                            assert!((got - e).abs() <= tol, "{level} {m}x{n}x{k} {act:?}: expected {e}, got {got}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The property that the split law and batching stand on.
+#[test]
+fn a_row_does_not_depend_on_its_neighbours() {
+    let mut rng = Rng::new(4);
+    for level in levels() {
+        let (m, n, k) = (61, 75, 50);
+        let (x, w) = (rng.vec(m * k), rng.vec(n * k));
+        let packed = Linear::pack(level, &w, n, k, None);
+        let mut whole = vec![0.0; m * n];
+        linear(&Cx::at(level, 2), Mat::new(&x, m, k), &packed, Act::Silu, Store::Set, MatMut::new(&mut whole, m, n));
+        let one = Cx::at(level, 1);
+        let mut from = 0;
+        while from < m {
+            let rows = (1 + rng.below(9)).min(m - from);
+            let mut part = vec![0.0; rows * n];
+            let x = Mat::new(&x[from * k..], rows, k);
+            linear(&one, x, &packed, Act::Silu, Store::Set, MatMut::new(&mut part, rows, n));
+            assert_eq!(part, whole[from * n..(from + rows) * n], "{level}: rows {from}..{}", from + rows);
+            from += rows;
+        }
+    }
+}
+
+#[test]
+fn windows_overlap() {
+    let x: Vec<f32> = (0..10).map(|v| v as f32).collect();
+    for level in levels() {
+        let w = Linear::pack(level, &[1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0], 2, 4, None);
+        let mut y = vec![0.0; 8];
+        let x = Mat::windows(&x, 4, 4, 2);
+        linear(&Cx::at(level, 1), x, &w, Act::None, Store::Set, MatMut::new(&mut y, 4, 2));
+        assert_eq!(y, [0.0, 3.0, 2.0, 5.0, 4.0, 7.0, 6.0, 9.0], "{level}");
+    }
+}

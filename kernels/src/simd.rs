@@ -1,0 +1,343 @@
+//! One body per kernel, several vector widths.
+//!
+//! A kernel is written once over [`Simd`] as an `#[inline(always)]` function and entered through a
+//! `#[target_feature]` function per level, into which everything inlines; so the intrinsics below always run in a
+//! function that has their features (the pattern of memchr's `arch/generic`).
+
+use std::arch::x86_64::*;
+
+/// A vector of `LANES` floats.
+///
+/// # Safety
+/// Every method needs the CPU features of the implementing type; pointers must be valid for the lanes they name.
+pub(crate) trait Simd: Copy {
+    const LANES: usize;
+    unsafe fn splat(x: f32) -> Self;
+    unsafe fn load(p: *const f32) -> Self;
+    /// The first `n < LANES` floats, zeros after them.
+    unsafe fn load_n(p: *const f32, n: usize) -> Self;
+    unsafe fn store(self, p: *mut f32);
+    unsafe fn store_n(self, p: *mut f32, n: usize);
+    unsafe fn add(self, o: Self) -> Self;
+    unsafe fn sub(self, o: Self) -> Self;
+    unsafe fn mul(self, o: Self) -> Self;
+    unsafe fn div(self, o: Self) -> Self;
+    unsafe fn min(self, o: Self) -> Self;
+    /// The larger of both; `o` where either is NaN.
+    unsafe fn max(self, o: Self) -> Self;
+    /// `self * b + c`, rounded once.
+    unsafe fn mul_add(self, b: Self, c: Self) -> Self;
+    /// `c - self * b`, rounded once.
+    unsafe fn neg_mul_add(self, b: Self, c: Self) -> Self;
+    unsafe fn abs(self) -> Self;
+    unsafe fn round(self) -> Self;
+    /// `self * 2^k` for an integral vector `k` in -126..=127.
+    unsafe fn scale2(self, k: Self) -> Self;
+    /// Per lane: `yes` where `self > o`, else `no` (also where NaN).
+    unsafe fn select_gt(self, o: Self, yes: Self, no: Self) -> Self;
+    /// Per lane: `nan` where `self` is NaN, else `o`.
+    unsafe fn keep_nan(self, o: Self) -> Self;
+}
+
+impl Simd for __m256 {
+    const LANES: usize = 8;
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        // SAFETY: trait contract.
+        unsafe { _mm256_set1_ps(x) }
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self {
+        // SAFETY: trait contract.
+        unsafe { _mm256_loadu_ps(p) }
+    }
+    #[inline(always)]
+    unsafe fn load_n(p: *const f32, n: usize) -> Self {
+        // SAFETY: trait contract; a masked-off lane is not read.
+        unsafe { _mm256_maskload_ps(p, mask256(n)) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32) {
+        // SAFETY: trait contract.
+        unsafe { _mm256_storeu_ps(p, self) }
+    }
+    #[inline(always)]
+    unsafe fn store_n(self, p: *mut f32, n: usize) {
+        // SAFETY: trait contract; a masked-off lane is not written.
+        unsafe { _mm256_maskstore_ps(p, mask256(n), self) }
+    }
+    #[inline(always)]
+    unsafe fn add(self, o: Self) -> Self {
+        // SAFETY: trait contract.
+        unsafe { _mm256_add_ps(self, o) }
+    }
+    #[inline(always)]
+    unsafe fn sub(self, o: Self) -> Self {
+        // SAFETY: trait contract.
+        unsafe { _mm256_sub_ps(self, o) }
+    }
+    #[inline(always)]
+    unsafe fn mul(self, o: Self) -> Self {
+        // SAFETY: trait contract.
+        unsafe { _mm256_mul_ps(self, o) }
+    }
+    #[inline(always)]
+    unsafe fn div(self, o: Self) -> Self {
+        // SAFETY: trait contract.
+        unsafe { _mm256_div_ps(self, o) }
+    }
+    #[inline(always)]
+    unsafe fn min(self, o: Self) -> Self {
+        // SAFETY: trait contract.
+        unsafe { _mm256_min_ps(self, o) }
+    }
+    #[inline(always)]
+    unsafe fn max(self, o: Self) -> Self {
+        // SAFETY: trait contract.
+        unsafe { _mm256_max_ps(self, o) }
+    }
+    #[inline(always)]
+    unsafe fn mul_add(self, b: Self, c: Self) -> Self {
+        // SAFETY: trait contract.
+        unsafe { _mm256_fmadd_ps(self, b, c) }
+    }
+    #[inline(always)]
+    unsafe fn neg_mul_add(self, b: Self, c: Self) -> Self {
+        // SAFETY: trait contract.
+        unsafe { _mm256_fnmadd_ps(self, b, c) }
+    }
+    #[inline(always)]
+    unsafe fn abs(self) -> Self {
+        // SAFETY: trait contract.
+        unsafe { _mm256_andnot_ps(_mm256_set1_ps(-0.0), self) }
+    }
+    #[inline(always)]
+    unsafe fn round(self) -> Self {
+        // SAFETY: trait contract.
+        unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self) }
+    }
+    #[inline(always)]
+    unsafe fn scale2(self, k: Self) -> Self {
+        // SAFETY: trait contract. The power of two is built in the exponent bits.
+        unsafe {
+            let bits = _mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_cvtps_epi32(k), _mm256_set1_epi32(127)));
+            _mm256_mul_ps(self, _mm256_castsi256_ps(bits))
+        }
+    }
+    #[inline(always)]
+    unsafe fn select_gt(self, o: Self, yes: Self, no: Self) -> Self {
+        // SAFETY: trait contract.
+        unsafe { _mm256_blendv_ps(no, yes, _mm256_cmp_ps::<_CMP_GT_OQ>(self, o)) }
+    }
+    #[inline(always)]
+    unsafe fn keep_nan(self, o: Self) -> Self {
+        // SAFETY: trait contract.
+        unsafe { _mm256_blendv_ps(o, self, _mm256_cmp_ps::<_CMP_UNORD_Q>(self, self)) }
+    }
+}
+
+/// All-ones in the first `n` of 8 lanes.
+#[inline(always)]
+unsafe fn mask256(n: usize) -> __m256i {
+    const EDGE: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
+    // SAFETY: 8 values starting at 8 - min(n, 8) lie in EDGE; AVX by the trait contract.
+    unsafe { _mm256_loadu_si256(EDGE.as_ptr().add(8 - n.min(8)).cast()) }
+}
+
+impl Simd for __m512 {
+    const LANES: usize = 16;
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        // SAFETY: trait contract.
+        unsafe { _mm512_set1_ps(x) }
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self {
+        // SAFETY: trait contract.
+        unsafe { _mm512_loadu_ps(p) }
+    }
+    #[inline(always)]
+    unsafe fn load_n(p: *const f32, n: usize) -> Self {
+        // SAFETY: trait contract; a masked-off lane is not read.
+        unsafe { _mm512_maskz_loadu_ps(mask512(n), p) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32) {
+        // SAFETY: trait contract.
+        unsafe { _mm512_storeu_ps(p, self) }
+    }
+    #[inline(always)]
+    unsafe fn store_n(self, p: *mut f32, n: usize) {
+        // SAFETY: trait contract; a masked-off lane is not written.
+        unsafe { _mm512_mask_storeu_ps(p, mask512(n), self) }
+    }
+    #[inline(always)]
+    unsafe fn add(self, o: Self) -> Self {
+        // SAFETY: trait contract.
+        unsafe { _mm512_add_ps(self, o) }
+    }
+    #[inline(always)]
+    unsafe fn sub(self, o: Self) -> Self {
+        // SAFETY: trait contract.
+        unsafe { _mm512_sub_ps(self, o) }
+    }
+    #[inline(always)]
+    unsafe fn mul(self, o: Self) -> Self {
+        // SAFETY: trait contract.
+        unsafe { _mm512_mul_ps(self, o) }
+    }
+    #[inline(always)]
+    unsafe fn div(self, o: Self) -> Self {
+        // SAFETY: trait contract.
+        unsafe { _mm512_div_ps(self, o) }
+    }
+    #[inline(always)]
+    unsafe fn min(self, o: Self) -> Self {
+        // SAFETY: trait contract.
+        unsafe { _mm512_min_ps(self, o) }
+    }
+    #[inline(always)]
+    unsafe fn max(self, o: Self) -> Self {
+        // SAFETY: trait contract.
+        unsafe { _mm512_max_ps(self, o) }
+    }
+    #[inline(always)]
+    unsafe fn mul_add(self, b: Self, c: Self) -> Self {
+        // SAFETY: trait contract.
+        unsafe { _mm512_fmadd_ps(self, b, c) }
+    }
+    #[inline(always)]
+    unsafe fn neg_mul_add(self, b: Self, c: Self) -> Self {
+        // SAFETY: trait contract.
+        unsafe { _mm512_fnmadd_ps(self, b, c) }
+    }
+    #[inline(always)]
+    unsafe fn abs(self) -> Self {
+        // SAFETY: trait contract.
+        unsafe { _mm512_abs_ps(self) }
+    }
+    #[inline(always)]
+    unsafe fn round(self) -> Self {
+        // SAFETY: trait contract.
+        unsafe { _mm512_roundscale_ps::<0>(self) }
+    }
+    #[inline(always)]
+    unsafe fn scale2(self, k: Self) -> Self {
+        // SAFETY: trait contract.
+        unsafe { _mm512_scalef_ps(self, k) }
+    }
+    #[inline(always)]
+    unsafe fn select_gt(self, o: Self, yes: Self, no: Self) -> Self {
+        // SAFETY: trait contract.
+        unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(self, o), no, yes) }
+    }
+    #[inline(always)]
+    unsafe fn keep_nan(self, o: Self) -> Self {
+        // SAFETY: trait contract.
+        unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_UNORD_Q>(self, self), o, self) }
+    }
+}
+
+#[inline(always)]
+fn mask512(n: usize) -> __mmask16 {
+    ((1u32 << n.min(16)) - 1) as __mmask16
+}
+
+/// `exp(x)` to about 2 ulp for -87.3 <= x <= 88.3; smaller x give 0, larger x give infinity, NaN stays NaN.
+///
+/// `x = k ln2 + r` with |r| <= ln2/2, the ln2 in two parts; then [`exp_reduced`] times 2^k.
+#[inline(always)]
+pub(crate) unsafe fn exp<S: Simd>(x: S) -> S {
+    // SAFETY: the caller has the features of S.
+    unsafe {
+        let k = x.mul(S::splat(std::f32::consts::LOG2_E)).round();
+        // -126 ..= 127 is what `scale2` takes; x outside is replaced below.
+        let k = k.max(S::splat(-126.0)).min(S::splat(127.0));
+        let r = k.neg_mul_add(S::splat(0.693_359_4), x);
+        let r = k.neg_mul_add(S::splat(-2.121_944_4e-4), r);
+        let y = exp_reduced(r).scale2(k);
+        let y = x.select_gt(S::splat(-87.336_54), y, S::splat(0.0));
+        let y = x.select_gt(S::splat(88.376_26), S::splat(f32::INFINITY), y);
+        x.keep_nan(y)
+    }
+}
+
+/// `exp(x)` for x <= 0, as in `exp(Δ·a)`: [`exp`] without the upper bound. NaN stays NaN.
+#[inline(always)]
+pub(crate) unsafe fn exp_neg<S: Simd>(x: S) -> S {
+    // SAFETY: the caller has the features of S.
+    unsafe {
+        // `max` returns its second operand on NaN: the bound goes first, so NaN passes on.
+        let x = S::splat(-87.336_54).max(x);
+        let k = x.mul(S::splat(std::f32::consts::LOG2_E)).round();
+        let r = k.neg_mul_add(S::splat(0.693_359_4), x);
+        let r = k.neg_mul_add(S::splat(-2.121_944_4e-4), r);
+        exp_reduced(r).scale2(k)
+    }
+}
+
+/// `ln(1 + exp(x))`, x itself above 20 as PyTorch does.
+///
+/// `max(x, 0) + log1p(t)` with `t = exp(-|x|)` in (0, 1]; `log1p(t) = 2 artanh(s)`, `s = t/(2+t) <= 1/3`, summed to s^15.
+#[inline(always)]
+pub(crate) unsafe fn softplus<S: Simd>(x: S) -> S {
+    // SAFETY: the caller has the features of S.
+    unsafe {
+        let t = exp_neg(S::splat(0.0).sub(x.abs()));
+        let s = t.div(t.add(S::splat(2.0)));
+        let q = s.mul(s);
+        let mut p = S::splat(1.0 / 15.0);
+        for c in [1.0 / 13.0, 1.0 / 11.0, 1.0 / 9.0, 1.0 / 7.0, 1.0 / 5.0, 1.0 / 3.0, 1.0] {
+            p = p.mul_add(q, S::splat(c));
+        }
+        let y = x.max(S::splat(0.0)).add(p.mul(s.add(s)));
+        x.keep_nan(x.select_gt(S::splat(20.0), x, y))
+    }
+}
+
+/// `1 / (1 + exp(-x))`.
+#[inline(always)]
+pub(crate) unsafe fn sigmoid<S: Simd>(x: S) -> S {
+    // SAFETY: the caller has the features of S.
+    unsafe { S::splat(1.0).div(S::splat(1.0).add(exp(S::splat(0.0).sub(x)))) }
+}
+
+/// `x * sigmoid(x)`.
+#[inline(always)]
+pub(crate) unsafe fn silu<S: Simd>(x: S) -> S {
+    // SAFETY: the caller has the features of S.
+    unsafe { x.div(S::splat(1.0).add(exp(S::splat(0.0).sub(x)))) }
+}
+
+/// `exp(r)` for |r| <= ln2/2: `1 + r + r² q(r)`, q of degree 4 interpolated at Chebyshev points; off by 1e-8 at most.
+/// The form makes `exp(0)` exactly 1.
+#[inline(always)]
+unsafe fn exp_reduced<S: Simd>(r: S) -> S {
+    // SAFETY: the caller has the features of S.
+    unsafe {
+        let mut q = S::splat(0.001_392_617_6);
+        for c in [0.008_363_173, 0.041_666_556, 0.166_665_78, 0.5, 1.0, 1.0] {
+            q = q.mul_add(r, S::splat(c));
+        }
+        q
+    }
+}
+
+/// `0.5 x (1 + erf(x/√2))`, erf by Abramowitz & Stegun 7.1.26 (off by 1.5e-7 at most).
+#[inline(always)]
+pub(crate) unsafe fn gelu<S: Simd>(x: S) -> S {
+    // SAFETY: the caller has the features of S.
+    unsafe {
+        let one = S::splat(1.0);
+        let v = x.abs().mul(S::splat(std::f32::consts::FRAC_1_SQRT_2));
+        let t = one.div(v.mul_add(S::splat(0.327_591_1), one));
+        let mut p = S::splat(1.061_405_4);
+        for c in [-1.453_152, 1.421_413_7, -0.284_496_74, 0.254_829_6] {
+            p = p.mul_add(t, S::splat(c));
+        }
+        // erfc(|x|/√2) / 2, then x Φ(x) = x - x·tail for x > 0, x·tail below.
+        let tail = p.mul(t).mul(exp_neg(S::splat(0.0).sub(v.mul(v)))).mul(S::splat(0.5));
+        let low = x.mul(tail);
+        x.select_gt(S::splat(0.0), x.sub(low), low)
+    }
+}

@@ -1,0 +1,215 @@
+//! A few threads that split one op: fork and join in about a microsecond while the work keeps coming.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+
+/// Turns a worker spins before it sleeps; about 50 µs. Between the ops of one forward pass it never sleeps, between
+/// two buffers of a live stream it always does.
+const SPINS: u32 = 20_000;
+
+/// A fixed set of threads; the caller of [`Team::split`] is one of them.
+pub struct Team {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+    /// Taken while a job runs, so that the same team is never entered twice.
+    busy: AtomicBool,
+}
+
+type Job = *const (dyn Fn(usize) + Sync);
+
+struct Shared {
+    /// The job of the current turn; written before `turn` moves, read after it is seen to move.
+    job: std::cell::UnsafeCell<Option<Job>>,
+    parts: AtomicUsize,
+    next: AtomicUsize,
+    turn: AtomicUsize,
+    /// Workers that have not finished the current turn.
+    running: AtomicUsize,
+    panicked: AtomicBool,
+    stop: AtomicBool,
+}
+
+// SAFETY: `job` is written only by the holder of `busy` while `running` is 0, and read only by workers between the
+// release of `turn` and their release of `running`; the pointee is Sync and outlives that time (see `split`).
+unsafe impl Sync for Shared {}
+// SAFETY: as above; the raw pointer is never used by a thread after `split` returned.
+unsafe impl Send for Shared {}
+
+impl Team {
+    /// A team of `threads` threads in all; 0 counts as 1. One thread means no worker is started.
+    pub fn new(threads: usize) -> Self {
+        let shared = Arc::new(Shared {
+            job: std::cell::UnsafeCell::new(None),
+            parts: AtomicUsize::new(0),
+            next: AtomicUsize::new(0),
+            turn: AtomicUsize::new(0),
+            running: AtomicUsize::new(0),
+            panicked: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+        });
+        let threads = (1..threads)
+            .filter_map(|i| {
+                let shared = shared.clone();
+                std::thread::Builder::new().name(format!("ssm-{i}")).spawn(move || work(&shared)).ok()
+            })
+            .collect();
+        Self { shared, threads, busy: AtomicBool::new(false) }
+    }
+
+    /// Number of threads, the caller included.
+    pub fn threads(&self) -> usize {
+        self.threads.len() + 1
+    }
+
+    /// Calls `f(0)` … `f(parts - 1)`, each once, on the threads of the team, and returns when all are done. A call from
+    /// inside `f`, or from a second thread at the same time, runs on the calling thread alone.
+    ///
+    /// # Panics
+    /// If `f` panics in any part.
+    pub fn split(&self, parts: usize, f: impl Fn(usize) + Sync) {
+        if parts <= 1
+            || self.threads.is_empty()
+            || self.busy.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_err()
+        {
+            (0..parts).for_each(f);
+            return;
+        }
+        let s = &*self.shared;
+        let job: &(dyn Fn(usize) + Sync) = &f;
+        // SAFETY: only the lifetime is erased. `finish` below waits, also on a panic, until no worker can read the
+        // pointer any more, and that is before `f` goes out of scope.
+        let job: Job = unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), Job>(job) };
+        // SAFETY: `busy` is held and `running` is 0, so no thread reads `job` now.
+        unsafe { *s.job.get() = Some(job) };
+        s.parts.store(parts, Ordering::Relaxed);
+        s.next.store(0, Ordering::Relaxed);
+        s.panicked.store(false, Ordering::Relaxed);
+        s.running.store(self.threads.len(), Ordering::Relaxed);
+        s.turn.fetch_add(1, Ordering::Release);
+        for t in &self.threads {
+            t.thread().unpark();
+        }
+        let finish = Finish(self);
+        loop {
+            let part = s.next.fetch_add(1, Ordering::Relaxed);
+            if part >= parts {
+                break;
+            }
+            f(part);
+        }
+        drop(finish);
+        assert!(!s.panicked.load(Ordering::Relaxed), "a thread of the team panicked");
+    }
+}
+
+/// Waits for the workers of the turn, however the caller's own part ended.
+struct Finish<'a>(&'a Team);
+
+impl Drop for Finish<'_> {
+    fn drop(&mut self) {
+        let s = &self.0.shared;
+        let mut spins = 0;
+        while s.running.load(Ordering::Acquire) != 0 {
+            spins += 1;
+            if spins < SPINS { std::hint::spin_loop() } else { std::thread::yield_now() }
+        }
+        self.0.busy.store(false, Ordering::Release);
+    }
+}
+
+fn work(s: &Shared) {
+    let mut seen = 0;
+    loop {
+        let mut spins = 0;
+        while s.turn.load(Ordering::Acquire) == seen {
+            if s.stop.load(Ordering::Relaxed) {
+                return;
+            }
+            spins += 1;
+            if spins < SPINS { std::hint::spin_loop() } else { std::thread::park() }
+        }
+        seen = seen.wrapping_add(1);
+        let parts = s.parts.load(Ordering::Relaxed);
+        // SAFETY: `turn` moved, so `job` was written before; the caller waits for `running`, which this thread has not
+        // yet lowered, so the job is alive and unchanged.
+        let job = unsafe { (*s.job.get()).map(|j| &*j) };
+        if let Some(job) = job {
+            let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                loop {
+                    let part = s.next.fetch_add(1, Ordering::Relaxed);
+                    if part >= parts {
+                        break;
+                    }
+                    job(part);
+                }
+            }));
+            if done.is_err() {
+                s.panicked.store(true, Ordering::Relaxed);
+            }
+        }
+        s.running.fetch_sub(1, Ordering::Release);
+    }
+}
+
+impl Drop for Team {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        for t in self.threads.drain(..) {
+            t.thread().unpark();
+            let _ = t.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicU32;
+
+    #[test]
+    fn every_part_runs_once() {
+        for threads in [1, 2, 5] {
+            let team = Team::new(threads);
+            for parts in [0, 1, 2, 7, 1000] {
+                let hits: Vec<AtomicU32> = (0..parts).map(|_| AtomicU32::new(0)).collect();
+                team.split(parts, |i| {
+                    hits[i].fetch_add(1, Ordering::Relaxed);
+                });
+                assert!(hits.iter().all(|h| h.load(Ordering::Relaxed) == 1), "{threads} threads, {parts} parts");
+            }
+        }
+    }
+
+    #[test]
+    fn nested_and_concurrent_calls_still_run_every_part() {
+        let team = Team::new(3);
+        let count = AtomicU32::new(0);
+        std::thread::scope(|s| {
+            for _ in 0..4 {
+                s.spawn(|| {
+                    for _ in 0..200 {
+                        team.split(4, |_| {
+                            team.split(3, |_| {
+                                count.fetch_add(1, Ordering::Relaxed);
+                            })
+                        });
+                    }
+                });
+            }
+        });
+        assert_eq!(count.load(Ordering::Relaxed), 4 * 200 * 4 * 3);
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller_and_the_team_lives_on() {
+        let team = Team::new(2);
+        for _ in 0..20 {
+            let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                team.split(8, |i| assert!(i != 5, "planted"));
+            }));
+            assert!(caught.is_err());
+            team.split(2, |_| ());
+        }
+    }
+}

@@ -1,0 +1,2 @@
+//! The `ssm` command line.
+fn main() {}

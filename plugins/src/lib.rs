@@ -1,0 +1,1 @@
+//! GStreamer elements that run state-space models on live video and audio.
