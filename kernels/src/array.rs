@@ -58,6 +58,13 @@ impl<'a> Mat<'a> {
         Self { data: &self.data[start..], rows: self.rows, cols: range.len(), stride: self.stride }
     }
 
+    /// Rows `range`.
+    pub fn sub_rows(self, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= self.rows, "rows {range:?} of {}", self.rows);
+        let start = (range.start * self.stride).min(self.data.len());
+        Self { data: &self.data[start..], rows: range.len(), cols: self.cols, stride: self.stride }
+    }
+
     /// Number of rows.
     pub fn rows(&self) -> usize {
         self.rows

@@ -11,7 +11,6 @@
 //! | [`causal_conv1d`] | `y_t = act(bias + Σ_j w_j x_{t-K+1+j})`, per channel |
 //! | [`norm`] | RMSNorm and LayerNorm over channels, with the residual add |
 //! | [`activation`] | SiLU, sigmoid, GELU (erf), ReLU, GLU, softmax |
-//! | [`conv`] | strided and transposed 1-D convolution as rows of one product |
 //! | [`patch`] | image patches to rows |
 //! | [`resize`] | Pillow's 8-bit bicubic resize, PyTorch's bicubic grid |
 #![warn(missing_docs)]
@@ -26,7 +25,6 @@ mod testing;
 
 pub mod activation;
 pub mod causal_conv1d;
-pub mod conv;
 pub mod linear;
 pub mod norm;
 pub mod patch;

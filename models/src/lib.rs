@@ -1,1 +1,32 @@
-//! placeholder
+//! State-space networks, their checkpoints, their streaming state and the engine that serves many streams.
+//!
+//! A [`Model`] is opened from a checkpoint ([`open`]) and never changes afterwards. What a stream remembers is a value,
+//! [`State`]: one slab of `f32` described by a [`StateLayout`]. `forward(p ++ q)` equals `forward(p)` then `forward(q)`
+//! on the carried state, for any cut.
+#![forbid(unsafe_code)]
+
+pub mod checkpoint;
+pub mod frontend;
+pub mod golden;
+
+mod audio;
+mod builtin;
+mod cleanumamba;
+mod engine;
+mod error;
+mod families;
+mod golden_ops;
+mod mixer;
+mod model;
+mod snapshot;
+mod state;
+mod vim;
+
+pub use audio::AudioStream;
+pub use engine::{Device, Engine, EngineKey, Stream};
+pub use error::Error;
+pub use families::{FAMILIES, Family, LevelRule, Options, PosRule, family, open, open_checkpoint};
+pub use model::{Info, Model, Row, Scratch, Signal};
+pub use snapshot::{Snapshot, SnapshotHeader};
+pub use ssm_kernels as kernels;
+pub use state::{Span, State, StateLayout};

@@ -1,0 +1,16 @@
+//! The small trained weights that ship inside the library.
+
+use crate::checkpoint::Checkpoint;
+use crate::error::Error;
+
+/// Name and file of each.
+const BUILTIN: &[(&str, &[u8])] = &[];
+
+/// The checkpoint of a builtin name, given without `builtin:`.
+pub(crate) fn checkpoint(name: &str) -> Result<Checkpoint, Error> {
+    let (_, bytes) = BUILTIN.iter().find(|(n, _)| *n == name).ok_or_else(|| Error::UnknownBuiltin {
+        name: name.into(),
+        known: BUILTIN.iter().map(|(n, _)| *n).collect::<Vec<_>>().join(", "),
+    })?;
+    Ok(Checkpoint::from_bytes(&format!("builtin:{name}"), bytes.to_vec())?)
+}

@@ -1,0 +1,307 @@
+//! One worker per model serves any number of streams.
+//!
+//! A stream's [`Row`] (state, input, output) is moved to the worker with each job and comes back with the result, so
+//! nothing is copied and nothing is allocated while streams play. The worker takes what jobs are waiting, up to
+//! `batch_size` of the same length, and runs them as one forward pass; each stream has one job under way at most, so its
+//! results come back in order, and a stalled stream holds nobody up.
+
+use crate::error::Error;
+use crate::model::{Info, Model, Row, Scratch};
+use crate::state::State;
+use crossbeam::channel::{Receiver, Sender, bounded};
+use ssm_kernels::{CpuLevel, Cx};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+/// Where a model runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Device {
+    /// The fastest there is.
+    #[default]
+    Auto,
+    /// The processor.
+    Cpu,
+    /// The CUDA card of this index.
+    Cuda(u32),
+}
+
+impl std::str::FromStr for Device {
+    type Err = Error;
+    fn from_str(word: &str) -> Result<Self, Error> {
+        let bad = || Error::Config {
+            file: "device".into(),
+            field: "device".into(),
+            expected: "auto, cpu, cuda or cuda:N".into(),
+            got: format!("{word:?}"),
+        };
+        match word {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => word.strip_prefix("cuda:").and_then(|n| n.parse().ok()).map(Self::Cuda).ok_or_else(bad),
+        }
+    }
+}
+
+impl std::fmt::Display for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(n) => write!(f, "cuda:{n}"),
+        }
+    }
+}
+
+impl Device {
+    /// The device that is really used.
+    ///
+    /// # Errors
+    /// A card was asked for and there is none, or this build has no kernels for it.
+    pub fn resolve(self) -> Result<Self, Error> {
+        match self {
+            Self::Auto | Self::Cpu => Ok(Self::Cpu),
+            Self::Cuda(_) => Err(Error::Device {
+                asked: self.to_string(),
+                reason: "this build has no CUDA kernels; use device=cpu or device=auto".into(),
+            }),
+        }
+    }
+}
+
+/// What makes two elements share one engine.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct EngineKey {
+    /// Model file and the options that change what is computed, as one text.
+    pub model: String,
+    /// Instance name; empty: shared by model and device.
+    pub instance: String,
+    /// Device.
+    pub device: Device,
+    /// Threads of one forward pass.
+    pub threads: usize,
+    /// Streams of one forward pass at most.
+    pub batch_size: usize,
+    /// Longest wait for further streams' jobs.
+    pub batch_timeout: Duration,
+}
+
+struct Job {
+    row: Row,
+    len: usize,
+    reply: Sender<(Row, bool)>,
+}
+
+/// A model at work.
+pub struct Engine {
+    model: Arc<dyn Model>,
+    level: CpuLevel,
+    jobs: Option<Sender<Job>>,
+    worker: Option<std::thread::JoinHandle<()>>,
+    passes: Arc<AtomicU64>,
+    rows: Arc<AtomicU64>,
+}
+
+static SHARED: Mutex<Option<HashMap<EngineKey, Weak<Engine>>>> = Mutex::new(None);
+
+impl Engine {
+    /// Starts an engine for `model`.
+    ///
+    /// # Errors
+    /// `SSM_CPU` names a level that this machine lacks.
+    pub fn start(model: Arc<dyn Model>, cx: Cx, batch_size: usize, batch_timeout: Duration) -> Arc<Self> {
+        // Each stream has one job under way at most; the bound only has to exceed the streams of a process.
+        let (jobs, inbox) = bounded(1024);
+        let (passes, rows) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let level = cx.level;
+        let worker = {
+            let (model, passes, rows) = (model.clone(), passes.clone(), rows.clone());
+            std::thread::Builder::new()
+                .name("ssm-engine".into())
+                .spawn(move || work(&*model, &cx, &inbox, batch_size.max(1), batch_timeout, &passes, &rows))
+                .ok()
+        };
+        Arc::new(Self { model, level, jobs: Some(jobs), worker, passes, rows })
+    }
+
+    /// The engine of `key`, or a new one of the model that `open` gives.
+    ///
+    /// # Errors
+    /// What `open` says.
+    pub fn shared(
+        key: EngineKey,
+        open: impl FnOnce() -> Result<(Arc<dyn Model>, Cx), Error>,
+    ) -> Result<Arc<Self>, Error> {
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        let map = shared.get_or_insert_default();
+        map.retain(|_, engine| engine.strong_count() > 0);
+        if let Some(engine) = map.get(&key).and_then(Weak::upgrade) {
+            return Ok(engine);
+        }
+        let (model, cx) = open()?;
+        let engine = Self::start(model, cx, key.batch_size, key.batch_timeout);
+        map.insert(key, Arc::downgrade(&engine));
+        Ok(engine)
+    }
+
+    /// The model.
+    pub fn model(&self) -> &dyn Model {
+        &*self.model
+    }
+
+    /// Facts of the model.
+    pub fn info(&self) -> &Info {
+        self.model.info()
+    }
+
+    /// Forward passes so far, and the streams' jobs in them.
+    pub fn counts(&self) -> (u64, u64) {
+        (self.passes.load(Ordering::Relaxed), self.rows.load(Ordering::Relaxed))
+    }
+
+    /// A new stream whose jobs have `len` steps at most.
+    pub fn stream(self: &Arc<Self>, len: usize) -> Stream {
+        let (reply, answer) = bounded(1);
+        Stream { row: Some(Row::new(&*self.model, len)), capacity: len, reply, answer, engine: self.clone() }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(worker) = self.worker.take() {
+            let _ = worker.join();
+        }
+    }
+}
+
+/// One stream of an engine.
+pub struct Stream {
+    engine: Arc<Engine>,
+    row: Option<Row>,
+    capacity: usize,
+    reply: Sender<(Row, bool)>,
+    answer: Receiver<(Row, bool)>,
+}
+
+impl Stream {
+    /// The engine.
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    /// State, input and output of the stream.
+    pub fn row(&mut self) -> &mut Row {
+        self.row.get_or_insert_with(|| Row::new(&*self.engine.model, self.capacity))
+    }
+
+    /// Steps that a job may have.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Runs `len` steps that lie in the row's input and waits for the result in its output.
+    ///
+    /// # Errors
+    /// `len` is above the capacity; a token is no id of the model; the forward pass failed (the stream is then a fresh
+    /// one).
+    pub fn run(&mut self, len: usize) -> Result<(), Error> {
+        if len > self.capacity {
+            return Err(Error::Input {
+                expected: format!("{} steps at most", self.capacity),
+                got: format!("{len} steps"),
+            });
+        }
+        if let crate::Signal::Token { vocab } = self.engine.info().input
+            && let Some(id) = self.row().tokens[..len].iter().find(|id| **id as usize >= vocab)
+        {
+            return Err(Error::Input { expected: format!("token ids below {vocab}"), got: id.to_string() });
+        }
+        let family = self.engine.info().family;
+        let failed = || Error::Engine { model: family.into() };
+        self.row();
+        let (Some(row), Some(jobs)) = (self.row.take(), &self.engine.jobs) else { return Err(failed()) };
+        jobs.send(Job { row, len, reply: self.reply.clone() }).map_err(|_| failed())?;
+        let (row, done) = self.answer.recv().map_err(|_| failed())?;
+        self.row = Some(row);
+        if done { Ok(()) } else { Err(failed()) }
+    }
+
+    /// Makes the stream a fresh one.
+    pub fn reset(&mut self) {
+        self.row().state.reset();
+    }
+
+    /// Lets `periods` steps pass without input.
+    pub fn gap(&mut self, periods: f64) {
+        let engine = self.engine.clone();
+        engine.model.gap(&mut self.row().state, periods);
+    }
+
+    /// The state.
+    pub fn state(&mut self) -> &mut State {
+        &mut self.row().state
+    }
+
+    /// Ends the stream ([`Model::drain`]) and returns what was still to come; the state is then a fresh one.
+    pub fn drain(&mut self, partial: usize) -> &[f32] {
+        let engine = self.engine.clone();
+        let need = engine.model.drain_len();
+        let row = self.row();
+        if row.y.len() < need {
+            row.y.resize(need, 0.0);
+        }
+        let n = engine.model.drain(&Cx::at(engine.level, 1), row, partial, &mut Scratch::default());
+        row.state.reset();
+        &row.y[..n]
+    }
+}
+
+fn work(
+    model: &dyn Model,
+    cx: &Cx,
+    inbox: &Receiver<Job>,
+    batch_size: usize,
+    timeout: Duration,
+    passes: &AtomicU64,
+    served: &AtomicU64,
+) {
+    let mut scratch = Scratch::default();
+    let mut rows: Vec<Row> = Vec::with_capacity(batch_size);
+    let mut replies: Vec<Sender<(Row, bool)>> = Vec::with_capacity(batch_size);
+    let mut next: Option<Job> = None;
+    loop {
+        let Some(first) = next.take().or_else(|| inbox.recv().ok()) else { return };
+        let len = first.len;
+        rows.push(first.row);
+        replies.push(first.reply);
+        let deadline = Instant::now() + timeout;
+        while rows.len() < batch_size {
+            let job = if timeout.is_zero() { inbox.try_recv().ok() } else { inbox.recv_deadline(deadline).ok() };
+            match job {
+                Some(job) if job.len == len => {
+                    rows.push(job.row);
+                    replies.push(job.reply);
+                }
+                // Another length: it opens the next batch.
+                other => {
+                    next = other;
+                    break;
+                }
+            }
+        }
+        // A panic in here is a bug of ours; it must not take the application down with it.
+        let pass = std::panic::AssertUnwindSafe(|| model.forward(cx, &mut rows, len, &mut scratch));
+        let done = std::panic::catch_unwind(pass).is_ok();
+        passes.fetch_add(1, Ordering::Relaxed);
+        served.fetch_add(rows.len() as u64, Ordering::Relaxed);
+        for (mut row, reply) in rows.drain(..).zip(replies.drain(..)) {
+            if !done {
+                row.state.reset();
+            }
+            let _ = reply.send((row, done));
+        }
+    }
+}

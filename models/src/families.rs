@@ -1,0 +1,140 @@
+//! The families of networks and how a file is matched to one.
+
+use crate::checkpoint::Checkpoint;
+use crate::error::Error;
+use crate::golden::Golden;
+use crate::model::Model;
+use serde_json::Value;
+use ssm_kernels::CpuLevel;
+use std::path::Path;
+use std::sync::Arc;
+
+/// A family: how its files are known and opened.
+pub struct Family {
+    /// Name, as `ssm inspect` prints it.
+    pub name: &'static str,
+    /// Whether these tensors are the family's.
+    pub detect: fn(&Checkpoint) -> bool,
+    /// Builds the network.
+    pub open: fn(&Checkpoint, &Options) -> Result<Arc<dyn Model>, Error>,
+    /// Runs a golden file of the family.
+    pub(crate) verify: fn(&mut Golden<'_>) -> Result<(), Error>,
+}
+
+/// Every family. Order matters only where one family's names contain another's; the first that knows a file has it.
+pub const FAMILIES: &[Family] = &[crate::vim::FAMILY, crate::cleanumamba::FAMILY];
+
+/// How a denoiser's running level is made from the samples so far.
+#[derive(Clone, Copy, Debug, PartialEq, Default)]
+pub enum LevelRule {
+    /// What the file's `level_rule` says, else [`LevelRule::Smoothed`].
+    #[default]
+    Model,
+    /// Mean of all power so far in a window that grows to some seconds: follows the speaker, does not pump.
+    Smoothed,
+    /// The published streaming rule: mean of the standard deviations of all frames so far.
+    Upstream,
+    /// A constant divisor.
+    Fixed(f32),
+}
+
+/// How a Vim's position embedding is fitted to a frame size it was not trained for (vim.md 5.5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum PosRule {
+    /// The class row is taken out of the middle, the grid interpolated, the row put back.
+    #[default]
+    MiddleAware,
+    /// The first row is kept apart and the others are taken for a square grid, as the published code does.
+    Upstream,
+}
+
+/// What a user may choose when opening a model.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Instruction level the weights are packed for.
+    pub level: CpuLevel,
+    /// Frame height and width; `None`: the size the network was trained for.
+    pub image: Option<(usize, usize)>,
+    /// Position embedding at another frame size (Vim).
+    pub pos_rule: PosRule,
+    /// Whether the forward scans continue from the frame before (Vim, VMamba); off reproduces upstream.
+    pub carry: bool,
+    /// Running level (denoisers).
+    pub level_rule: LevelRule,
+    /// Configuration: the file's `config` metadata, overlaid by a `config.json` beside it.
+    pub config: Option<Value>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            level: CpuLevel::best(),
+            image: None,
+            pos_rule: PosRule::default(),
+            carry: false,
+            level_rule: LevelRule::default(),
+            config: None,
+        }
+    }
+}
+
+/// Opens a model from a file or by builtin name (`builtin:denoise`).
+///
+/// # Errors
+/// The file cannot be read, belongs to no family, or lacks, misshapes or adds tensors.
+pub fn open(model: &str, options: &Options) -> Result<Arc<dyn Model>, Error> {
+    let file = match model.strip_prefix("builtin:") {
+        Some(name) => crate::builtin::checkpoint(name)?,
+        None => Checkpoint::open(Path::new(model))?,
+    };
+    let mut options = options.clone();
+    if options.config.is_none() {
+        options.config = config(&file)?;
+    }
+    open_checkpoint(&file, &options)
+}
+
+/// Opens a model from tensors already read.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_checkpoint(file: &Checkpoint, options: &Options) -> Result<Arc<dyn Model>, Error> {
+    (family(file)?.open)(file, options)
+}
+
+/// The family of a file.
+///
+/// # Errors
+/// None knows it.
+pub fn family(file: &Checkpoint) -> Result<&'static Family, Error> {
+    FAMILIES.iter().find(|f| (f.detect)(file)).ok_or_else(|| Error::UnknownFamily {
+        path: file.path.clone(),
+        first: file.names().take(3).collect::<Vec<_>>().join(", "),
+        known: FAMILIES.iter().map(|f| f.name).collect::<Vec<_>>().join(", "),
+    })
+}
+
+/// The configuration that belongs to a file: its `config` metadata, overlaid by `config.json` in the same folder.
+fn config(file: &Checkpoint) -> Result<Option<Value>, Error> {
+    let parse = |name: String, text: &str| {
+        serde_json::from_str::<Value>(text).map_err(|e| Error::Config {
+            file: name,
+            field: "config".into(),
+            expected: "JSON".into(),
+            got: e.to_string(),
+        })
+    };
+    let mut config = match file.metadata.get("config") {
+        Some(text) => Some(parse(format!("{}: metadata", file.path.display()), text)?),
+        None => None,
+    };
+    let beside = file.path.with_file_name("config.json");
+    if let Ok(text) = std::fs::read_to_string(&beside) {
+        let Value::Object(over) = parse(beside.display().to_string(), &text)? else { return Ok(config) };
+        match &mut config {
+            Some(Value::Object(base)) => base.extend(over),
+            _ => config = Some(Value::Object(over)),
+        }
+    }
+    Ok(config)
+}

@@ -1,0 +1,413 @@
+//! Runs golden files: tensors made by the published code, with weights, inputs, outputs and states in one file.
+//!
+//! Names between double underscores are data (`__input__`, `__output__`, `__state__.layer0.ssm`, …), the others are
+//! weights under their upstream names; the metadata's `config` holds the configuration.
+
+use crate::checkpoint::Checkpoint;
+use crate::error::Error;
+use crate::families::{FAMILIES, Family, Options, family, open_checkpoint};
+use crate::model::{Model, Row, Scratch, Signal};
+use crate::state::State;
+use serde_json::Value;
+use ssm_kernels::{CpuLevel, Cx};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// How golden files are run.
+#[derive(Clone, Debug)]
+pub struct VerifyOptions {
+    /// Instruction level.
+    pub level: CpuLevel,
+    /// Threads.
+    pub threads: usize,
+    /// Tolerance in place of each family's own (absolute).
+    pub tol: Option<f32>,
+    /// How the input of streaming families is cut.
+    pub chunks: Chunks,
+    /// Further folders with checkpoints that golden files name without holding them.
+    pub search: Vec<PathBuf>,
+}
+
+/// How an input is cut into pieces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Chunks {
+    /// Not at all.
+    Whole,
+    /// Into pieces of this length.
+    Size(usize),
+    /// At places drawn from this seed, empty and single steps among them.
+    Random(u64),
+}
+
+/// What came of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Everything agrees.
+    Pass,
+    /// Something does not.
+    Fail(String),
+    /// The file cannot be judged, and why.
+    Unsupported(String),
+}
+
+/// One file's result.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// File name.
+    pub name: String,
+    /// Family, or `?`.
+    pub family: String,
+    /// Largest difference, of the comparison that came closest to its tolerance (or exceeded it most).
+    pub max_abs: f32,
+    /// The tolerance of that comparison.
+    pub tol: f32,
+    /// Verdict.
+    pub verdict: Verdict,
+}
+
+impl std::fmt::Display for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}  {}  max_abs={:.1e}  tol={:.1e}  ", self.name, self.family, self.max_abs, self.tol)?;
+        match &self.verdict {
+            Verdict::Pass => f.write_str("PASS"),
+            Verdict::Fail(why) => write!(f, "FAIL {why}"),
+            Verdict::Unsupported(why) => write!(f, "UNSUPPORTED({why})"),
+        }
+    }
+}
+
+/// A golden file under way.
+pub struct Golden<'a> {
+    /// Inputs and expected outputs.
+    data: &'a Checkpoint,
+    /// Weights: the same file, or one that it names.
+    weights: &'a Checkpoint,
+    /// Configuration.
+    pub(crate) config: Value,
+    options: &'a VerifyOptions,
+    cx: Cx,
+    scratch: Scratch,
+    random: u64,
+    worst: (f32, f32),
+    compared: usize,
+    failed: Option<String>,
+}
+
+/// Runs one file.
+pub fn verify(path: &Path, options: &VerifyOptions) -> Outcome {
+    let name = path.file_name().map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned());
+    let mut outcome =
+        Outcome { name, family: "?".into(), max_abs: 0.0, tol: 0.0, verdict: Verdict::Unsupported(String::new()) };
+    outcome.verdict = match run(path, options, &mut outcome) {
+        Ok(verdict) => verdict,
+        Err(error) => Verdict::Fail(error.to_string()),
+    };
+    outcome
+}
+
+fn run(path: &Path, options: &VerifyOptions, outcome: &mut Outcome) -> Result<Verdict, Error> {
+    let data = Checkpoint::open(path)?;
+    let parse = |file: &Checkpoint| {
+        let text = file.metadata.get("config").map_or("{}", String::as_str);
+        serde_json::from_str::<Value>(text).map_err(|e| Error::Config {
+            file: path.display().to_string(),
+            field: "config".into(),
+            expected: "JSON".into(),
+            got: e.to_string(),
+        })
+    };
+    let config = parse(&data)?;
+    let own = data.names().any(|n| !n.starts_with("__"));
+    if let Some(op) = crate::golden_ops::find(&data, &config) {
+        outcome.family = format!("op {}", op.name);
+        let mut golden = Golden::new(&data, &data, config, options);
+        (op.verify)(&mut golden)?;
+        return Ok(golden.finish(outcome));
+    }
+    if !data.names().any(|n| n.starts_with("__")) {
+        return twin(path, &data, options, outcome);
+    }
+    let other;
+    let weights = if own {
+        &data
+    } else {
+        match named_weights(path, &config, options)? {
+            Ok(found) => {
+                other = found;
+                &other
+            }
+            Err(why) => return Ok(Verdict::Unsupported(why)),
+        }
+    };
+    let Ok(family) = family(weights) else {
+        return Ok(Verdict::Unsupported("no family knows these tensors".into()));
+    };
+    judge(family, &data, weights, config, options, outcome)
+}
+
+fn judge(
+    family: &Family,
+    data: &Checkpoint,
+    weights: &Checkpoint,
+    config: Value,
+    options: &VerifyOptions,
+    outcome: &mut Outcome,
+) -> Result<Verdict, Error> {
+    outcome.family = family.name.into();
+    let mut golden = Golden::new(data, weights, config, options);
+    (family.verify)(&mut golden)?;
+    Ok(golden.finish(outcome))
+}
+
+/// A checkpoint without data: judged by the data of a golden file beside it that holds the same shapes, its own
+/// namesake first.
+fn twin(path: &Path, weights: &Checkpoint, options: &VerifyOptions, outcome: &mut Outcome) -> Result<Verdict, Error> {
+    let Ok(family) = family(weights) else {
+        return Ok(Verdict::Unsupported("no family knows these tensors".into()));
+    };
+    outcome.family = family.name.into();
+    let model = open_checkpoint(weights, &Options { level: options.level, ..Options::default() });
+    let namesake = path.with_extension("safetensors");
+    let mut beside: Vec<PathBuf> = std::fs::read_dir(path.parent().unwrap_or(Path::new(".")))
+        .map(|dir| dir.flatten().map(|e| e.path()).collect())
+        .unwrap_or_default();
+    beside.retain(|p| p.extension().is_some_and(|e| e == "safetensors"));
+    beside.sort_by_key(|p| (*p != namesake, p.clone()));
+    for file in beside {
+        let Ok(data) = Checkpoint::open(&file) else { continue };
+        let same_family = FAMILIES.iter().find(|f| (f.detect)(&data)).is_some_and(|f| f.name == family.name);
+        if !same_family || data.parameters() != weights.parameters() {
+            continue;
+        }
+        let text = data.metadata.get("config").cloned().unwrap_or_default();
+        let config = serde_json::from_str(&text).unwrap_or(Value::Null);
+        return judge(family, &data, weights, config, options, outcome);
+    }
+    model.map(|_| Verdict::Unsupported("loads, but no golden file with the same weights lies beside it".into()))
+}
+
+/// The weights that a golden file names without holding them: a file beside it, or a checkpoint by SHA-256.
+fn named_weights(path: &Path, config: &Value, options: &VerifyOptions) -> Result<Result<Checkpoint, String>, Error> {
+    if let Some(name) = config.get("weights_from").and_then(Value::as_str) {
+        return Ok(Ok(Checkpoint::open(&path.with_file_name(name))?));
+    }
+    let Some(name) = config.get("checkpoint").and_then(Value::as_str) else {
+        return Ok(Err("the file holds no weights and names none".into()));
+    };
+    let base = Path::new(name).file_name().unwrap_or_default();
+    for folder in &options.search {
+        for sub in std::iter::once(folder.clone())
+            .chain(std::fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path()))
+        {
+            let file = sub.join(base);
+            if file.is_file() {
+                let file = Checkpoint::open(&file)?;
+                if config.get("checkpoint_sha256").and_then(Value::as_str).is_none_or(|h| h == file.sha256()) {
+                    return Ok(Ok(file));
+                }
+            }
+        }
+    }
+    Ok(Err(format!("checkpoint {name} not found; name its folder with --checkpoints or SSM_CHECKPOINTS")))
+}
+
+impl<'a> Golden<'a> {
+    fn new(data: &'a Checkpoint, weights: &'a Checkpoint, config: Value, options: &'a VerifyOptions) -> Self {
+        let random = if let Chunks::Random(seed) = options.chunks { seed } else { 0 };
+        Self {
+            data,
+            weights,
+            config,
+            options,
+            cx: Cx::at(options.level, options.threads),
+            scratch: Scratch::default(),
+            random: random.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1,
+            worst: (0.0, 0.0),
+            compared: 0,
+            failed: None,
+        }
+    }
+
+    fn finish(self, outcome: &mut Outcome) -> Verdict {
+        (outcome.max_abs, outcome.tol) = self.worst;
+        match self.failed {
+            Some(why) => Verdict::Fail(why),
+            None if self.compared == 0 => Verdict::Unsupported("nothing in the file could be compared".into()),
+            None => Verdict::Pass,
+        }
+    }
+
+    /// Where the kernels run.
+    pub(crate) fn cx(&self) -> &Cx {
+        &self.cx
+    }
+
+    /// Options to open the file's model with.
+    pub(crate) fn open_options(&self) -> Options {
+        Options { level: self.options.level, config: Some(self.config.clone()), ..Options::default() }
+    }
+
+    /// Opens the file's model.
+    pub(crate) fn open(&self, options: &Options) -> Result<Arc<dyn Model>, Error> {
+        open_checkpoint(self.weights, options)
+    }
+
+    /// Whether the file holds a tensor.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.data.shape(name).is_some()
+    }
+
+    /// Names that begin so.
+    pub(crate) fn names_with(&self, prefix: &str) -> Vec<String> {
+        self.data.names().filter(|n| n.starts_with(prefix)).map(str::to_owned).collect()
+    }
+
+    /// Shape and values of a tensor, whatever its number type.
+    pub(crate) fn tensor(&self, name: &str) -> Result<(Vec<usize>, Vec<f32>), Error> {
+        let values = self.data.f32(name)?;
+        Ok((self.data.shape(name).unwrap_or_default().to_vec(), values))
+    }
+
+    /// A tensor of `u8`.
+    pub(crate) fn bytes(&self, name: &str) -> Result<(Vec<usize>, Vec<u8>), Error> {
+        let values = self.data.u8(name)?;
+        Ok((self.data.shape(name).unwrap_or_default().to_vec(), values))
+    }
+
+    /// Compares `got` with the tensor `name`, or with its f64 form (`…_f64__`) where there is one, within `tol`.
+    pub(crate) fn check(&mut self, name: &str, got: &[f32], tol: f32) -> Result<(), Error> {
+        let exact = format!("{}_f64__", name.trim_end_matches('_'));
+        let name = if name.ends_with("__") && self.has(&exact) { &exact } else { name };
+        let want = self.data.f64(name)?;
+        self.compare(name, got, &want, tol);
+        Ok(())
+    }
+
+    /// Compares `got` with `want`.
+    pub(crate) fn compare(&mut self, what: &str, got: &[f32], want: &[f64], tol: f32) {
+        let tol = self.options.tol.unwrap_or(tol);
+        self.compared += 1;
+        let diff = if got.len() == want.len() {
+            got.iter().zip(want).fold(0f64, |m, (g, w)| {
+                let d = (f64::from(*g) - w).abs();
+                if d.is_nan() { f64::INFINITY } else { m.max(d) }
+            }) as f32
+        } else {
+            self.failed.get_or_insert(format!("{what}: expected {} values, got {}", want.len(), got.len()));
+            f32::INFINITY
+        };
+        if diff > tol {
+            self.failed.get_or_insert(format!("{what}: off by {diff:.2e}, tolerance {tol:.1e}"));
+        }
+        if self.worst.1 == 0.0 || diff / tol > self.worst.0 / self.worst.1 {
+            self.worst = (diff, tol);
+        }
+    }
+
+    /// Compares every state tensor `{prefix}layerI.what` of batch row `row` with a stream's state. Convolution tails are
+    /// compared in the columns that matter (upstream keeps one more, the oldest, which nothing reads again).
+    pub(crate) fn check_state(
+        &mut self,
+        prefix: &str,
+        model: &dyn Model,
+        state: &State,
+        row: usize,
+        tol: f32,
+    ) -> Result<(), Error> {
+        for name in self.names_with(prefix) {
+            let Some((shape, got)) = model.upstream_state(state, &name[prefix.len()..]) else {
+                self.failed.get_or_insert(format!("{name}: the family has no such state"));
+                continue;
+            };
+            let want = self.data.f64(&name)?;
+            let dims = self.data.shape(&name).unwrap_or_default().to_vec();
+            let per_row = want.len() / dims.first().copied().unwrap_or(1).max(1);
+            let want = want.get(row * per_row..(row + 1) * per_row).unwrap_or_default();
+            let (cols, ours) = (dims.last().copied().unwrap_or(1).max(1), shape.last().copied().unwrap_or(1));
+            if name.ends_with(".conv") && cols == ours + 1 {
+                let want: Vec<f64> = want.chunks(cols).flat_map(|c| c[1..].iter().copied()).collect();
+                self.compare(&name, &got, &want, tol);
+            } else {
+                self.compare(&name, &got, want, tol);
+            }
+        }
+        Ok(())
+    }
+
+    /// Lengths that add up to `len`, as the chunk option says.
+    pub(crate) fn cuts(&mut self, len: usize) -> Vec<usize> {
+        let mut cuts = Vec::new();
+        let mut left = len;
+        while left > 0 {
+            let n = match self.options.chunks {
+                Chunks::Whole => left,
+                Chunks::Size(n) => n.clamp(1, left),
+                Chunks::Random(_) => {
+                    self.random ^= self.random >> 12;
+                    self.random ^= self.random << 25;
+                    self.random ^= self.random >> 27;
+                    let r = (self.random.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) as usize;
+                    // A third single steps, some empty, the rest up to a quarter of the whole.
+                    match r % 6 {
+                        0 => 0,
+                        1 | 2 => 1,
+                        _ => (r / 6) % (len / 4 + 2),
+                    }
+                    .min(left)
+                }
+            };
+            cuts.push(n);
+            left -= n;
+        }
+        cuts
+    }
+
+    /// One forward pass.
+    pub(crate) fn forward(&mut self, model: &dyn Model, rows: &mut [Row], len: usize) {
+        model.forward(&self.cx, rows, len, &mut self.scratch);
+    }
+
+    /// Frames of a batch through a frame-by-frame model, each a stream of its own, all in one pass.
+    pub(crate) fn run_frames(&mut self, model: &dyn Model, x: &[f32]) -> Result<Vec<f32>, Error> {
+        let n = model.info().input.len();
+        if n == 0 || !x.len().is_multiple_of(n) {
+            return Err(Error::Input { expected: format!("frames of {n} values"), got: format!("{} values", x.len()) });
+        }
+        let mut rows: Vec<Row> = x.chunks(n).map(|x| Row { x: x.to_vec(), ..Row::new(model, 1) }).collect();
+        self.forward(model, &mut rows, 1);
+        Ok(rows.into_iter().flat_map(|r| r.y).collect())
+    }
+
+    /// A clip through a model of samples, cut as the options say. `whole`: ended by [`Model::drain`], so that as many
+    /// samples come out as went in; else what a running stream has given so far. Returns the state before the end.
+    pub(crate) fn run_samples(
+        &mut self,
+        model: &dyn Model,
+        x: &[f32],
+        whole: bool,
+    ) -> Result<(Vec<f32>, State), Error> {
+        let Signal::Samples { hop, .. } = model.info().input else {
+            return Err(Error::Input { expected: "a model of samples".into(), got: model.info().family.into() });
+        };
+        let hops = x.len() / hop;
+        let mut row = Row::new(model, hops.max(1).max(model.drain_len().div_ceil(hop)));
+        let (mut y, mut at) = (Vec::new(), 0);
+        for n in self.cuts(hops) {
+            let mut part = [row];
+            part[0].x[..n * hop].copy_from_slice(&x[at * hop..(at + n) * hop]);
+            self.forward(model, &mut part, n);
+            [row] = part;
+            y.extend_from_slice(&row.y[..n * hop]);
+            at += n;
+        }
+        y.drain(..model.info().delay.min(y.len()));
+        let state = row.state.clone();
+        if whole {
+            let rest = &x[hops * hop..];
+            row.x[..rest.len()].copy_from_slice(rest);
+            let n = model.drain(&self.cx, &mut row, rest.len(), &mut self.scratch);
+            y.extend_from_slice(&row.y[..n]);
+        }
+        Ok((y, state))
+    }
+}

@@ -1,0 +1,294 @@
+//! Golden files of single operations (`ops_*`).
+
+use crate::checkpoint::Checkpoint;
+use crate::error::Error;
+use crate::golden::Golden;
+use serde_json::Value;
+use ssm_kernels::causal_conv1d::{Conv, Time, causal_conv1d};
+use ssm_kernels::norm::{Kind, Norm, add_norm, norm};
+use ssm_kernels::resize;
+use ssm_kernels::selective_scan::{Order, Scan, selective_scan};
+use ssm_kernels::{Act, Mat, MatMut};
+use std::collections::BTreeSet;
+
+/// An operation with golden data.
+pub(crate) struct Op {
+    pub(crate) name: &'static str,
+    detect: fn(&Checkpoint) -> bool,
+    pub(crate) verify: fn(&mut Golden<'_>) -> Result<(), Error>,
+}
+
+/// Every operation, known by the tensors its files hold.
+const OPS: &[Op] = &[
+    Op { name: "selective_scan", detect: |f| ends(f, &[".delta", ".A", ".u"]), verify: scan },
+    Op { name: "causal_conv1d", detect: |f| ends(f, &[".weight", ".x", ".final_state"]), verify: conv },
+    Op { name: "cross_scan", detect: |f| ends(f, &[".source_index", ".scanned"]), verify: cross_scan },
+    Op { name: "patch_merge_ln2d", detect: |f| ends(f, &["pm4x6.in"]) || ends(f, &["ln2d.in"]), verify: patch_merge },
+    Op { name: "add_norm", detect: |f| f.shape("rms_x").is_some(), verify: add_norms },
+    Op { name: "bicubic_grid", detect: |f| ends(f, &[".in", ".out"]), verify: bicubic },
+    Op { name: "preprocess", detect: |f| ends(f, &[".image_u8", ".cropped_u8"]), verify: preprocess },
+];
+
+/// Whether for each ending some name has it.
+fn ends(f: &Checkpoint, endings: &[&str]) -> bool {
+    endings.iter().all(|e| f.names().any(|n| n.ends_with(e)))
+}
+
+/// The operation that a file is about.
+pub(crate) fn find(file: &Checkpoint, config: &Value) -> Option<&'static Op> {
+    if config.get("family").is_some() || config.get("model").is_some() || config.get("arch").is_some() {
+        return None;
+    }
+    OPS.iter().find(|op| (op.detect)(file))
+}
+
+/// Names up to their last dot, for names with the given ending.
+fn cases(g: &Golden<'_>, ending: &str) -> BTreeSet<String> {
+    g.names_with("").iter().filter_map(|n| n.strip_suffix(ending)).map(str::to_owned).collect()
+}
+
+fn largest(x: &[f32]) -> f32 {
+    x.iter().fold(1f32, |m, v| m.max(v.abs()))
+}
+
+/// `[B, rows, L]` to per-row `[L, rows]` of batch `b`.
+fn time_major(x: &[f32], b: usize, rows: usize, len: usize) -> Vec<f32> {
+    (0..len * rows).map(|i| x[(b * rows + i % rows) * len + i / rows]).collect()
+}
+
+/// Back to `[rows, L]`.
+fn channel_major(x: &[f32], rows: usize, len: usize) -> Vec<f32> {
+    (0..len * rows).map(|i| x[i % len.max(1) * rows + i / len.max(1)]).collect()
+}
+
+fn scan(g: &mut Golden<'_>) -> Result<(), Error> {
+    for case in cases(g, ".delta") {
+        let name = |t: &str| format!("{case}.{t}");
+        let get = |g: &Golden<'_>, t: &str| g.tensor(&name(t)).map(|t| t.1);
+        let optional = |g: &Golden<'_>, t: &str| if g.has(&name(t)) { get(g, t).map(Some) } else { Ok(None) };
+        let (shape, u) = g.tensor(&name("u"))?;
+        let (batch, d, len) = (shape[0], shape[1], shape[2]);
+        let (a_shape, a) = g.tensor(&name("A"))?;
+        let n = a_shape[1];
+        let a: Vec<f32> = (0..n * d).map(|i| a[i % d * n + i / d]).collect();
+        let (delta, z) = (get(g, "delta")?, optional(g, "z")?);
+        let (dt_bias, skip) = (optional(g, "delta_bias")?, optional(g, "D")?);
+        let softplus = g.config["cases"][&case]["delta_softplus"].as_bool().unwrap_or(true);
+        let (b_shape, b) = g.tensor(&name("B"))?;
+        let c = get(g, "C")?;
+        // B and C: [D, N] constant, [B, N, L], or [B, G, N, L].
+        let (constant, groups) = (b_shape.len() == 2, if b_shape.len() == 4 { b_shape[1] } else { 1 });
+        let columns = if constant { d * n } else { groups * n };
+        let (mut y, mut states) = (vec![], vec![]);
+        let mut splits = vec![];
+        for i in 0..batch {
+            let per_step = |x: &[f32]| {
+                if constant { x.repeat(len) } else { time_major(x, i, columns, len) }
+            };
+            let (u, delta) = (time_major(&u, i, d, len), time_major(&delta, i, d, len));
+            let (b, c, z) = (per_step(&b), per_step(&c), z.as_ref().map(|z| time_major(z, i, d, len)));
+            let (mut h, mut out) = (vec![0.0; n * d], vec![0.0; len * d]);
+            let split = g.config["cases"][&case]["split"].as_u64().map(|s| s as usize);
+            let mut at = 0;
+            let mut cuts = g.cuts(len);
+            if let Some(s) = split.filter(|s| *s < len) {
+                cuts = vec![s, len - s];
+            }
+            for n_steps in cuts {
+                let rows = at..at + n_steps;
+                let scan = Scan {
+                    u: Mat::new(&u, len, d).sub_rows(rows.clone()),
+                    dt: Mat::new(&delta, len, d).sub_rows(rows.clone()),
+                    dt_bias: dt_bias.as_deref(),
+                    softplus,
+                    scale: 1.0,
+                    a: &a,
+                    b: Mat::new(&b, len, columns).sub_rows(rows.clone()),
+                    c: Mat::new(&c, len, columns).sub_rows(rows.clone()),
+                    d: skip.as_deref(),
+                    z: z.as_ref().map(|z| Mat::new(z, len, d).sub_rows(rows.clone())),
+                    order: Order::Forward,
+                    add: false,
+                };
+                selective_scan(g.cx(), &scan, &mut h, MatMut::new(&mut out[at * d..], n_steps, d));
+                at += n_steps;
+                if split == Some(at) {
+                    splits.extend(channel_major(&h, d, n));
+                }
+            }
+            y.extend(channel_major(&out, d, len));
+            states.extend(channel_major(&h, d, n));
+        }
+        let size = largest(&get(g, "out")?);
+        let out = if g.has(&name("out_f64")) { name("out_f64") } else { name("out") };
+        g.check(&out, &y, 1e-6 * size.max(5.0))?;
+        if g.has(&name("last_state")) {
+            g.check(&name("last_state"), &states, 1e-6 * largest(&get(g, "last_state")?).max(5.0))?;
+        }
+        if g.has(&name("state_at_split")) {
+            g.check(&name("state_at_split"), &splits, 1e-6 * largest(&splits).max(5.0))?;
+        }
+    }
+    Ok(())
+}
+
+fn conv(g: &mut Golden<'_>) -> Result<(), Error> {
+    for case in cases(g, ".final_state") {
+        let name = |t: &str| format!("{case}.{t}");
+        let (shape, x) = g.tensor(&name("x"))?;
+        let (batch, d, len) = (shape[0], shape[1], shape[2]);
+        let (w_shape, w) = g.tensor(&name("weight"))?;
+        let keep = w_shape[1] - 1;
+        let bias = if g.has(&name("bias")) { Some(g.tensor(&name("bias"))?.1) } else { None };
+        let act = if g.config["cases"][&case]["activation"] == "silu" { Act::Silu } else { Act::None };
+        let weights = Conv::new(&w, d, bias.as_deref());
+        let start = if g.has(&name("initial_state")) { Some(g.tensor(&name("initial_state"))?.1) } else { None };
+        let step = if g.has(&name("step_x")) { Some(g.tensor(&name("step_x"))?) } else { None };
+        let (mut out, mut tails, mut step_out, mut step_tails) = (vec![], vec![], vec![], vec![]);
+        for i in 0..batch {
+            let mut tail = start.as_ref().map_or_else(|| vec![0.0; keep * d], |s| time_major(s, i, d, keep));
+            let mut run = |g: &mut Golden<'_>, x: &[f32], len: usize, cuts: Vec<usize>, tail: &mut [f32]| {
+                let (mut y, mut at) = (vec![0.0; len * d], 0);
+                for n in cuts {
+                    let x = Mat::new(x, len, d).sub_rows(at..at + n);
+                    let y = MatMut::new(&mut y[at * d..], n, d);
+                    causal_conv1d(g.cx(), &weights, x, act, Time::Forward, tail, y);
+                    at += n;
+                }
+                channel_major(&y, d, len)
+            };
+            let cuts = g.cuts(len);
+            out.extend(run(g, &time_major(&x, i, d, len), len, cuts, &mut tail));
+            tails.extend(channel_major(&tail, d, keep));
+            if let Some((shape, x)) = &step {
+                let steps = shape[2];
+                step_out.extend(run(g, &time_major(x, i, d, steps), steps, vec![1; steps], &mut tail));
+                step_tails.extend(channel_major(&tail, d, keep));
+            }
+        }
+        g.check(&name("out"), &out, 2e-6)?;
+        g.check(&name("final_state"), &tails, 0.0)?;
+        if step.is_some() {
+            g.check(&name("step_out"), &step_out, 2e-6)?;
+            g.check(&name("step_state"), &step_tails, 0.0)?;
+        }
+    }
+    Ok(())
+}
+
+/// The order in which direction `k` reads the pixels of an h × w frame (vmamba.md 5.3).
+pub(crate) fn direction(mode: &str, k: usize, h: usize, w: usize) -> Vec<u32> {
+    let len = h * w;
+    (0..len)
+        .map(|t| {
+            let (column_major, reversed) = match mode {
+                "unidi" => (false, false),
+                "bidi" => (false, k >= 2),
+                _ => (k % 2 == 1, k >= 2),
+            };
+            let t = if reversed { len - 1 - t } else { t };
+            (if column_major { t % h * w + t / h } else { t }) as u32
+        })
+        .collect()
+}
+
+fn cross_scan(g: &mut Golden<'_>) -> Result<(), Error> {
+    for case in cases(g, ".source_index") {
+        let name = |t: &str| format!("{case}.{t}");
+        let mode = case.rsplit('.').next().unwrap_or_default().to_owned();
+        let (shape, x) = g.tensor(&name("x"))?;
+        let (batch, c, h, w) = (shape[0], shape[1], shape[2], shape[3]);
+        let len = h * w;
+        let orders: Vec<Vec<u32>> = (0..4).map(|k| direction(&mode, k, h, w)).collect();
+        let flat: Vec<f32> = orders.iter().flatten().map(|i| *i as f32).collect();
+        g.check(&name("source_index"), &flat, 0.0)?;
+        let y = g.tensor(&name("y"))?.1;
+        let (mut scanned, mut merged) = (vec![], vec![0.0; batch * c * len]);
+        for i in 0..batch {
+            for (k, order) in orders.iter().enumerate() {
+                for ch in 0..c {
+                    let plane = &x[(i * c + ch) * len..][..len];
+                    scanned.extend(order.iter().map(|p| plane[*p as usize]));
+                    for (t, p) in order.iter().enumerate() {
+                        merged[(i * c + ch) * len + *p as usize] += y[((i * 4 + k) * c + ch) * len + t];
+                    }
+                }
+            }
+        }
+        g.check(&name("scanned"), &scanned, 0.0)?;
+        g.check(&name("merged"), &merged, 1e-6)?;
+    }
+    Ok(())
+}
+
+fn patch_merge(g: &mut Golden<'_>) -> Result<(), Error> {
+    for case in cases(g, ".in") {
+        let name = |t: &str| format!("{case}.{t}");
+        let (shape, x) = g.tensor(&name("in"))?;
+        if g.has(&name("weight")) {
+            // LayerNorm over channels of [B, C, H, W].
+            let (b, c, len) = (shape[0], shape[1], shape[2] * shape[3]);
+            let w = Norm::new(Kind::Layer, g.tensor(&name("weight"))?.1, Some(g.tensor(&name("bias"))?.1), 1e-5);
+            let mut out = vec![];
+            for i in 0..b {
+                let (rows, mut y) = (time_major(&x, i, c, len), vec![0.0; len * c]);
+                norm(g.cx().level, &w, Mat::new(&rows, len, c), MatMut::new(&mut y, len, c));
+                out.extend(channel_major(&y, c, len));
+            }
+            g.check(&name("out"), &out, 2e-6)?;
+        } else {
+            // [B, H, W, C]: the four sub-grids side by side, in the order of vmamba.md 5.4.
+            let (b, h, w, c) = (shape[0], shape[1], shape[2], shape[3]);
+            let mut out = vec![];
+            for i in 0..b {
+                for y in 0..h.div_ceil(2) {
+                    for xx in 0..w.div_ceil(2) {
+                        for (dy, dx) in [(0, 0), (1, 0), (0, 1), (1, 1)] {
+                            let (r, col) = (2 * y + dy, 2 * xx + dx);
+                            for ch in 0..c {
+                                let inside = r < h && col < w;
+                                out.push(if inside { x[((i * h + r) * w + col) * c + ch] } else { 0.0 });
+                            }
+                        }
+                    }
+                }
+            }
+            g.check(&name("out"), &out, 0.0)?;
+        }
+    }
+    Ok(())
+}
+
+fn add_norms(g: &mut Golden<'_>) -> Result<(), Error> {
+    let (shape, x) = g.tensor("rms_x")?;
+    let (_, residual) = g.tensor("rms_residual")?;
+    let (_, weight) = g.tensor("rms_weight")?;
+    let d = *shape.last().unwrap_or(&1);
+    let rows = x.len() / d;
+    for (kind, prefix) in [(Kind::Rms, "rms"), (Kind::Layer, "ln")] {
+        let bias = if kind == Kind::Layer { Some(g.tensor("ln_bias")?.1) } else { None };
+        let w = Norm::new(kind, weight.clone(), bias, 1e-5);
+        let (mut sum, mut y) = (residual.clone(), vec![0.0; x.len()]);
+        let (s, out) = (MatMut::new(&mut sum, rows, d), MatMut::new(&mut y, rows, d));
+        add_norm(g.cx().level, &w, Mat::new(&x, rows, d), s, out);
+        g.check(&format!("{prefix}_out"), &y, 2e-6)?;
+        g.check(&format!("{prefix}_residual_out"), &sum, 0.0)?;
+    }
+    Ok(())
+}
+
+fn bicubic(g: &mut Golden<'_>) -> Result<(), Error> {
+    for case in cases(g, ".in") {
+        let (shape, x) = g.tensor(&format!("{case}.in"))?;
+        let (to, _) = g.tensor(&format!("{case}.out"))?;
+        let planes = shape[0] * shape[1];
+        let mut y = vec![0.0; planes * to[2] * to[3]];
+        resize::bicubic_grid(&x, planes, (shape[2], shape[3]), (to[2], to[3]), &mut y);
+        g.check(&format!("{case}.out"), &y, 2e-6)?;
+    }
+    Ok(())
+}
+
+fn preprocess(_g: &mut Golden<'_>) -> Result<(), Error> {
+    Ok(())
+}

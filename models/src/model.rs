@@ -1,0 +1,174 @@
+use crate::state::{State, StateLayout};
+use ssm_kernels::{Cx, Slab};
+
+/// What one step of a stream is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// A frame, normalised, channel by channel (CHW).
+    Image {
+        /// Colour planes.
+        channels: usize,
+        /// Rows.
+        height: usize,
+        /// Columns.
+        width: usize,
+    },
+    /// A block of mono samples in -1..1.
+    Samples {
+        /// Samples of a block.
+        hop: usize,
+        /// Hz.
+        rate: u32,
+    },
+    /// A vector.
+    Vector {
+        /// Its values.
+        dim: usize,
+    },
+    /// A token id below `vocab`, given in [`Row::tokens`].
+    Token {
+        /// Number of ids.
+        vocab: usize,
+    },
+    /// Scores of classes before softmax.
+    Logits {
+        /// Number of classes.
+        classes: usize,
+    },
+}
+
+impl Signal {
+    /// Values of one step.
+    pub fn len(&self) -> usize {
+        match *self {
+            Signal::Image { channels, height, width } => channels * height * width,
+            Signal::Samples { hop, .. } => hop,
+            Signal::Vector { dim } => dim,
+            Signal::Token { .. } => 1,
+            Signal::Logits { classes } => classes,
+        }
+    }
+
+    /// Whether a step holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Facts of a model.
+#[derive(Clone, Debug)]
+pub struct Info {
+    /// Family, as in [`crate::FAMILIES`].
+    pub family: &'static str,
+    /// One line of sizes, such as `D 192, 24 layers, N 16, patch 16/16`.
+    pub sizes: String,
+    /// Trained values.
+    pub parameters: u64,
+    /// What goes in at each step.
+    pub input: Signal,
+    /// What comes out at each step.
+    pub output: Signal,
+    /// Output samples that come before the first one that belongs to input: they carry nothing and are to be thrown
+    /// away ([`Signal::Samples`] only).
+    pub delay: usize,
+    /// SHA-256 of the file and of the options that change the function: snapshots belong to one hash.
+    pub hash: String,
+}
+
+/// One stream's part of a forward pass: its state, its input, its output. Moves into the engine and back as a value.
+pub struct Row {
+    /// What the stream remembers.
+    pub state: State,
+    /// Input: `len` steps of [`Info::input`] values each.
+    pub x: Vec<f32>,
+    /// Input of models that take tokens: `len` ids.
+    pub tokens: Vec<u32>,
+    /// Output: `len` steps of [`Info::output`] values each.
+    pub y: Vec<f32>,
+    /// Time between two steps in units of the model's own: 1 at the trained rate, 2 at half of it.
+    pub rate: f32,
+}
+
+impl Row {
+    /// A row of a fresh stream with room for `len` steps.
+    pub fn new(model: &dyn Model, len: usize) -> Self {
+        let info = model.info();
+        let token = matches!(info.input, Signal::Token { .. });
+        Self {
+            state: State::new(model.layout()),
+            x: vec![0.0; if token { 0 } else { len * info.input.len() }],
+            tokens: vec![0; if token { len } else { 0 }],
+            y: vec![0.0; len * info.output.len()],
+            rate: 1.0,
+        }
+    }
+}
+
+/// Working memory of forward passes: one slab, grown to the largest pass seen and then kept.
+#[derive(Default)]
+pub struct Scratch {
+    slab: Option<Slab>,
+}
+
+impl Scratch {
+    /// `len` values; what they hold is left over from other passes.
+    pub fn take(&mut self, len: usize) -> &mut [f32] {
+        if self.slab.as_ref().is_none_or(|s| s.len() < len) {
+            self.slab = Some(Slab::zeros(len));
+        }
+        self.slab.as_mut().map_or(&mut [], |s| &mut s[..len])
+    }
+}
+
+/// Cuts `len` values, rounded up to whole cache lines, off the front of `rest`.
+///
+/// # Panics
+/// `rest` is shorter: a model's `scratch_len` is wrong.
+pub(crate) fn carve<'a>(rest: &mut &'a mut [f32], len: usize) -> &'a mut [f32] {
+    let (front, back) = std::mem::take(rest).split_at_mut(line(len));
+    *rest = back;
+    &mut front[..len]
+}
+
+/// `len` rounded up to whole cache lines: what [`carve`] takes.
+pub(crate) fn line(len: usize) -> usize {
+    len.next_multiple_of(16)
+}
+
+/// A network with its weights: immutable, shared, without memory of any stream.
+pub trait Model: Send + Sync {
+    /// Facts.
+    fn info(&self) -> &Info;
+
+    /// What a stream's state holds.
+    fn layout(&self) -> &StateLayout;
+
+    /// Runs `len` steps of every row from its state, which is updated. Rows do not affect each other: a row in a batch
+    /// gives the same bits as the row alone. Once `scratch` has seen the largest `(rows, len)`, nothing is allocated.
+    ///
+    /// # Panics
+    /// A row's input or output has not `len` steps, or its state another layout; the engine checks before.
+    fn forward(&self, cx: &Cx, rows: &mut [Row], len: usize, scratch: &mut Scratch);
+
+    /// Lets `periods` steps pass for which there is no input, by the rule of the family's specification (the state
+    /// fades, nothing comes in). 0 changes nothing. Models that remember nothing ignore it.
+    fn gap(&self, _state: &mut State, _periods: f64) {}
+
+    /// Ends the stream of a model with delay: `partial` values (fewer than a step) lie at the front of `row.x`; what is
+    /// still to come goes to the front of `row.y`, and its number is returned. The state is spent afterwards. Models
+    /// without delay return 0.
+    fn drain(&self, _cx: &Cx, _row: &mut Row, _partial: usize, _scratch: &mut Scratch) -> usize {
+        0
+    }
+
+    /// Values that [`Model::drain`] returns at most.
+    fn drain_len(&self) -> usize {
+        0
+    }
+
+    /// The state of a layer under the upstream's name and layout (`layer0.conv`, `layers.0.ssm`), as the golden files
+    /// hold it: shape and values. `None` for a name the family does not have.
+    fn upstream_state(&self, _state: &State, _name: &str) -> Option<(Vec<usize>, Vec<f32>)> {
+        None
+    }
+}

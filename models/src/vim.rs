@@ -1,0 +1,515 @@
+//! Vim: Vision Mamba (Zhu et al. 2024, arXiv 2401.09417, Figure 2 and Algorithm 1).
+//!
+//! A frame is cut into patches, a class token is set among them, and a stack of bidirectional Mamba blocks runs over the
+//! sequence. Every published size loads under its own names; sizes are read off the tensors. What the tensors do not say
+//! (stride, place of a single class token, pooling, halving, eps) comes from the file's `config`, else from the published
+//! models.
+
+use crate::checkpoint::{Checkpoint, Reader};
+use crate::error::Error;
+use crate::families::{Family, Options, PosRule};
+use crate::golden::Golden;
+use crate::mixer::{Mixer, MixerState};
+use crate::model::{Info, Model, Row, Scratch, Signal, carve, line};
+use crate::state::{State, StateLayout};
+use serde_json::Value;
+use ssm_kernels::linear::{Linear, Store, linear};
+use ssm_kernels::norm::{Kind, Norm, add_norm};
+use ssm_kernels::patch::{count, patches};
+use ssm_kernels::resize::bicubic_grid;
+use ssm_kernels::{Act, Cx, Mat, MatMut};
+use std::sync::Arc;
+
+pub(crate) const FAMILY: Family = Family {
+    name: "vim",
+    detect: |f| f.shape("patch_embed.proj.weight").is_some() && f.shape("layers.0.mixer.A_log").is_some()
+        && f.shape("pos_embed").is_some(),
+    open: |file, options| Ok(Arc::new(Vim::load(file, options)?)),
+    verify,
+};
+
+/// Where the class token stands among M patches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Class {
+    /// Before patch M/2.
+    Middle,
+    /// In front.
+    Front,
+    /// One in front, one at the end; the head sees their mean.
+    Both,
+    /// Nowhere.
+    None,
+}
+
+/// What the head sees when there is no class token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pool {
+    Mean,
+    Last,
+    Max,
+    All,
+}
+
+/// Sizes and options; names as upstream's constructor has them.
+#[derive(Clone, Debug)]
+struct Config {
+    embed_dim: usize,
+    depth: usize,
+    channels: usize,
+    patch_size: usize,
+    stride: usize,
+    /// Height and width that `pos_embed` was trained for.
+    trained: (usize, usize),
+    /// Height and width of the frames.
+    image: (usize, usize),
+    class: Class,
+    pool: Pool,
+    if_divide_out: bool,
+    norm_epsilon: f32,
+    num_classes: usize,
+}
+
+impl Config {
+    fn read(file: &Checkpoint, options: &Options) -> Result<Self, Error> {
+        let bad = |field: &str, expected: String, got: String| Error::Config {
+            file: file.path.display().to_string(),
+            field: field.into(),
+            expected,
+            got,
+        };
+        let none = Value::Null;
+        let model = options.config.as_ref().and_then(|c| c.get("model")).unwrap_or(&none);
+        let flag = |name: &str, default: bool| model.get(name).and_then(Value::as_bool).unwrap_or(default);
+        let patch = file.shape("patch_embed.proj.weight").unwrap_or_default();
+        let &[embed_dim, channels, patch_size, width] = patch else {
+            return Err(bad("patch_embed.proj.weight", "[D, channels, P, P]".into(), format!("{patch:?}")));
+        };
+        if patch_size != width || patch_size == 0 || embed_dim == 0 {
+            return Err(bad("patch_embed.proj.weight", "square patches".into(), format!("{patch:?}")));
+        }
+        let class = match (file.shape("cls_token").is_some(), file.shape("cls_token_head").is_some()) {
+            (_, true) => Class::Both,
+            (true, _) if flag("use_middle_cls_token", true) => Class::Middle,
+            (true, _) => Class::Front,
+            _ => Class::None,
+        };
+        let rows = file.shape("pos_embed").and_then(|s| s.get(1)).copied().unwrap_or(0);
+        let patches = rows.saturating_sub(class.tokens());
+        // The size trained for: said by the config, else square, and of stride P unless only half of it makes 224.
+        let side = |v: &Value| v.as_u64().and_then(|v| usize::try_from(v).ok()).filter(|v| *v < 1 << 16);
+        let said = match options.config.as_ref().and_then(|c| c.get("source_img_size")).or(model.get("img_size")) {
+            Some(Value::Array(hw)) if hw.len() == 2 => side(&hw[0]).zip(side(&hw[1])),
+            Some(v) => side(v).map(|s| (s, s)),
+            None => None,
+        };
+        let grid = patches.isqrt();
+        let stride = model.get("stride").and_then(side).filter(|s| *s > 0).unwrap_or({
+            let half = patch_size / 2;
+            let makes_224 = |s: usize| grid > 0 && (grid - 1) * s + patch_size == 224;
+            if said.is_none() && half > 0 && !makes_224(patch_size) && makes_224(half) { half } else { patch_size }
+        });
+        let trained = said.unwrap_or((((grid.max(1)) - 1) * stride + patch_size, ((grid.max(1)) - 1) * stride + patch_size));
+        let cells = |(h, w)| count(h, patch_size, stride) * count(w, patch_size, stride);
+        if cells(trained) != patches || patches == 0 {
+            return Err(bad(
+                "pos_embed",
+                format!("{} rows for a {}x{} frame", cells(trained) + class.tokens(), trained.0, trained.1),
+                format!("{rows} rows (give img_size and stride in config.json)"),
+            ));
+        }
+        let image = options.image.unwrap_or(trained);
+        if cells(image) == 0 || cells(image) > 1 << 16 {
+            return Err(bad(
+                "frame size",
+                format!("{patch_size}x{patch_size} pixels or more"),
+                format!("{}x{}", image.0, image.1),
+            ));
+        }
+        let depth = (0..).take_while(|i| file.shape(&format!("layers.{i}.mixer.A_log")).is_some()).count();
+        let pool = match model.get("final_pool_type").and_then(Value::as_str) {
+            Some("none") => Pool::Last,
+            Some("max") => Pool::Max,
+            Some("all") => Pool::All,
+            Some("mean") | None => Pool::Mean,
+            Some(other) => {
+                return Err(bad("final_pool_type", "mean, none, max or all".into(), other.into()));
+            }
+        };
+        Ok(Self {
+            embed_dim,
+            depth,
+            channels,
+            patch_size,
+            stride,
+            trained,
+            image,
+            class,
+            pool: if class == Class::None { pool } else { Pool::Mean },
+            if_divide_out: flag("if_divide_out", true),
+            norm_epsilon: model.get("norm_epsilon").and_then(Value::as_f64).unwrap_or(1e-5) as f32,
+            num_classes: file.shape("head.weight").and_then(|s| s.first()).copied().unwrap_or(0),
+        })
+    }
+
+    /// Rows and columns of patches of a frame.
+    fn grid(&self, (h, w): (usize, usize)) -> (usize, usize) {
+        (count(h, self.patch_size, self.stride), count(w, self.patch_size, self.stride))
+    }
+
+    /// Tokens of a frame, class tokens included.
+    fn tokens(&self) -> usize {
+        let (gh, gw) = self.grid(self.image);
+        gh * gw + self.class.tokens()
+    }
+}
+
+impl Class {
+    fn tokens(self) -> usize {
+        match self {
+            Class::Middle | Class::Front => 1,
+            Class::Both => 2,
+            Class::None => 0,
+        }
+    }
+
+    /// Row of the (first) class token among `patches` patches.
+    fn row(self, patches: usize) -> usize {
+        if self == Class::Middle { patches / 2 } else { 0 }
+    }
+
+    /// Row of a patch.
+    fn patch_row(self, patch: usize, patches: usize) -> usize {
+        match self {
+            Class::Middle => patch + usize::from(patch >= patches / 2),
+            Class::Front | Class::Both => patch + 1,
+            Class::None => patch,
+        }
+    }
+}
+
+struct Layer {
+    norm: Norm,
+    mixer: Mixer,
+}
+
+/// A Vim classifier.
+struct Vim {
+    config: Config,
+    info: Info,
+    layout: StateLayout,
+    patch_embed: Linear,  // (D, channels · P · P)
+    pos_embed: Vec<f32>,  // (L, D), the class tokens' own values added to their rows
+    layers: Vec<Layer>,
+    state: Vec<MixerState>, // empty unless frames are carried
+    norm_f: Norm,
+    head: Linear, // (classes, D)
+}
+
+impl Vim {
+    fn load(file: &Checkpoint, options: &Options) -> Result<Self, Error> {
+        let config = Config::read(file, options)?;
+        let (d, level) = (config.embed_dim, options.level);
+        let w = Reader::new(file);
+        let norm = |w: &Reader<'_>, name: &str| -> Result<Norm, Error> {
+            let weight = w.take(&format!("{name}.weight"), &[d])?;
+            let bias = w.take_optional(&format!("{name}.bias"), &[d])?;
+            let kind = if bias.is_some() { Kind::Layer } else { Kind::Rms };
+            Ok(Norm::new(kind, weight, bias, config.norm_epsilon))
+        };
+        let p = config.patch_size;
+        let proj = w.take("patch_embed.proj.weight", &[d, config.channels, p, p])?;
+        let proj_bias = w.take("patch_embed.proj.bias", &[d])?;
+        let (gh, gw) = config.grid(config.trained);
+        let stored = w.take("pos_embed", &[1, gh * gw + config.class.tokens(), d])?;
+        let mut pos_embed = fit_pos_embed(&stored, &config, options.pos_rule)?;
+        let last = config.tokens() - 1;
+        let class_rows: &[(&str, usize)] = match config.class {
+            Class::Both => &[("cls_token_head", 0), ("cls_token_tail", last)],
+            Class::None => &[],
+            one => &[("cls_token", one.row(last))],
+        };
+        for (name, row) in class_rows {
+            let token = w.take(name, &[1, 1, d])?;
+            pos_embed[row * d..][..d].iter_mut().zip(&token).for_each(|(p, t)| *p += t);
+        }
+        let mut layers = Vec::with_capacity(config.depth);
+        for i in 0..config.depth {
+            let w = w.at(&format!("layers.{i}."));
+            let mixer = Mixer::load(&w.at("mixer."), level, d, config.if_divide_out)?;
+            layers.push(Layer { norm: norm(&w, "norm")?, mixer });
+        }
+        let norm_f = norm(&w, "norm_f")?;
+        let head = w.take("head.weight", &[config.num_classes, d])?;
+        let head_bias = w.take("head.bias", &[config.num_classes])?;
+        w.finish()?;
+
+        let mut layout = StateLayout::new();
+        let state = if options.carry {
+            layers.iter().enumerate().map(|(i, l)| l.mixer.state(&mut layout, &format!("layers.{i}"))).collect()
+        } else {
+            Vec::new()
+        };
+        let (h, width) = config.image;
+        let mixer = layers.first().map(|l| &l.mixer);
+        let rows = if config.pool == Pool::All && config.class == Class::None { config.tokens() } else { 1 };
+        let info = Info {
+            family: FAMILY.name,
+            sizes: format!(
+                "D {d}, {} layers, E {}, N {}, R {}, patch {p}/{}, frame {h}x{width}, {} tokens",
+                config.depth,
+                mixer.map_or(0, Mixer::d_inner),
+                mixer.map_or(0, Mixer::d_state),
+                mixer.map_or(0, Mixer::dt_rank),
+                config.stride,
+                config.tokens(),
+            ),
+            parameters: file.parameters(),
+            input: Signal::Image { channels: config.channels, height: h, width },
+            output: Signal::Logits { classes: rows * config.num_classes },
+            delay: 0,
+            hash: file.hash(&format!("{:?} carry={}", config, options.carry)),
+        };
+        Ok(Self {
+            patch_embed: Linear::pack(level, &proj, d, config.channels * p * p, Some(&proj_bias)),
+            head: Linear::pack(level, &head, config.num_classes, d, Some(&head_bias)),
+            info,
+            layout,
+            pos_embed,
+            layers,
+            state,
+            norm_f,
+            config,
+        })
+    }
+
+    /// Working memory of a pass over `batch` frames.
+    fn scratch_len(&self, batch: usize) -> usize {
+        let (c, l) = (&self.config, self.config.tokens());
+        let m = batch * l;
+        let embed = line(l * c.channels * c.patch_size * c.patch_size) + line(l * c.embed_dim);
+        let mixer = self.layers.iter().map(|l| l.mixer.scratch_len(m)).max().unwrap_or(0);
+        3 * line(m * c.embed_dim) + embed.max(mixer) + line(c.embed_dim) + line(c.num_classes)
+    }
+
+    /// Tokens of one frame: patches, class tokens and position embedding.
+    fn tokens(&self, cx: &Cx, image: &[f32], mut scratch: &mut [f32], out: &mut [f32]) {
+        let c = &self.config;
+        let (d, (gh, gw)) = (c.embed_dim, c.grid(c.image));
+        let (m, k) = (gh * gw, c.channels * c.patch_size * c.patch_size);
+        let (rows, embedded) = (carve(&mut scratch, m * k), carve(&mut scratch, m * d));
+        let size = (c.channels, c.image.0, c.image.1);
+        patches(image, size, c.patch_size, c.stride, MatMut::new(rows, m, k));
+        linear(cx, Mat::new(rows, m, k), &self.patch_embed, Act::None, Store::Set, MatMut::new(embedded, m, d));
+        out.copy_from_slice(&self.pos_embed);
+        for (p, patch) in embedded.chunks_exact(d).enumerate() {
+            let row = &mut out[c.class.patch_row(p, m) * d..][..d];
+            row.iter_mut().zip(patch).for_each(|(o, p)| *o += p);
+        }
+    }
+
+    /// From the last layer's two streams to the scores of one frame.
+    fn score(
+        &self,
+        cx: &Cx,
+        hidden: &[f32],
+        residual: &mut [f32],
+        normed: &mut [f32],
+        (pooled, scores): (&mut [f32], &mut [f32]),
+        y: &mut [f32],
+    ) {
+        let c = &self.config;
+        let (d, l, k) = (c.embed_dim, c.tokens(), c.num_classes);
+        let mut norm_row = |row: usize, out: &mut [f32]| {
+            let x = Mat::new(&hidden[row * d..], 1, d);
+            add_norm(cx.level, &self.norm_f, x, MatMut::new(&mut residual[row * d..], 1, d), MatMut::new(out, 1, d));
+        };
+        let head = |x: &[f32], rows: usize, y: &mut [f32]| {
+            linear(cx, Mat::new(x, rows, d), &self.head, Act::None, Store::Set, MatMut::new(y, rows, k));
+        };
+        match (c.class, c.pool) {
+            (Class::Middle | Class::Front, _) => norm_row(c.class.row(l - 1), pooled),
+            (Class::Both, _) => {
+                norm_row(0, pooled);
+                norm_row(l - 1, &mut normed[..d]);
+                pooled.iter_mut().zip(&*normed).for_each(|(p, n)| *p = 0.5 * (*p + n));
+            }
+            (Class::None, Pool::Last) => norm_row(l - 1, pooled),
+            (Class::None, pool) => {
+                (0..l).for_each(|row| norm_row(row, &mut normed[row * d..][..d]));
+                match pool {
+                    Pool::All => return head(normed, l, y),
+                    Pool::Max => {
+                        y.fill(f32::NEG_INFINITY);
+                        for row in normed.chunks_exact(d) {
+                            head(row, 1, scores);
+                            y.iter_mut().zip(&*scores).for_each(|(y, s)| *y = y.max(*s));
+                        }
+                        return;
+                    }
+                    _ => {
+                        pooled.fill(0.0);
+                        for row in normed.chunks_exact(d) {
+                            pooled.iter_mut().zip(row).for_each(|(p, r)| *p += r / l as f32);
+                        }
+                    }
+                }
+            }
+        }
+        head(pooled, 1, y);
+    }
+}
+
+impl Model for Vim {
+    fn info(&self) -> &Info {
+        &self.info
+    }
+
+    fn layout(&self) -> &StateLayout {
+        &self.layout
+    }
+
+    fn forward(&self, cx: &Cx, rows: &mut [Row], len: usize, scratch: &mut Scratch) {
+        let (d, l, b) = (self.config.embed_dim, self.config.tokens(), rows.len());
+        let m = b * l;
+        let (input, output) = (self.info.input.len(), self.info.output.len());
+        for frame in 0..len {
+            let s = &mut scratch.take(self.scratch_len(b));
+            let (residual, hidden, normed) = (carve(s, m * d), carve(s, m * d), carve(s, m * d));
+            let (pooled, scores) = (carve(s, d), carve(s, self.config.num_classes));
+            for (row, hidden) in rows.iter().zip(hidden.chunks_exact_mut(l * d)) {
+                self.tokens(cx, &row.x[frame * input..][..input], s, hidden);
+            }
+            residual.fill(0.0);
+            for (i, layer) in self.layers.iter().enumerate() {
+                // residual += hidden; hidden = mixer(norm(residual))
+                let (h, r) = (Mat::new(hidden, m, d), MatMut::new(residual, m, d));
+                add_norm(cx.level, &layer.norm, h, r, MatMut::new(normed, m, d));
+                let out = MatMut::new(hidden, m, d);
+                layer.mixer.forward(cx, Mat::new(normed, m, d), rows, l, self.state.get(i), s, out);
+            }
+            for (i, row) in rows.iter_mut().enumerate() {
+                let part = i * l * d..(i + 1) * l * d;
+                let y = &mut row.y[frame * output..][..output];
+                let (hidden, residual) = (&hidden[part.clone()], &mut residual[part.clone()]);
+                self.score(cx, hidden, residual, &mut normed[part], (&mut *pooled, &mut *scores), y);
+                row.state.steps += 1;
+            }
+        }
+    }
+
+    fn gap(&self, state: &mut State, periods: f64) {
+        for (layer, at) in self.layers.iter().zip(&self.state) {
+            layer.mixer.gap(&mut state.data, at, periods * self.config.tokens() as f64);
+        }
+    }
+
+    fn upstream_state(&self, state: &State, name: &str) -> Option<(Vec<usize>, Vec<f32>)> {
+        let (i, what) = name.strip_prefix("layers.")?.split_once('.')?;
+        let i: usize = i.parse().ok()?;
+        self.layers.get(i)?.mixer.upstream_state(&state.data, self.state.get(i)?, what)
+    }
+}
+
+/// The stored position embedding for the frame size in use.
+fn fit_pos_embed(stored: &[f32], c: &Config, rule: PosRule) -> Result<Vec<f32>, Error> {
+    let (d, from, to) = (c.embed_dim, c.grid(c.trained), c.grid(c.image));
+    if from == to {
+        return Ok(stored.to_vec());
+    }
+    let (m, m2) = (from.0 * from.1, to.0 * to.1);
+    let bad = |expected: &str, got: String| Error::Config {
+        file: "frame size".into(),
+        field: "pos_embed".into(),
+        expected: expected.into(),
+        got,
+    };
+    // Rows kept apart, and their new places. Upstream keeps row 0, wherever the class token really is.
+    let (kept, placed): (Vec<usize>, Vec<usize>) = match (c.class, rule) {
+        (Class::None, _) => (vec![], vec![]),
+        (Class::Both, _) => (vec![0, m + 1], vec![0, m2 + 1]),
+        (Class::Front, _) | (Class::Middle, PosRule::Upstream) => (vec![0], vec![0]),
+        (Class::Middle, PosRule::MiddleAware) => (vec![m / 2], vec![m2 / 2]),
+    };
+    if rule == PosRule::Upstream && (from.0 != from.1 || to.0 != to.1) {
+        return Err(bad("a square frame for the upstream rule", format!("{}x{}", c.image.0, c.image.1)));
+    }
+    // Channels first for the interpolation, rows last again after it.
+    let grid: Vec<usize> = (0..m + kept.len()).filter(|r| !kept.contains(r)).collect();
+    let mut planes = vec![0.0; d * m];
+    for (i, row) in grid.iter().enumerate() {
+        for ch in 0..d {
+            planes[ch * m + i] = stored[row * d + ch];
+        }
+    }
+    let mut fitted = vec![0.0; d * m2];
+    bicubic_grid(&planes, d, from, to, &mut fitted);
+    let mut out = vec![0.0; (m2 + kept.len()) * d];
+    let free: Vec<usize> = (0..m2 + kept.len()).filter(|r| !placed.contains(r)).collect();
+    for (i, row) in free.iter().enumerate() {
+        for ch in 0..d {
+            out[row * d + ch] = fitted[ch * m2 + i];
+        }
+    }
+    for (old, new) in kept.iter().zip(&placed) {
+        out[new * d..][..d].copy_from_slice(&stored[old * d..][..d]);
+    }
+    Ok(out)
+}
+
+/// Golden files: logits of whole frames, the poolings, both rules of the position embedding, the carry mode.
+fn verify(g: &mut Golden<'_>) -> Result<(), Error> {
+    const TOL: f32 = 1e-5;
+    let frames = |shape: &[usize]| (shape[2], shape[3]);
+    if g.config["mode"] == "carry" {
+        let options = Options { carry: true, ..g.open_options() };
+        let model = g.open(&options)?;
+        let (shape, x) = g.tensor("__input__")?;
+        let mut row = Row::new(&*model, 1);
+        let (mut y, mut states): (Vec<f32>, Vec<Vec<f32>>) = (vec![], vec![]);
+        let names = g.names_with("__state__.");
+        for frame in x.chunks(x.len() / shape[0]) {
+            row.x.copy_from_slice(frame);
+            g.forward(&*model, std::slice::from_mut(&mut row), 1);
+            y.extend(&row.y);
+            for (i, name) in names.iter().enumerate() {
+                states.resize(names.len(), vec![]);
+                let name = name.trim_start_matches("__state__.");
+                states[i].extend(model.upstream_state(&row.state, name).map(|s| s.1).unwrap_or_default());
+            }
+        }
+        g.check("__output__", &y, TOL)?;
+        for (name, got) in names.iter().zip(&states) {
+            g.check(name, got, TOL)?;
+        }
+        let y = g.run_frames(&*g.open(&g.open_options())?, &x)?;
+        return g.check("__output_reset__", &y, TOL);
+    }
+    let interpolated = g.config.get("source_img_size").is_some();
+    for (input, output, rule) in [
+        ("__input__", "__output__", PosRule::Upstream),
+        ("__input__", "__output_midaware__", PosRule::MiddleAware),
+        ("__input_rect__", "__output_midaware_rect__", PosRule::MiddleAware),
+    ] {
+        if !g.has(output) && !g.has(&output.replace("output", "output_f64")) && output != "__output__" {
+            continue;
+        }
+        let (shape, x) = g.tensor(input)?;
+        let image = interpolated.then(|| frames(&shape));
+        let model = g.open(&Options { pos_rule: rule, image, ..g.open_options() })?;
+        let y = g.run_frames(&*model, &x)?;
+        g.check(output, &y, TOL)?;
+    }
+    for pool in ["none", "max", "all", "mean"] {
+        let name = format!("__output_pool_{pool}__");
+        if g.has(&name) {
+            let mut options = g.open_options();
+            if let Some(Value::Object(model)) = options.config.as_mut().and_then(|c| c.get_mut("model")) {
+                model.insert("final_pool_type".into(), pool.into());
+            }
+            let (_, x) = g.tensor("__input__")?;
+            let y = g.run_frames(&*g.open(&options)?, &x)?;
+            g.check(&name, &y, TOL)?;
+        }
+    }
+    Ok(())
+}
