@@ -20,14 +20,21 @@ pub struct Checkpoint {
 impl Checkpoint {
     /// o
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
-        Self::from_bytes(&path.display().to_string(), std::fs::read(path).map_err(|e| CheckpointError::Any(format!("{path:?} {e}")))?)
+        Self::from_bytes(
+            &path.display().to_string(),
+            std::fs::read(path).map_err(|e| CheckpointError::Any(format!("{path:?} {e}")))?,
+        )
     }
     /// f
     pub fn from_bytes(name: &str, bytes: Vec<u8>) -> Result<Self, CheckpointError> {
         let any = |e: safetensors::SafeTensorError| CheckpointError::Any(e.to_string());
         let (n, head) = safetensors::SafeTensors::read_metadata(&bytes).map_err(any)?;
         let metadata = head.metadata().clone().unwrap_or_default().into_iter().collect();
-        let tensors = head.tensors().into_iter().map(|(k, t)| (k, (t.dtype, t.shape.clone(), n + 8 + t.data_offsets.0..n + 8 + t.data_offsets.1))).collect();
+        let tensors = head
+            .tensors()
+            .into_iter()
+            .map(|(k, t)| (k, (t.dtype, t.shape.clone(), n + 8 + t.data_offsets.0..n + 8 + t.data_offsets.1)))
+            .collect();
         Ok(Self { path: name.into(), metadata, bytes, tensors })
     }
     /// n
@@ -44,8 +51,12 @@ impl Checkpoint {
         let b = &self.bytes[r.clone()];
         Ok(match d {
             safetensors::Dtype::F32 => b.chunks(4).map(|c| f32::from_le_bytes([c[0], c[1], c[2], c[3]])).collect(),
-            safetensors::Dtype::F64 => b.chunks(8).map(|c| f64::from_le_bytes(c.try_into().unwrap_or_default()) as f32).collect(),
-            safetensors::Dtype::I64 => b.chunks(8).map(|c| i64::from_le_bytes(c.try_into().unwrap_or_default()) as f32).collect(),
+            safetensors::Dtype::F64 => {
+                b.chunks(8).map(|c| f64::from_le_bytes(c.try_into().unwrap_or_default()) as f32).collect()
+            }
+            safetensors::Dtype::I64 => {
+                b.chunks(8).map(|c| i64::from_le_bytes(c.try_into().unwrap_or_default()) as f32).collect()
+            }
             _ => return Err(CheckpointError::Any(format!("dtype {name}"))),
         })
     }
@@ -54,8 +65,13 @@ impl Checkpoint {
     /// d
     pub fn f64(&self, name: &str) -> Result<Vec<f64>, CheckpointError> {
         Ok(match self.tensors.get(name) {
-            Some((safetensors::Dtype::F64, _, r)) => self.bytes[r.clone()].chunks(8).map(|c| f64::from_le_bytes(c.try_into().unwrap_or_default())).collect(),
-            Some((safetensors::Dtype::I32, _, r)) => self.bytes[r.clone()].chunks(4).map(|c| i32::from_le_bytes(c.try_into().unwrap_or_default()) as f64).collect(),
+            Some((safetensors::Dtype::F64, _, r)) => {
+                self.bytes[r.clone()].chunks(8).map(|c| f64::from_le_bytes(c.try_into().unwrap_or_default())).collect()
+            }
+            Some((safetensors::Dtype::I32, _, r)) => self.bytes[r.clone()]
+                .chunks(4)
+                .map(|c| i32::from_le_bytes(c.try_into().unwrap_or_default()) as f64)
+                .collect(),
             _ => self.f32(name)?.iter().map(|v| *v as f64).collect(),
         })
     }
@@ -65,7 +81,11 @@ impl Checkpoint {
     }
     /// p
     pub fn parameters(&self) -> u64 {
-        self.tensors.iter().filter(|(k, _)| !k.starts_with("__")).map(|(_, t)| t.1.iter().product::<usize>() as u64).sum()
+        self.tensors
+            .iter()
+            .filter(|(k, _)| !k.starts_with("__"))
+            .map(|(_, t)| t.1.iter().product::<usize>() as u64)
+            .sum()
     }
     /// h
     pub fn sha256(&self) -> String {

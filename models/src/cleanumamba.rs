@@ -44,9 +44,9 @@ struct Encoder {
 
 /// Up: 1x1, GLU, transposed convolution 4/2.
 struct Decoder {
-    expand: Linear,     // (2 · C, Cin)
-    conv: Linear,       // (4 · Cout, C), rows (tap, channel)
-    bias: Vec<f32>,     // (Cout)
+    expand: Linear, // (2 · C, Cin)
+    conv: Linear,   // (4 · Cout, C), rows (tap, channel)
+    bias: Vec<f32>, // (Cout)
     out_channels: usize,
 }
 
@@ -325,11 +325,8 @@ impl CleanUMamba {
                 for h in 0..hops {
                     let whole = &buffer[h * hop..][..frame];
                     let level = &mut state[self.places.level.clone()];
-                    let divisor = if padded && level[1] > 0.0 {
-                        self.last_divisor(level)
-                    } else {
-                        self.divisor(level, whole)
-                    };
+                    let divisor =
+                        if padded && level[1] > 0.0 { self.last_divisor(level) } else { self.divisor(level, whole) };
                     divisors[h] = divisor;
                     let part = if first && h == 0 { whole } else { &whole[frame - hop - 2..] };
                     scaled.iter_mut().zip(part).for_each(|(s, x)| *s = x / divisor);
@@ -483,6 +480,7 @@ impl Model for CleanUMamba {
         let s = scratch.take(self.scratch_len(1) + line(hop) + line(left + 3 * hop));
         let mut s = s;
         let (x, y) = (carve(&mut s, hop), carve(&mut s, left + 3 * hop));
+        x.fill(0.0);
         x[..partial].copy_from_slice(&row.x[..partial]);
         let mut done = given;
         while done < frames * hop {

@@ -69,8 +69,7 @@ impl Snapshot {
     pub fn load(bytes: &[u8], info: &Info, layout: &StateLayout) -> Result<Self, Error> {
         let (_, head) = safetensors::SafeTensors::read_metadata(bytes)
             .map_err(|e| mismatch("file", "a safetensors file of format ssm-state", e))?;
-        let mut extra: BTreeMap<String, String> =
-            head.metadata().clone().unwrap_or_default().into_iter().collect();
+        let mut extra: BTreeMap<String, String> = head.metadata().clone().unwrap_or_default().into_iter().collect();
         let mut expect = |key: &str, want: &str| match extra.remove(key) {
             Some(got) if got == want => Ok(()),
             got => Err(mismatch(key, want, got.unwrap_or_else(|| "nothing".into()))),
@@ -81,8 +80,7 @@ impl Snapshot {
         expect("model", &info.hash)?;
         let steps = extra.remove("steps").unwrap_or_default();
         let steps: u64 = steps.parse().map_err(|_| mismatch("steps", "a number", format!("{steps:?}")))?;
-        let file =
-            safetensors::SafeTensors::deserialize(bytes).map_err(|e| mismatch("file", "whole tensors", e))?;
+        let file = safetensors::SafeTensors::deserialize(bytes).map_err(|e| mismatch("file", "whole tensors", e))?;
         let values = |name: &str, shape: Option<&[usize]>| -> Result<Vec<f32>, Error> {
             let t = file.tensor(name).map_err(|_| mismatch(name, "a tensor of this name", "nothing"))?;
             if t.dtype() != safetensors::Dtype::F32 || shape.is_some_and(|s| s != t.shape()) {

@@ -22,8 +22,11 @@ use std::sync::Arc;
 
 pub(crate) const FAMILY: Family = Family {
     name: "vim",
-    detect: |f| f.shape("patch_embed.proj.weight").is_some() && f.shape("layers.0.mixer.A_log").is_some()
-        && f.shape("pos_embed").is_some(),
+    detect: |f| {
+        f.shape("patch_embed.proj.weight").is_some()
+            && f.shape("layers.0.mixer.A_log").is_some()
+            && f.shape("pos_embed").is_some()
+    },
     open: |file, options| Ok(Arc::new(Vim::load(file, options)?)),
     verify,
 };
@@ -108,7 +111,8 @@ impl Config {
             let makes_224 = |s: usize| grid > 0 && (grid - 1) * s + patch_size == 224;
             if said.is_none() && half > 0 && !makes_224(patch_size) && makes_224(half) { half } else { patch_size }
         });
-        let trained = said.unwrap_or((((grid.max(1)) - 1) * stride + patch_size, ((grid.max(1)) - 1) * stride + patch_size));
+        let trained =
+            said.unwrap_or((((grid.max(1)) - 1) * stride + patch_size, ((grid.max(1)) - 1) * stride + patch_size));
         let cells = |(h, w)| count(h, patch_size, stride) * count(w, patch_size, stride);
         if cells(trained) != patches || patches == 0 {
             return Err(bad(
@@ -197,8 +201,8 @@ struct Vim {
     config: Config,
     info: Info,
     layout: StateLayout,
-    patch_embed: Linear,  // (D, channels · P · P)
-    pos_embed: Vec<f32>,  // (L, D), the class tokens' own values added to their rows
+    patch_embed: Linear, // (D, channels · P · P)
+    pos_embed: Vec<f32>, // (L, D), the class tokens' own values added to their rows
     layers: Vec<Layer>,
     state: Vec<MixerState>, // empty unless frames are carried
     norm_f: Norm,
