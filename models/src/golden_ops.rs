@@ -147,7 +147,7 @@ fn conv(g: &mut Golden<'_>) -> Result<(), Error> {
         let (mut out, mut tails, mut step_out, mut step_tails) = (vec![], vec![], vec![], vec![]);
         for i in 0..batch {
             let mut tail = start.as_ref().map_or_else(|| vec![0.0; keep * d], |s| time_major(s, i, d, keep));
-            let mut run = |g: &mut Golden<'_>, x: &[f32], len: usize, cuts: Vec<usize>, tail: &mut [f32]| {
+            let run = |g: &mut Golden<'_>, x: &[f32], len: usize, cuts: Vec<usize>, tail: &mut [f32]| {
                 let (mut y, mut at) = (vec![0.0; len * d], 0);
                 for n in cuts {
                     let x = Mat::new(x, len, d).sub_rows(at..at + n);

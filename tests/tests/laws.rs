@@ -1,0 +1,186 @@
+//! The laws every family obeys, on random models, lengths and cuts.
+//!
+//! Split law: any cut of a stream gives the same bits. Snapshot law: a stream saved and restored goes on as if nothing
+//! had been. Batch law: a row among others gives the same bits as the row alone.
+
+use ssm_models::kernels::{CpuLevel, Cx};
+use ssm_models::{Model, Row, Scratch, Signal, Snapshot, SnapshotHeader};
+use ssm_tests::Rng;
+use ssm_tests::fabricate::FAMILIES;
+use std::sync::Arc;
+
+/// Models drawn per family.
+const DRAWS: u64 = 12;
+
+/// Input of `len` steps.
+#[derive(Clone)]
+struct Input {
+    x: Vec<f32>,
+    tokens: Vec<u32>,
+    step: usize,
+}
+
+impl Input {
+    fn random(rng: &mut Rng, model: &dyn Model, len: usize) -> Self {
+        match model.info().input {
+            Signal::Token { vocab } => {
+                let tokens = (0..len).map(|_| rng.range(0, vocab - 1) as u32).collect();
+                Self { x: vec![], tokens, step: 0 }
+            }
+            signal => Self { x: rng.normals(len * signal.len(), 0.5), tokens: vec![], step: signal.len() },
+        }
+    }
+
+    fn load(&self, row: &mut Row, from: usize, len: usize) {
+        if self.step == 0 {
+            row.tokens[..len].copy_from_slice(&self.tokens[from..from + len]);
+        } else {
+            row.x[..len * self.step].copy_from_slice(&self.x[from * self.step..(from + len) * self.step]);
+        }
+    }
+}
+
+struct Bench {
+    model: Arc<dyn Model>,
+    cx: Cx,
+    scratch: Scratch,
+    len: usize,
+}
+
+impl Bench {
+    /// Runs `input` from `row`'s state in the given pieces and returns the output.
+    fn run(&mut self, row: Row, input: &Input, from: usize, cuts: &[usize]) -> (Row, Vec<f32>) {
+        let (mut rows, mut y, mut at) = ([row], Vec::new(), from);
+        for &n in cuts {
+            input.load(&mut rows[0], at, n);
+            self.model.forward(&self.cx, &mut rows, n, &mut self.scratch);
+            y.extend_from_slice(&rows[0].y[..n * self.model.info().output.len()]);
+            at += n;
+        }
+        let [row] = rows;
+        (row, y)
+    }
+
+    fn row(&self) -> Row {
+        Row::new(&*self.model, self.len)
+    }
+}
+
+fn same(what: &str, a: &[f32], b: &[f32]) {
+    assert_eq!(a.len(), b.len(), "{what}: lengths differ");
+    if let Some(i) = a.iter().zip(b).position(|(a, b)| a.to_bits() != b.to_bits()) {
+        panic!("{what}: value {i} of {} is {} against {}", a.len(), a[i], b[i]);
+    }
+}
+
+/// Calls `law` with random models of every family, at every level of the machine, on one and on two threads.
+fn each(seed: u64, law: impl Fn(&str, &mut Rng, &mut Bench)) {
+    for (f, (name, draw)) in FAMILIES.iter().enumerate() {
+        for i in 0..DRAWS {
+            let mut rng = Rng::new(seed + 1000 * f as u64 + i);
+            let fabricated = draw(&mut rng);
+            let levels: Vec<CpuLevel> = CpuLevel::present().collect();
+            let (level, threads) = (levels[i as usize % levels.len()], 1 + i as usize / 2 % 2);
+            let model = fabricated.open(level).unwrap_or_else(|e| panic!("{name} {i}: {e}"));
+            assert_eq!(model.info().family, *name, "draw {i}");
+            let len = match model.info().input {
+                Signal::Image { .. } => rng.range(1, 5),
+                _ => rng.range(1, 60),
+            };
+            let mut bench = Bench { model, cx: Cx::at(level, threads), scratch: Scratch::default(), len };
+            law(&format!("{name} draw {i} at {level} on {threads} threads, {len} steps"), &mut rng, &mut bench);
+        }
+    }
+}
+
+#[test]
+fn any_cut_gives_the_same_bits() {
+    each(1, |what, rng, b| {
+        let input = Input::random(rng, &*b.model, b.len);
+        let (end, whole) = b.run(b.row(), &input, 0, &[b.len]);
+        assert!(whole.iter().all(|v| v.is_finite()), "{what}: output is not finite");
+        for cuts in [rng.cuts(b.len), vec![1; b.len]] {
+            let (row, y) = b.run(b.row(), &input, 0, &cuts);
+            same(&format!("{what}, cut {cuts:?}, output"), &whole, &y);
+            same(&format!("{what}, cut {cuts:?}, state"), &end.state.data, &row.state.data);
+            assert_eq!(end.state.steps, row.state.steps, "{what}: steps");
+        }
+    });
+}
+
+#[test]
+fn a_restored_stream_goes_on_as_if_nothing_had_been() {
+    each(2, |what, rng, b| {
+        let input = Input::random(rng, &*b.model, b.len);
+        let cut = rng.range(0, b.len);
+        let (row, head) = b.run(b.row(), &input, 0, &[cut]);
+        let header = SnapshotHeader::default();
+        let saved = Snapshot { state: row.state.clone(), pending: vec![], header }
+            .save(b.model.info(), b.model.layout())
+            .expect("a state can be saved");
+        let restored = Snapshot::load(&saved, b.model.info(), b.model.layout()).expect("it is the same model's");
+        let (end, tail) = b.run(Row { state: restored.state, ..b.row() }, &input, cut, &[b.len - cut]);
+        let (want_end, want) = b.run(b.row(), &input, 0, &[b.len]);
+        same(&format!("{what}, restored at {cut}, output"), &want, &[head, tail].concat());
+        same(&format!("{what}, restored at {cut}, state"), &want_end.state.data, &end.state.data);
+    });
+}
+
+#[test]
+fn a_row_in_a_batch_equals_the_row_alone() {
+    each(3, |what, rng, b| {
+        // Rows that already have a past of their own.
+        let mut rows: Vec<Row> = (0..3)
+            .map(|_| {
+                let past = Input::random(rng, &*b.model, b.len);
+                let n = rng.range(0, b.len);
+                b.run(b.row(), &past, 0, &[n]).0
+            })
+            .collect();
+        let inputs: Vec<Input> = rows.iter().map(|_| Input::random(rng, &*b.model, b.len)).collect();
+        let mut alone = Vec::new();
+        for (row, input) in rows.iter_mut().zip(&inputs) {
+            input.load(row, 0, b.len);
+            let copy = Row { state: row.state.clone(), rate: row.rate, ..b.row() };
+            alone.push(b.run(copy, input, 0, &[b.len]));
+        }
+        b.model.forward(&b.cx, &mut rows, b.len, &mut b.scratch);
+        for (i, (row, (want, y))) in rows.iter().zip(&alone).enumerate() {
+            same(&format!("{what}, row {i}, output"), y, &row.y[..y.len()]);
+            same(&format!("{what}, row {i}, state"), &want.state.data, &row.state.data);
+        }
+    });
+}
+
+#[test]
+fn a_reset_stream_is_a_fresh_one_and_no_gap_is_nothing() {
+    each(4, |what, rng, b| {
+        let input = Input::random(rng, &*b.model, b.len);
+        let (_, fresh) = b.run(b.row(), &input, 0, &[b.len]);
+        let (mut row, _) = b.run(b.row(), &input, 0, &[b.len]);
+        row.state.reset();
+        let (mut row, again) = b.run(row, &input, 0, &[b.len]);
+        same(&format!("{what}, after a reset"), &fresh, &again);
+        let before = row.state.data.to_vec();
+        b.model.gap(&mut row.state, 0.0);
+        same(&format!("{what}, after a gap of nothing"), &before, &row.state.data);
+        b.model.gap(&mut row.state, 1e9);
+        assert!(row.state.data.iter().all(|v| v.is_finite()), "{what}: a long gap left a value that is not finite");
+    });
+}
+
+#[test]
+fn another_models_snapshot_is_refused() {
+    let mut rng = Rng::new(5);
+    for (name, draw) in FAMILIES {
+        let level = CpuLevel::best();
+        let (a, b) = (draw(&mut rng).open(level).expect("opens"), draw(&mut rng).open(level).expect("opens"));
+        let state = Row::new(&*a, 1).state;
+        let saved = Snapshot { state, pending: vec![], header: SnapshotHeader::default() };
+        let bytes = saved.save(a.info(), a.layout()).expect("a state can be saved");
+        assert!(Snapshot::load(&bytes, b.info(), b.layout()).is_err(), "{name}: took another model's state");
+        for cut in [0, 7, 8, bytes.len() / 2, bytes.len().saturating_sub(1)] {
+            assert!(Snapshot::load(&bytes[..cut], a.info(), a.layout()).is_err(), "{name}: took {cut} bytes");
+        }
+    }
+}
