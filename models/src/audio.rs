@@ -9,126 +9,181 @@ use std::sync::Arc;
 /// Hops that one forward pass takes at most; longer input is run in several.
 const HOPS: usize = 16;
 
-/// One channel of audio through a model of samples.
+/// Interleaved audio through a model of samples, a stream of the engine for each channel.
 ///
-/// Output sample `n` belongs to input sample `n`: what the model's delay puts in front is thrown away, and
-/// [`AudioStream::drain`] gives what is still inside, so as many samples come out as went in. Cutting the input
-/// differently changes no bit.
+/// Output frame `n` belongs to input frame `n`: what the model's delay puts in front is thrown away, and
+/// [`AudioStream::drain`] gives what is still inside, so as many frames come out as went in. Cutting the input
+/// differently changes no bit. (A frame here is one sample of every channel.)
 pub struct AudioStream {
-    stream: Stream,
+    /// One a channel; the samples that do not fill a hop yet lie at the front of its row's input.
+    streams: Vec<Stream>,
     hop: usize,
     delay: usize,
-    /// Samples that do not fill a hop yet.
-    pending: Vec<f32>,
-    /// Output samples still to be thrown away.
+    rate: u32,
+    /// Samples a channel that do not fill a hop yet.
+    held: usize,
+    /// Output frames still to be thrown away.
     discard: usize,
 }
 
 impl AudioStream {
-    /// A fresh stream of an engine.
+    /// Fresh streams of an engine for `channels` channels.
     ///
     /// # Errors
-    /// The engine's model does not turn samples into samples.
-    pub fn new(engine: &Arc<Engine>) -> Result<Self, Error> {
+    /// The engine's model does not turn samples into samples, or there is no channel.
+    pub fn new(engine: &Arc<Engine>, channels: usize) -> Result<Self, Error> {
         let info = engine.info();
-        let (Signal::Samples { hop, .. }, Signal::Samples { .. }) = (info.input, info.output) else {
+        let (Signal::Samples { hop, rate }, Signal::Samples { .. }) = (info.input, info.output) else {
             return Err(Error::Input {
                 expected: "a model that turns samples into samples".into(),
                 got: format!("{} ({:?} to {:?})", info.family, info.input, info.output),
             });
         };
-        let delay = info.delay;
-        Ok(Self { stream: engine.stream(HOPS), hop, delay, pending: Vec::with_capacity(HOPS * hop), discard: delay })
+        if channels == 0 {
+            return Err(Error::Input { expected: "one channel or more".into(), got: "none".into() });
+        }
+        let streams = (0..channels).map(|_| engine.stream(HOPS)).collect();
+        Ok(Self { streams, hop, delay: info.delay, rate, held: 0, discard: info.delay })
     }
 
-    /// Samples by which the output lags behind the input at most: the model's delay and one hop.
+    /// Frames by which the output lags behind the input at most: the model's delay and one hop.
     pub fn latency(&self) -> usize {
         self.delay + self.hop
     }
 
-    /// The stream inside.
-    pub fn stream(&mut self) -> &mut Stream {
-        &mut self.stream
+    /// Frames a second.
+    pub fn rate(&self) -> u32 {
+        self.rate
     }
 
-    /// Takes `input` in and appends what is complete to `out`.
+    /// Number of channels.
+    pub fn channels(&self) -> usize {
+        self.streams.len()
+    }
+
+    /// Steps that each channel's model has taken since the reset.
+    pub fn steps(&mut self) -> u64 {
+        self.streams[0].state().steps
+    }
+
+    /// Takes whole frames of interleaved `input` in and appends what is complete to `out`.
     ///
     /// # Errors
-    /// The forward pass failed; the stream is then a fresh one.
+    /// The forward pass failed; the streams are then fresh ones.
     pub fn push(&mut self, mut input: &[f32], out: &mut Vec<f32>) -> Result<(), Error> {
-        while !input.is_empty() {
-            let room = HOPS * self.hop - self.pending.len();
-            let (now, later) = input.split_at(input.len().min(room));
-            self.pending.extend_from_slice(now);
+        let channels = self.streams.len();
+        while input.len() >= channels {
+            let room = HOPS * self.hop - self.held;
+            let (now, later) = input.split_at(room.min(input.len() / channels) * channels);
+            for (c, stream) in self.streams.iter_mut().enumerate() {
+                let x = &mut stream.row().x[self.held..];
+                x.iter_mut().zip(now[c..].iter().step_by(channels)).for_each(|(x, s)| *x = *s);
+            }
+            self.held += now.len() / channels;
             input = later;
-            let hops = self.pending.len() / self.hop;
-            if hops == 0 {
-                break;
+            let hops = self.held / self.hop;
+            if hops > 0 {
+                self.run(hops, out)?;
             }
-            let n = hops * self.hop;
-            self.stream.row().x[..n].copy_from_slice(&self.pending[..n]);
-            self.pending.drain(..n);
-            if let Err(error) = self.stream.run(hops) {
-                self.reset();
-                return Err(error);
-            }
-            let skip = self.discard.min(n);
-            self.discard -= skip;
-            out.extend_from_slice(&self.stream.row().y[skip..n]);
         }
         Ok(())
     }
 
-    /// Ends the stream: appends what is still inside to `out`. The stream is then a fresh one.
+    /// Runs the hops that are complete, all channels in one batch.
+    fn run(&mut self, hops: usize, out: &mut Vec<f32>) -> Result<(), Error> {
+        let (n, held, channels) = (hops * self.hop, self.held, self.streams.len());
+        let mut result = Ok(());
+        for stream in &mut self.streams {
+            result = result.and(stream.submit(hops));
+        }
+        for stream in &mut self.streams {
+            result = result.and(stream.wait());
+        }
+        if result.is_err() {
+            self.reset();
+            return result;
+        }
+        let skip = self.discard.min(n);
+        self.discard -= skip;
+        let start = out.len();
+        out.resize(start + (n - skip) * channels, 0.0);
+        for (c, stream) in self.streams.iter_mut().enumerate() {
+            let row = stream.row();
+            out[start..][c..].iter_mut().step_by(channels).zip(&row.y[skip..n]).for_each(|(o, y)| *o = *y);
+            row.x.copy_within(n..held, 0);
+        }
+        self.held -= n;
+        Ok(())
+    }
+
+    /// Ends the streams: appends what is still inside to `out`. The streams are then fresh ones.
     pub fn drain(&mut self, out: &mut Vec<f32>) {
-        let partial = self.pending.len();
-        self.stream.row().x[..partial].copy_from_slice(&self.pending);
-        out.extend_from_slice(self.stream.drain(partial));
+        let (channels, start, held) = (self.streams.len(), out.len(), self.held);
+        for (c, stream) in self.streams.iter_mut().enumerate() {
+            let tail = stream.drain(held);
+            out.resize(start + tail.len() * channels, 0.0);
+            out[start..].iter_mut().skip(c).step_by(channels).zip(tail).for_each(|(o, y)| *o = *y);
+        }
         self.reset();
     }
 
-    /// Makes the stream a fresh one; what is inside is lost.
+    /// Makes the streams fresh ones; what is inside is lost.
     pub fn reset(&mut self) {
-        self.stream.reset();
-        self.pending.clear();
+        self.streams.iter_mut().for_each(Stream::reset);
+        self.held = 0;
         self.discard = self.delay;
     }
 
-    /// Lets `samples` samples pass for which there is no input.
-    pub fn gap(&mut self, samples: u64) {
-        self.stream.gap(samples as f64 / self.hop as f64);
+    /// Lets `frames` frames pass for which there is no input: what is inside is completed with silence and appended to
+    /// `out`, then the state ages by the model's rule. The next input is taken to follow `frames` frames later.
+    pub fn gap(&mut self, frames: u64, out: &mut Vec<f32>) {
+        let states: Vec<_> = self.streams.iter_mut().map(|s| s.state().clone()).collect();
+        self.drain(out);
+        for (stream, state) in self.streams.iter_mut().zip(states) {
+            *stream.state() = state;
+            stream.gap(frames as f64 / self.hop as f64);
+        }
     }
 
-    /// Samples taken in whose output has not come out yet.
+    /// Frames taken in whose output has not come out yet.
     pub fn inside(&self) -> usize {
-        self.pending.len() + self.delay - self.discard
+        self.held + self.delay - self.discard
     }
 
-    /// What the stream remembers, pending samples included.
+    /// What the streams remember, held samples included.
     pub fn snapshot(&mut self, mut header: SnapshotHeader) -> Snapshot {
         header.extra.insert("discard".into(), self.discard.to_string());
-        Snapshot { state: self.stream.state().clone(), pending: self.pending.clone(), header }
+        let held = self.held;
+        let pending = self.streams.iter_mut().flat_map(|s| s.row().x[..held].to_vec()).collect();
+        Snapshot { states: self.streams.iter_mut().map(|s| s.state().clone()).collect(), pending, header }
     }
 
     /// Goes on from a snapshot of the same model.
     ///
     /// # Errors
-    /// The snapshot's pending samples or discard count cannot be.
+    /// The snapshot has another number of channels, or held samples or a discard count that cannot be.
     pub fn restore(&mut self, snapshot: Snapshot) -> Result<(), Error> {
         let bad = |field: &str, expected: String, got: String| Error::Snapshot { field: field.into(), expected, got };
+        let channels = self.streams.len();
+        if snapshot.states.len() != channels {
+            return Err(bad("streams", format!("{channels} (one a channel)"), snapshot.states.len().to_string()));
+        }
         let discard = snapshot.header.extra.get("discard").cloned().unwrap_or_default();
         let discard: usize = discard
             .parse()
             .ok()
             .filter(|d| *d <= self.delay)
             .ok_or_else(|| bad("discard", format!("0 to {}", self.delay), format!("{discard:?}")))?;
-        if snapshot.pending.len() >= self.hop {
-            return Err(bad("pending", format!("fewer than {} samples", self.hop), snapshot.pending.len().to_string()));
+        let held = snapshot.pending.len() / channels;
+        if held >= self.hop || held * channels != snapshot.pending.len() {
+            let expected = format!("fewer than {} samples for each of {channels} channels", self.hop);
+            return Err(bad("pending", expected, snapshot.pending.len().to_string()));
         }
-        *self.stream.state() = snapshot.state;
-        self.pending.clear();
-        self.pending.extend_from_slice(&snapshot.pending);
-        self.discard = discard;
+        for (c, (stream, state)) in self.streams.iter_mut().zip(snapshot.states).enumerate() {
+            *stream.state() = state;
+            stream.row().x[..held].copy_from_slice(&snapshot.pending[c * held..][..held]);
+        }
+        (self.held, self.discard) = (held, discard);
         Ok(())
     }
 }

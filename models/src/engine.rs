@@ -205,9 +205,18 @@ impl Stream {
     /// Runs `len` steps that lie in the row's input and waits for the result in its output.
     ///
     /// # Errors
-    /// `len` is above the capacity; a token is no id of the model; the forward pass failed (the stream is then a fresh
-    /// one).
+    /// As [`Stream::submit`] and [`Stream::wait`].
     pub fn run(&mut self, len: usize) -> Result<(), Error> {
+        self.submit(len)?;
+        self.wait()
+    }
+
+    /// Hands `len` steps that lie in the row's input to the engine; [`Stream::wait`] brings the result. Until then the
+    /// row is away: touching it makes the stream a fresh one.
+    ///
+    /// # Errors
+    /// `len` is above the capacity; a token is no id of the model; the engine has ended.
+    pub fn submit(&mut self, len: usize) -> Result<(), Error> {
         if len > self.capacity {
             return Err(Error::Input {
                 expected: format!("{} steps at most", self.capacity),
@@ -219,14 +228,26 @@ impl Stream {
         {
             return Err(Error::Input { expected: format!("token ids below {vocab}"), got: id.to_string() });
         }
-        let family = self.engine.info().family;
-        let failed = || Error::Engine { model: family.into() };
         self.row();
-        let (Some(row), Some(jobs)) = (self.row.take(), &self.engine.jobs) else { return Err(failed()) };
-        jobs.send(Job { row, len, reply: self.reply.clone() }).map_err(|_| failed())?;
-        let (row, done) = self.answer.recv().map_err(|_| failed())?;
+        let (Some(row), Some(jobs)) = (self.row.take(), &self.engine.jobs) else { return Err(self.failed()) };
+        jobs.send(Job { row, len, reply: self.reply.clone() }).map_err(|_| self.failed())
+    }
+
+    /// Waits for the steps that were submitted; their result then lies in the row's output.
+    ///
+    /// # Errors
+    /// Nothing was submitted, or the forward pass failed (the stream is then a fresh one).
+    pub fn wait(&mut self) -> Result<(), Error> {
+        if self.row.is_some() {
+            return Err(self.failed());
+        }
+        let (row, done) = self.answer.recv().map_err(|_| self.failed())?;
         self.row = Some(row);
-        if done { Ok(()) } else { Err(failed()) }
+        if done { Ok(()) } else { Err(self.failed()) }
+    }
+
+    fn failed(&self) -> Error {
+        Error::Engine { model: self.engine.info().family.into() }
     }
 
     /// Makes the stream a fresh one.

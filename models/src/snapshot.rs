@@ -1,7 +1,8 @@
-//! A stream's state as bytes: a safetensors file with one tensor per span.
+//! The states of one or several streams (the channels of an audio stream) as bytes: a safetensors file with one tensor
+//! per span, its first axis the streams.
 //!
-//! The metadata holds `format` = `ssm-state`, `version`, `model` (hash of weights and options), `family`, `steps`, and
-//! what the element adds (`pts`, pending samples). Any safetensors reader can look inside.
+//! The metadata holds `format` = `ssm-state`, `version`, `model` (hash of weights and options), `family`, `streams`,
+//! `steps`, and what the element adds (`pts`, pending samples). Any safetensors reader can look inside.
 
 use crate::error::Error;
 use crate::model::Info;
@@ -18,10 +19,13 @@ pub struct SnapshotHeader {
     pub extra: BTreeMap<String, String>,
 }
 
-/// Saved state of one stream.
+/// Streams that a snapshot may hold.
+const MAX_STREAMS: usize = 1024;
+
+/// Saved states of streams that belong together.
 pub struct Snapshot {
-    /// The state.
-    pub state: State,
+    /// The states, one a stream.
+    pub states: Vec<State>,
     /// Values that belong to the owner of the stream (samples not yet processed).
     pub pending: Vec<f32>,
     /// Entries of the owner.
@@ -42,7 +46,10 @@ impl Snapshot {
         let spans: Vec<(String, Vec<usize>, Vec<u8>)> = layout
             .spans()
             .iter()
-            .map(|s| (s.name.clone(), s.shape.clone(), bytes(&self.state.data[s.range()])))
+            .map(|s| {
+                let shape = [&[self.states.len()], &s.shape[..]].concat();
+                (s.name.clone(), shape, self.states.iter().flat_map(|t| bytes(&t.data[s.range()])).collect())
+            })
             .chain([("pending".to_owned(), vec![self.pending.len()], bytes(&self.pending))])
             .collect();
         let mut metadata: HashMap<String, String> = self.header.extra.clone().into_iter().collect();
@@ -51,7 +58,8 @@ impl Snapshot {
             ("version", VERSION.to_owned()),
             ("model", info.hash.clone()),
             ("family", info.family.to_owned()),
-            ("steps", self.state.steps.to_string()),
+            ("streams", self.states.len().to_string()),
+            ("steps", self.states.first().map_or(0, |s| s.steps).to_string()),
         ] {
             metadata.insert(key.to_owned(), value);
         }
@@ -78,8 +86,15 @@ impl Snapshot {
         expect("version", VERSION)?;
         expect("family", info.family)?;
         expect("model", &info.hash)?;
-        let steps = extra.remove("steps").unwrap_or_default();
-        let steps: u64 = steps.parse().map_err(|_| mismatch("steps", "a number", format!("{steps:?}")))?;
+        let mut number = |key: &str, most: u64| -> Result<u64, Error> {
+            let word = extra.remove(key).unwrap_or_default();
+            let value = word.parse().ok().filter(|n| *n <= most);
+            value.ok_or_else(|| mismatch(key, format!("a number up to {most}"), format!("{word:?}")))
+        };
+        // No more streams than the file has room for, whatever its header says.
+        let most = (bytes.len() / layout.bytes().max(1)).min(MAX_STREAMS);
+        let streams = number("streams", most as u64)? as usize;
+        let steps = number("steps", u64::MAX)?;
         let file = safetensors::SafeTensors::deserialize(bytes).map_err(|e| mismatch("file", "whole tensors", e))?;
         let values = |name: &str, shape: Option<&[usize]>| -> Result<Vec<f32>, Error> {
             let t = file.tensor(name).map_err(|_| mismatch(name, "a tensor of this name", "nothing"))?;
@@ -89,14 +104,16 @@ impl Snapshot {
             }
             Ok(t.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
         };
-        let mut state = State::new(layout);
-        state.steps = steps;
+        let mut states = vec![State { steps, ..State::new(layout) }; streams];
         for span in layout.spans() {
-            state.data[span.range()].copy_from_slice(&values(&span.name, Some(&span.shape))?);
+            let saved = values(&span.name, Some(&[&[streams], &span.shape[..]].concat()))?;
+            for (state, saved) in states.iter_mut().zip(saved.chunks_exact(span.len().max(1))) {
+                state.data[span.range()].copy_from_slice(saved);
+            }
         }
         if let Some(name) = file.names().into_iter().find(|n| layout.span(n).is_none() && *n != "pending") {
             return Err(mismatch(name, "no such tensor", "a tensor"));
         }
-        Ok(Self { state, pending: values("pending", None)?, header: SnapshotHeader { extra } })
+        Ok(Self { states, pending: values("pending", None)?, header: SnapshotHeader { extra } })
     }
 }

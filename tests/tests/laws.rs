@@ -115,11 +115,12 @@ fn a_restored_stream_goes_on_as_if_nothing_had_been() {
         let cut = rng.range(0, b.len);
         let (row, head) = b.run(b.row(), &input, 0, &[cut]);
         let header = SnapshotHeader::default();
-        let saved = Snapshot { state: row.state.clone(), pending: vec![], header }
+        let saved = Snapshot { states: vec![row.state.clone()], pending: vec![], header }
             .save(b.model.info(), b.model.layout())
             .expect("a state can be saved");
-        let restored = Snapshot::load(&saved, b.model.info(), b.model.layout()).expect("it is the same model's");
-        let (end, tail) = b.run(Row { state: restored.state, ..b.row() }, &input, cut, &[b.len - cut]);
+        let mut restored = Snapshot::load(&saved, b.model.info(), b.model.layout()).expect("it is the same model's");
+        let state = restored.states.pop().expect("one stream was saved");
+        let (end, tail) = b.run(Row { state, ..b.row() }, &input, cut, &[b.len - cut]);
         let (want_end, want) = b.run(b.row(), &input, 0, &[b.len]);
         same(&format!("{what}, restored at {cut}, output"), &want, &[head, tail].concat());
         same(&format!("{what}, restored at {cut}, state"), &want_end.state.data, &end.state.data);
@@ -176,7 +177,7 @@ fn another_models_snapshot_is_refused() {
         let level = CpuLevel::best();
         let (a, b) = (draw(&mut rng).open(level).expect("opens"), draw(&mut rng).open(level).expect("opens"));
         let state = Row::new(&*a, 1).state;
-        let saved = Snapshot { state, pending: vec![], header: SnapshotHeader::default() };
+        let saved = Snapshot { states: vec![state], pending: vec![], header: SnapshotHeader::default() };
         let bytes = saved.save(a.info(), a.layout()).expect("a state can be saved");
         assert!(Snapshot::load(&bytes, b.info(), b.layout()).is_err(), "{name}: took another model's state");
         for cut in [0, 7, 8, bytes.len() / 2, bytes.len().saturating_sub(1)] {
