@@ -1,1 +1,36 @@
 //! GStreamer elements that run state-space models on live video and audio.
+//!
+//! | element | does |
+//! |---|---|
+//! | `ssmclassify` | classes of each video frame (pixels untouched) |
+//! | `ssmdenoise` | audio in, clean audio out, with a fixed, declared latency |
+//! | `ssmjson` | results of the others as lines of JSON |
+#![forbid(unsafe_code)]
+
+mod denoise;
+mod json;
+mod model;
+mod results;
+mod timeline;
+
+pub use results::{ClassScore, META_NAME, Results};
+
+fn plugin_init(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
+    results::register_meta();
+
+    denoise::register(plugin)?;
+    json::register(plugin)?;
+    Ok(())
+}
+
+gst::plugin_define!(
+    ssm,
+    env!("CARGO_PKG_DESCRIPTION"),
+    plugin_init,
+    concat!(env!("CARGO_PKG_VERSION"), "-", env!("COMMIT_ID")),
+    "MIT/X11",
+    env!("CARGO_PKG_NAME"),
+    env!("CARGO_PKG_NAME"),
+    env!("CARGO_PKG_REPOSITORY"),
+    env!("BUILD_REL_DATE")
+);

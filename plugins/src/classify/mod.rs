@@ -1,0 +1,1 @@
+//! `ssmclassify`: see [`imp`].

@@ -1,0 +1,704 @@
+//! # ssmdenoise
+//!
+//! Takes noise out of speech. Any checkpoint of the CleanUMamba family runs; without one the builtin network does.
+//!
+//! ```text
+//! gst-launch-1.0 filesrc location=noisy.wav ! wavparse ! audioconvert ! audioresample ! ssmdenoise ! \
+//!     audioconvert ! wavenc ! filesink location=clean.wav
+//! ```
+//!
+//! The element negotiates the model's own rate (16 kHz for all published files), `F32LE` or `S16LE`, any number of
+//! channels; each channel is a stream of its own. As many samples come out as go in; each keeps its time. The latency is
+//! constant, answered to LATENCY queries, and never depends on how the input is cut.
+//!
+//! State: fresh at caps; aged over gaps of the timestamps up to `max-gap` as `gap-policy` says; fresh again after a
+//! flush, a new segment, a longer gap, a jump back, or the signal `reset-state`. At end of stream what is still inside
+//! comes out, unless `state-out` is set: then it goes into the snapshot, and a run that starts with it as `state-in`
+//! continues to the bit.
+
+use crate::model::{Counters, ModelSettings};
+use crate::timeline::{Follows, GapPolicy, follows};
+use glib::subclass::Signal as GSignal;
+use gst::ClockTime;
+use gst::prelude::*;
+use gst::subclass::prelude::*;
+use gst_audio::{AudioCapsBuilder, AudioFormat, AudioInfo};
+use ssm_models::{AudioStream, Engine, Error, LevelRule, Options, Signal, Snapshot, SnapshotHeader};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+
+static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
+    gst::DebugCategory::new("ssmdenoise", gst::DebugColorFlags::empty(), Some("State-space speech denoiser"))
+});
+
+const DEFAULT_MODEL: &str = "builtin:denoise";
+/// Differences between timestamps and the count of samples that are taken for jitter: what audio sinks allow, too.
+const TOLERANCE: ClockTime = ClockTime::from_mseconds(40);
+/// Channels that caps may have.
+const MAX_CHANNELS: i32 = 64;
+
+/// How the level that the network divides by is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, glib::Enum)]
+#[enum_type(name = "GstSsmLevelRule")]
+enum Level {
+    #[default]
+    #[enum_value(name = "Model: what the file says, else smoothed", nick = "model")]
+    Model,
+    #[enum_value(name = "Smoothed: power of the last seconds", nick = "smoothed")]
+    Smoothed,
+    #[enum_value(name = "Upstream: mean of the frames' deviations since the start", nick = "upstream")]
+    Upstream,
+    #[enum_value(name = "Fixed: the property level", nick = "fixed")]
+    Fixed,
+}
+
+#[derive(Clone)]
+struct Settings {
+    model: ModelSettings,
+    level_rule: Level,
+    level: f32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { model: ModelSettings::new(Some(DEFAULT_MODEL), 1), level_rule: Level::default(), level: 0.1 }
+    }
+}
+
+/// What flows: everything that belongs to the stream between two caps.
+struct Flow {
+    info: AudioInfo,
+    audio: AudioStream,
+    /// Time of the next output frame: `origin` and frames since.
+    origin: Option<ClockTime>,
+    given: u64,
+    /// Frames taken in since `origin`.
+    taken: u64,
+    /// Whether the next output buffer begins anew.
+    discont: bool,
+    /// Whether samples that are not finite are being seen, so that a stretch of them warns once.
+    warned: bool,
+    samples: Vec<f32>,
+    out: Vec<f32>,
+}
+
+impl Flow {
+    fn time(&self, frames: u64) -> Option<ClockTime> {
+        let rate = u64::from(self.info.rate());
+        Some(self.origin? + frames.mul_div_floor(*ClockTime::SECOND, rate).map(ClockTime::from_nseconds)?)
+    }
+
+    /// Begins a new count of time; what is inside must have come out.
+    fn rebase(&mut self, pts: Option<ClockTime>) {
+        (self.origin, self.given, self.taken) = (pts, 0, 0);
+    }
+
+    /// Makes buffers' bytes samples; what is not finite becomes zero and is counted.
+    fn read(&mut self, bytes: &[u8]) -> Option<(usize, f32)> {
+        let mut bad = None;
+        self.samples.clear();
+        if self.info.format() == AudioFormat::F32le {
+            self.samples.extend(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)));
+            let odd = self.samples.iter_mut().enumerate().filter(|(_, s)| !s.is_finite());
+            for (i, s) in odd {
+                bad.get_or_insert((i, *s));
+                *s = 0.0;
+            }
+        } else {
+            self.samples.extend(bytes.as_chunks::<2>().0.iter().map(|b| f32::from(i16::from_le_bytes(*b)) / 32768.0));
+        }
+        bad
+    }
+
+    /// The frames in `out` as a buffer with its time; `None` if there are none.
+    fn take(&mut self) -> Result<Option<gst::Buffer>, glib::BoolError> {
+        let frames = (self.out.len() / self.audio.channels()) as u64;
+        if frames == 0 {
+            return Ok(None);
+        }
+        let mut buffer = gst::Buffer::with_size(self.out.len() * self.info.bps() as usize)?;
+        let b = buffer.make_mut();
+        {
+            let mut map = b.map_writable()?;
+            if self.info.format() == AudioFormat::F32le {
+                for (b, s) in map.as_chunks_mut::<4>().0.iter_mut().zip(&self.out) {
+                    *b = s.to_le_bytes();
+                }
+            } else {
+                for (b, s) in map.as_chunks_mut::<2>().0.iter_mut().zip(&self.out) {
+                    *b = ((s * 32768.0).round().clamp(-32768.0, 32767.0) as i16).to_le_bytes();
+                }
+            }
+        }
+        let (pts, end) = (self.time(self.given), self.time(self.given + frames));
+        b.set_pts(pts);
+        b.set_duration(end.zip(pts).map(|(end, pts)| end.saturating_sub(pts)));
+        if std::mem::take(&mut self.discont) {
+            b.set_flags(gst::BufferFlags::DISCONT);
+        }
+        self.given += frames;
+        self.out.clear();
+        Ok(Some(buffer))
+    }
+}
+
+pub struct Denoise {
+    sink: gst::Pad,
+    src: gst::Pad,
+    settings: Mutex<Settings>,
+    /// Open from READY to NULL; queries read it and never wait for a forward pass.
+    engine: Mutex<Option<Arc<Engine>>>,
+    /// Held while samples are computed, never while they are pushed.
+    flow: Mutex<Option<Flow>>,
+    /// A snapshot to begin with, from `state-in` or the signal `load-state`.
+    restore: Mutex<Option<Vec<u8>>>,
+    segment: Mutex<Option<gst::Event>>,
+    reset: AtomicBool,
+    counters: Counters,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Denoise {
+    fn options(settings: &Settings) -> Options {
+        let level_rule = match settings.level_rule {
+            Level::Model => LevelRule::Model,
+            Level::Smoothed => LevelRule::Smoothed,
+            Level::Upstream => LevelRule::Upstream,
+            Level::Fixed => LevelRule::Fixed(settings.level),
+        };
+        Options { level_rule, ..Options::default() }
+    }
+
+    /// Opens the engine that the settings ask for, unless it is open already.
+    fn open(&self) -> Result<(), Error> {
+        let settings = lock(&self.settings).clone();
+        let engine = settings.model.engine(Self::options(&settings))?;
+        if lock(&self.engine).as_ref().is_some_and(|open| Arc::ptr_eq(open, &engine)) {
+            return Ok(());
+        }
+        let delay = AudioStream::new(&engine, 1)?;
+        let latency = (delay.latency() as u64).mul_div_ceil(*ClockTime::SECOND, u64::from(delay.rate())).unwrap_or(0);
+        self.counters.latency_ns.store(latency, Ordering::Relaxed);
+        self.counters.state_bytes.store(engine.model().layout().bytes() as u64, Ordering::Relaxed);
+        if settings.model.post_messages {
+            let _ = self.obj().post_message(settings.model.message(self.obj().upcast_ref(), &engine));
+        }
+        *lock(&self.engine) = Some(engine);
+        Ok(())
+    }
+
+    fn fail(&self, error: &Error) {
+        gst::element_imp_error!(self, gst::ResourceError::OpenRead, ("{error}"));
+    }
+
+    /// Caps that the model runs at.
+    fn allowed(&self) -> gst::Caps {
+        let mut caps = self.sink.pad_template_caps();
+        if let Some(Signal::Samples { rate, .. }) = lock(&self.engine).as_ref().map(|e| e.info().input) {
+            caps.make_mut().iter_mut().for_each(|s| s.set("rate", rate as i32));
+        }
+        caps
+    }
+
+    /// Caps that `pad` can take, given what the other pad's peer can.
+    fn caps(&self, pad: &gst::Pad, filter: Option<&gst::CapsRef>) -> gst::Caps {
+        let other = if *pad == self.sink { &self.src } else { &self.sink };
+        let allowed = self.allowed();
+        let caps = other.peer_query_caps(Some(&allowed)).intersect_with_mode(&allowed, gst::CapsIntersectMode::First);
+        match filter {
+            Some(filter) => filter.intersect_with_mode(&caps, gst::CapsIntersectMode::First),
+            None => caps,
+        }
+    }
+
+    fn set_caps(&self, caps: &gst::CapsRef) -> Result<(), gst::LoggableError> {
+        let info = AudioInfo::from_caps(caps).map_err(|e| gst::loggable_error!(CAT, "caps {caps}: {e}"))?;
+        let engine = lock(&self.engine).clone();
+        let engine = engine.ok_or_else(|| gst::loggable_error!(CAT, "no model is open"))?;
+        let mut audio =
+            AudioStream::new(&engine, info.channels() as usize).map_err(|e| gst::loggable_error!(CAT, "{e}"))?;
+        if audio.rate() != info.rate() {
+            let rate = audio.rate();
+            return Err(gst::loggable_error!(CAT, "rate: expected {rate} Hz (the model's), got {} Hz", info.rate()));
+        }
+        let restored = lock(&self.restore).take();
+        if let Some(bytes) = restored {
+            let restored = Snapshot::load(&bytes, engine.info(), engine.model().layout());
+            if let Err(error) = restored.and_then(|s| audio.restore(s)) {
+                gst::element_imp_error!(self, gst::ResourceError::Settings, ("state-in: {error}"));
+                return Err(gst::loggable_error!(CAT, "state-in: {error}"));
+            }
+        }
+        let (samples, out) = (Vec::new(), Vec::new());
+        let flow = Flow { info, audio, origin: None, given: 0, taken: 0, discont: true, warned: false, samples, out };
+        *lock(&self.flow) = Some(flow);
+        Ok(())
+    }
+
+    /// Pushes buffers, in order.
+    fn push(&self, buffers: impl IntoIterator<Item = gst::Buffer>) -> Result<gst::FlowSuccess, gst::FlowError> {
+        buffers.into_iter().try_fold(gst::FlowSuccess::Ok, |_, buffer| self.src.push(buffer))
+    }
+
+    fn no_memory(&self, error: glib::BoolError) -> gst::FlowError {
+        gst::element_imp_error!(self, gst::StreamError::Failed, ("output buffer: {error}"));
+        gst::FlowError::Error
+    }
+
+    /// Takes what is inside out, completed with silence; the streams are fresh then.
+    fn drain(&self) -> Result<gst::FlowSuccess, gst::FlowError> {
+        let buffer = {
+            let mut flow = lock(&self.flow);
+            let Some(flow) = flow.as_mut() else { return Ok(gst::FlowSuccess::Ok) };
+            flow.audio.drain(&mut flow.out);
+            let buffer = flow.take().map_err(|e| self.no_memory(e))?;
+            flow.rebase(None);
+            flow.discont = true;
+            buffer
+        };
+        self.push(buffer)
+    }
+
+    /// Lets time pass: what is inside comes out, the state ages, stays or starts anew.
+    fn gap(&self, flow: &mut Flow, frames: u64, policy: GapPolicy) {
+        match policy {
+            GapPolicy::Step => flow.audio.gap(frames, &mut flow.out),
+            GapPolicy::Hold => flow.audio.gap(0, &mut flow.out),
+            GapPolicy::Reset => {
+                flow.audio.drain(&mut flow.out);
+                Counters::add(&self.counters.resets, 1);
+            }
+        }
+    }
+
+    fn chain(&self, buffer: gst::Buffer) -> Result<gst::FlowSuccess, gst::FlowError> {
+        let settings = lock(&self.settings).model.clone();
+        let (before, after) = {
+            let mut flow = lock(&self.flow);
+            let Some(flow) = flow.as_mut() else {
+                gst::element_imp_error!(self, gst::CoreError::Negotiation, ("buffer before caps"));
+                return Err(gst::FlowError::NotNegotiated);
+            };
+            let bpf = flow.info.bpf() as usize;
+            if buffer.size() % bpf != 0 {
+                gst::element_imp_error!(
+                    self,
+                    gst::StreamError::Format,
+                    ("buffer: expected a multiple of {bpf} bytes (one sample of each channel), got {}", buffer.size())
+                );
+                return Err(gst::FlowError::Error);
+            }
+            let mut before = None;
+            if self.reset.swap(false, Ordering::Relaxed) {
+                flow.audio.drain(&mut flow.out);
+                before = flow.take().map_err(|e| self.no_memory(e))?;
+                flow.rebase(None);
+                Counters::add(&self.counters.resets, 1);
+            }
+            let rate = u64::from(flow.info.rate());
+            match follows(flow.time(flow.taken), buffer.pts(), TOLERANCE, settings.max_gap) {
+                Follows::On => {}
+                gap @ (Follows::Gap(_) | Follows::Jump) => {
+                    let (missing, policy) = match gap {
+                        Follows::Gap(time) => (time, settings.gap_policy),
+                        _ => (ClockTime::ZERO, GapPolicy::Reset),
+                    };
+                    gst::debug!(CAT, imp = self, "at {}: {gap:?}, {policy:?}", buffer.pts().display());
+                    let frames = missing.nseconds().mul_div_round(rate, *ClockTime::SECOND).unwrap_or(0);
+                    self.gap(flow, frames, policy);
+                    before = flow.take().map_err(|e| self.no_memory(e))?;
+                    flow.rebase(None);
+                    flow.discont = true;
+                }
+            }
+            if flow.origin.is_none() && buffer.pts().is_some() {
+                // Restored streams hold samples from before this buffer, which come out first.
+                let inside = (flow.audio.inside() as u64).saturating_sub(flow.taken);
+                let earlier = inside.mul_div_round(*ClockTime::SECOND, rate).unwrap_or(0);
+                flow.rebase(buffer.pts().map(|pts| pts.saturating_sub(ClockTime::from_nseconds(earlier))));
+                flow.taken = inside;
+            }
+            let map = buffer.map_readable().map_err(|e| self.no_memory(e))?;
+            if let Some((at, value)) = flow.read(&map) {
+                Counters::add(&self.counters.not_finite, 1);
+                if !std::mem::replace(&mut flow.warned, true) {
+                    gst::element_imp_warning!(
+                        self,
+                        gst::StreamError::Decode,
+                        [
+                            "sample {at} of the buffer at {}: expected a finite number, got {value}; \
+                          such samples are taken for silence",
+                            buffer.pts().display()
+                        ]
+                    );
+                }
+            } else {
+                flow.warned = false;
+            }
+            flow.taken += (flow.samples.len() / flow.audio.channels()) as u64;
+            let steps = flow.audio.steps();
+            if let Err(error) = flow.audio.push(&flow.samples, &mut flow.out) {
+                gst::element_imp_error!(self, gst::StreamError::Failed, ("{error}"));
+                return Err(gst::FlowError::Error);
+            }
+            Counters::add(&self.counters.steps, flow.audio.steps().saturating_sub(steps));
+            (before, flow.take().map_err(|e| self.no_memory(e))?)
+        };
+        self.push(before.into_iter().chain(after))
+    }
+
+    /// Bytes of a snapshot of the streams as they are now.
+    fn save(&self) -> Option<Vec<u8>> {
+        let engine = lock(&self.engine).clone()?;
+        let mut flow = lock(&self.flow);
+        let flow = flow.as_mut()?;
+        let mut header = SnapshotHeader::default();
+        if let Some(pts) = flow.time(flow.taken) {
+            header.extra.insert("pts".into(), pts.nseconds().to_string());
+        }
+        match flow.audio.snapshot(header).save(engine.info(), engine.model().layout()) {
+            Ok(bytes) => Some(bytes),
+            Err(error) => {
+                gst::error!(CAT, imp = self, "{error}");
+                None
+            }
+        }
+    }
+
+    /// Writes `state-out`, if it is set: to a neighbouring file first, which then takes the name. Says whether it is set.
+    fn write_state(&self) -> bool {
+        let Some(path) = lock(&self.settings).model.state_out.clone() else { return false };
+        let Some(bytes) = self.save() else { return true };
+        let part = format!("{path}.part");
+        if let Err(error) = std::fs::write(&part, bytes).and_then(|()| std::fs::rename(&part, &path)) {
+            let _ = std::fs::remove_file(&part);
+            gst::element_imp_error!(self, gst::ResourceError::Write, ("state-out: {path}: {error}"));
+        }
+        true
+    }
+
+    fn sink_event(&self, pad: &gst::Pad, event: gst::Event) -> bool {
+        use gst::EventView;
+        match event.view() {
+            EventView::Caps(e) => {
+                let _ = self.drain();
+                if let Err(error) = self.set_caps(e.caps()) {
+                    error.log_with_imp(self);
+                    gst::element_imp_error!(self, gst::CoreError::Negotiation, ("{error}"));
+                    return false;
+                }
+                let done = self.src.push_event(event);
+                let _ = self.obj().post_message(gst::message::Latency::builder().src(&*self.obj()).build());
+                done
+            }
+            EventView::Segment(e) => {
+                let known = lock(&self.segment).replace(event.clone());
+                let same = known.as_ref().is_some_and(|k| match k.view() {
+                    EventView::Segment(k) => k.segment() == e.segment(),
+                    _ => false,
+                });
+                if known.is_some() && !same {
+                    let _ = self.drain();
+                    Counters::add(&self.counters.resets, 1);
+                }
+                self.src.push_event(event)
+            }
+            EventView::Gap(e) => {
+                let (pts, duration) = e.get();
+                let (policy, buffer) = {
+                    let settings = lock(&self.settings).model.clone();
+                    let mut flow = lock(&self.flow);
+                    let policy = settings.gap_policy;
+                    let buffer = flow.as_mut().and_then(|flow| {
+                        let missing = duration.unwrap_or_default().nseconds();
+                        let frames = missing.mul_div_round(u64::from(flow.info.rate()), *ClockTime::SECOND)?;
+                        let policy = if duration > Some(settings.max_gap) { GapPolicy::Reset } else { policy };
+                        self.gap(flow, frames, policy);
+                        let buffer = flow.take();
+                        flow.rebase(duration.map(|d| pts + d));
+                        buffer.ok().flatten()
+                    });
+                    (policy, buffer)
+                };
+                gst::debug!(CAT, imp = self, "gap at {pts} of {}: {policy:?}", duration.display());
+                let _ = self.push(buffer);
+                self.src.push_event(event)
+            }
+            EventView::FlushStop(_) => {
+                if let Some(flow) = lock(&self.flow).as_mut() {
+                    flow.audio.reset();
+                    flow.out.clear();
+                    flow.rebase(None);
+                    flow.discont = true;
+                }
+                *lock(&self.segment) = None;
+                Counters::add(&self.counters.resets, 1);
+                self.src.push_event(event)
+            }
+            EventView::Eos(_) => {
+                if !self.write_state() {
+                    let _ = self.drain();
+                }
+                self.src.push_event(event)
+            }
+            EventView::CustomDownstream(e) if e.structure().is_some_and(|s| s.name() == "ssm-reset") => {
+                let _ = self.drain();
+                Counters::add(&self.counters.resets, 1);
+                self.src.push_event(event)
+            }
+            _ => gst::Pad::event_default(pad, Some(&*self.obj()), event),
+        }
+    }
+
+    fn query(&self, pad: &gst::Pad, query: &mut gst::QueryRef) -> bool {
+        use gst::QueryViewMut;
+        match query.view_mut() {
+            QueryViewMut::Caps(q) => {
+                let caps = self.caps(pad, q.filter());
+                q.set_result(&caps);
+                true
+            }
+            QueryViewMut::Latency(q) if *pad == self.src => {
+                let mut upstream = gst::query::Latency::new();
+                if !self.sink.peer_query(&mut upstream) {
+                    return false;
+                }
+                let own = ClockTime::from_nseconds(self.counters.latency_ns.load(Ordering::Relaxed));
+                let (live, min, max) = upstream.result();
+                q.set(live, min + own, max.map(|max| max + own));
+                true
+            }
+            _ => gst::Pad::query_default(pad, Some(&*self.obj()), query),
+        }
+    }
+}
+
+#[glib::object_subclass]
+impl ObjectSubclass for Denoise {
+    const NAME: &'static str = "GstSsmDenoise";
+    type Type = super::Denoise;
+    type ParentType = gst::Element;
+
+    fn with_class(class: &Self::Class) -> Self {
+        let pad = |name: &str| {
+            let template = class.pad_template(name).unwrap_or_else(|| unreachable!("pad_templates() has {name}"));
+            gst::Pad::builder_from_template(&template)
+        };
+        let sink = pad("sink")
+            .chain_function(|_, parent, buffer| {
+                Self::catch_panic_pad_function(parent, || Err(gst::FlowError::Error), |imp| imp.chain(buffer))
+            })
+            .event_function(|pad, parent, event| {
+                Self::catch_panic_pad_function(parent, || false, |imp| imp.sink_event(pad, event))
+            })
+            .query_function(|pad, parent, query| {
+                Self::catch_panic_pad_function(parent, || false, |imp| imp.query(pad, query))
+            })
+            .flags(gst::PadFlags::ACCEPT_INTERSECT)
+            .build();
+        let src = pad("src")
+            .query_function(|pad, parent, query| {
+                Self::catch_panic_pad_function(parent, || false, |imp| imp.query(pad, query))
+            })
+            .build();
+        Self {
+            sink,
+            src,
+            settings: Mutex::default(),
+            engine: Mutex::default(),
+            flow: Mutex::default(),
+            restore: Mutex::default(),
+            segment: Mutex::default(),
+            reset: AtomicBool::new(false),
+            counters: Counters::default(),
+        }
+    }
+}
+
+impl ObjectImpl for Denoise {
+    fn constructed(&self) {
+        self.parent_constructed();
+        let _ = self.obj().add_pad(&self.sink);
+        let _ = self.obj().add_pad(&self.src);
+    }
+
+    fn properties() -> &'static [glib::ParamSpec] {
+        static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
+            let defaults = Settings::default();
+            let mut properties = defaults.model.properties();
+            properties.extend([
+                glib::ParamSpecEnum::builder_with_default("level-rule", defaults.level_rule)
+                    .nick("Level rule")
+                    .blurb("How the level is made that the network divides its input by")
+                    .mutable_ready()
+                    .build(),
+                glib::ParamSpecFloat::builder("level")
+                    .nick("Level")
+                    .blurb(
+                        "Divisor of the input with level-rule=fixed (standard deviation of the speech, full scale 1)",
+                    )
+                    .minimum(1e-4)
+                    .maximum(10.0)
+                    .default_value(defaults.level)
+                    .mutable_ready()
+                    .build(),
+            ]);
+            properties
+        });
+        &PROPERTIES
+    }
+
+    fn set_property(&self, _id: usize, value: &glib::Value, pspec: &glib::ParamSpec) {
+        let mut settings = lock(&self.settings);
+        match pspec.name() {
+            "level-rule" => settings.level_rule = value.get().unwrap_or_default(),
+            "level" => settings.level = value.get().unwrap_or(settings.level),
+            name => {
+                settings.model.set(name, value);
+            }
+        }
+    }
+
+    fn property(&self, _id: usize, pspec: &glib::ParamSpec) -> glib::Value {
+        let engine = lock(&self.engine).clone();
+        let settings = lock(&self.settings);
+        match pspec.name() {
+            "level-rule" => settings.level_rule.to_value(),
+            "level" => settings.level.to_value(),
+            name => settings
+                .model
+                .get(name)
+                .or_else(|| self.counters.get(name, engine.as_deref()))
+                .unwrap_or_else(|| pspec.default_value().clone()),
+        }
+    }
+
+    fn signals() -> &'static [GSignal] {
+        static SIGNALS: LazyLock<Vec<GSignal>> = LazyLock::new(|| {
+            let imp = |values: &[glib::Value]| values[0].get::<super::Denoise>().ok();
+            vec![
+                GSignal::builder("reset-state")
+                    .action()
+                    .class_handler(move |values| {
+                        imp(values)?.imp().reset.store(true, Ordering::Relaxed);
+                        None
+                    })
+                    .build(),
+                GSignal::builder("save-state")
+                    .action()
+                    .return_type::<Option<glib::Bytes>>()
+                    .class_handler(move |values| {
+                        Some(imp(values)?.imp().save().map(glib::Bytes::from_owned).to_value())
+                    })
+                    .build(),
+                GSignal::builder("load-state")
+                    .action()
+                    .param_types([glib::Bytes::static_type()])
+                    .return_type::<bool>()
+                    .class_handler(move |values| {
+                        let bytes = values[1].get::<glib::Bytes>().ok()?;
+                        Some(imp(values)?.imp().load_state(&bytes).to_value())
+                    })
+                    .build(),
+            ]
+        });
+        &SIGNALS
+    }
+}
+
+impl Denoise {
+    /// Goes on from a snapshot, now or when caps come. `false` if it is not one of this model and number of channels.
+    fn load_state(&self, bytes: &[u8]) -> bool {
+        let Some(engine) = lock(&self.engine).clone() else {
+            *lock(&self.restore) = Some(bytes.to_vec());
+            return true;
+        };
+        let mut flow = lock(&self.flow);
+        let snapshot = Snapshot::load(bytes, engine.info(), engine.model().layout());
+        let done = match (flow.as_mut(), snapshot) {
+            (Some(flow), Ok(snapshot)) => {
+                flow.rebase(None);
+                flow.audio.restore(snapshot)
+            }
+            (None, Ok(_)) => {
+                *lock(&self.restore) = Some(bytes.to_vec());
+                Ok(())
+            }
+            (_, Err(error)) => Err(error),
+        };
+        if let Err(error) = &done {
+            gst::element_imp_warning!(self, gst::ResourceError::Settings, ("load-state: {error}"));
+        }
+        done.is_ok()
+    }
+}
+
+impl GstObjectImpl for Denoise {}
+
+impl ElementImpl for Denoise {
+    fn metadata() -> Option<&'static gst::subclass::ElementMetadata> {
+        static METADATA: LazyLock<gst::subclass::ElementMetadata> = LazyLock::new(|| {
+            gst::subclass::ElementMetadata::new(
+                "State-space denoiser",
+                "Filter/Effect/Audio",
+                "Takes noise out of speech with a state-space network whose state lives as long as the stream",
+                "gst-plugin-ssm developers",
+            )
+        });
+        Some(&METADATA)
+    }
+
+    fn pad_templates() -> &'static [gst::PadTemplate] {
+        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(|| {
+            let caps = AudioCapsBuilder::new_interleaved()
+                .format_list([AudioFormat::F32le, AudioFormat::S16le])
+                .channels_range(1..=MAX_CHANNELS)
+                .build();
+            [("sink", gst::PadDirection::Sink), ("src", gst::PadDirection::Src)]
+                .into_iter()
+                .filter_map(|(name, direction)| {
+                    gst::PadTemplate::new(name, direction, gst::PadPresence::Always, &caps).ok()
+                })
+                .collect()
+        });
+        &TEMPLATES
+    }
+
+    fn change_state(&self, transition: gst::StateChange) -> Result<gst::StateChangeSuccess, gst::StateChangeError> {
+        match transition {
+            gst::StateChange::NullToReady | gst::StateChange::ReadyToPaused => {
+                if let Err(error) = self.open() {
+                    self.fail(&error);
+                    return Err(gst::StateChangeError);
+                }
+            }
+            _ => {}
+        }
+        if transition == gst::StateChange::ReadyToPaused {
+            let path = lock(&self.settings).model.state_in.clone();
+            if let Some(path) = path {
+                match std::fs::read(&path) {
+                    Ok(bytes) => *lock(&self.restore) = Some(bytes),
+                    Err(error) => {
+                        gst::element_imp_error!(self, gst::ResourceError::NotFound, ("state-in: {path}: {error}"));
+                        return Err(gst::StateChangeError);
+                    }
+                }
+            }
+        }
+        let done = self.parent_change_state(transition)?;
+        match transition {
+            gst::StateChange::PausedToReady => {
+                self.write_state();
+                *lock(&self.flow) = None;
+                *lock(&self.segment) = None;
+            }
+            gst::StateChange::ReadyToNull => *lock(&self.engine) = None,
+            _ => {}
+        }
+        Ok(done)
+    }
+}

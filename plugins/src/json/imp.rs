@@ -1,0 +1,136 @@
+//! # ssmjson
+//!
+//! Turns the results that elements before it attached to buffers into lines of JSON, one a result; the media itself is
+//! dropped.
+//!
+//! ```text
+//! gst-launch-1.0 filesrc location=video.mp4 ! decodebin ! videoconvert ! ssmclassify model=vim.pth ! ssmjson ! \
+//!     filesink location=classes.jsonl
+//! ```
+//!
+//! A line holds the fields of [`crate::Results`]; a buffer without results gives a GAP event, so that sinks keep time.
+
+use crate::results::Results;
+use gst::prelude::*;
+use gst::subclass::prelude::*;
+use std::sync::LazyLock;
+
+static CAT: LazyLock<gst::DebugCategory> =
+    LazyLock::new(|| gst::DebugCategory::new("ssmjson", gst::DebugColorFlags::empty(), Some("Results as JSON")));
+
+pub struct Json {
+    sink: gst::Pad,
+    src: gst::Pad,
+}
+
+impl Json {
+    fn chain(&self, buffer: gst::Buffer) -> Result<gst::FlowSuccess, gst::FlowError> {
+        let results = Results::of(&buffer);
+        if results.is_empty() {
+            if let Some(pts) = buffer.pts() {
+                self.src.push_event(gst::event::Gap::builder(pts).duration(buffer.duration()).build());
+            }
+            return Ok(gst::FlowSuccess::Ok);
+        }
+        let mut lines = Vec::new();
+        for result in &results {
+            if let Err(error) = serde_json::to_writer(&mut lines, result) {
+                gst::element_imp_error!(self, gst::StreamError::Encode, ("result of {}: {error}", result.element));
+                return Err(gst::FlowError::Error);
+            }
+            lines.push(b'\n');
+        }
+        let mut out = gst::Buffer::from_mut_slice(lines);
+        if let Some(out) = out.get_mut() {
+            out.set_pts(buffer.pts());
+            out.set_duration(buffer.duration());
+        }
+        self.src.push(out)
+    }
+
+    fn sink_event(&self, pad: &gst::Pad, event: gst::Event) -> bool {
+        match event.view() {
+            gst::EventView::Caps(_) => {
+                gst::debug!(CAT, imp = self, "results of {event:?}");
+                self.src.push_event(gst::event::Caps::new(&self.src.pad_template_caps()))
+            }
+            _ => gst::Pad::event_default(pad, Some(&*self.obj()), event),
+        }
+    }
+}
+
+#[glib::object_subclass]
+impl ObjectSubclass for Json {
+    const NAME: &'static str = "GstSsmJson";
+    type Type = super::Json;
+    type ParentType = gst::Element;
+
+    fn with_class(class: &Self::Class) -> Self {
+        let pad = |name: &str| {
+            let template = class.pad_template(name).unwrap_or_else(|| unreachable!("pad_templates() has {name}"));
+            gst::Pad::builder_from_template(&template)
+        };
+        let sink = pad("sink")
+            .chain_function(|_, parent, buffer| {
+                Self::catch_panic_pad_function(parent, || Err(gst::FlowError::Error), |imp| imp.chain(buffer))
+            })
+            .event_function(|pad, parent, event| {
+                Self::catch_panic_pad_function(parent, || false, |imp| imp.sink_event(pad, event))
+            })
+            .query_function(|pad, parent, query| match query.view_mut() {
+                // The two sides have nothing in common but time.
+                gst::QueryViewMut::Caps(q) => {
+                    let caps = pad.pad_template_caps();
+                    let caps = q.filter().map_or(caps.clone(), |f| f.intersect(&caps));
+                    q.set_result(&caps);
+                    true
+                }
+                _ => gst::Pad::query_default(pad, parent, query),
+            })
+            .build();
+        let src = pad("src").flags(gst::PadFlags::FIXED_CAPS).build();
+        Self { sink, src }
+    }
+}
+
+impl ObjectImpl for Json {
+    fn constructed(&self) {
+        self.parent_constructed();
+        let _ = self.obj().add_pad(&self.sink);
+        let _ = self.obj().add_pad(&self.src);
+    }
+}
+
+impl GstObjectImpl for Json {}
+
+impl ElementImpl for Json {
+    fn metadata() -> Option<&'static gst::subclass::ElementMetadata> {
+        static METADATA: LazyLock<gst::subclass::ElementMetadata> = LazyLock::new(|| {
+            gst::subclass::ElementMetadata::new(
+                "Results as JSON",
+                "Filter/Converter",
+                "Turns the results that state-space elements attached to buffers into lines of JSON",
+                "gst-plugin-ssm developers",
+            )
+        });
+        Some(&METADATA)
+    }
+
+    fn pad_templates() -> &'static [gst::PadTemplate] {
+        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(|| {
+            let any = gst::CapsFeatures::new_any();
+            let media = gst::Caps::builder_full()
+                .structure_with_features(gst::Structure::new_empty("video/x-raw"), any.clone())
+                .structure_with_features(gst::Structure::new_empty("audio/x-raw"), any)
+                .build();
+            let lines = gst::Caps::builder("application/x-json").field("schema", "ssm-results").build();
+            [("sink", gst::PadDirection::Sink, media), ("src", gst::PadDirection::Src, lines)]
+                .into_iter()
+                .filter_map(|(name, direction, caps)| {
+                    gst::PadTemplate::new(name, direction, gst::PadPresence::Always, &caps).ok()
+                })
+                .collect()
+        });
+        &TEMPLATES
+    }
+}

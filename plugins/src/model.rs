@@ -1,0 +1,263 @@
+//! What every element with a model has in common: the properties that choose it, opening it, and its counters.
+
+use crate::timeline::GapPolicy;
+use glib::prelude::*;
+use gst::ClockTime;
+use gst::prelude::*;
+use ssm_models::kernels::Cx;
+use ssm_models::{Device, Engine, EngineKey, Error, Options, Signal, open};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, UNIX_EPOCH};
+
+/// Longest gap that a state is aged over by default.
+const DEFAULT_MAX_GAP: ClockTime = ClockTime::from_seconds(1);
+
+/// The common properties.
+#[derive(Clone, Debug)]
+pub(crate) struct ModelSettings {
+    pub(crate) model: Option<String>,
+    device: String,
+    instance: Option<String>,
+    threads: u32,
+    batch_size: u32,
+    batch_timeout: u64,
+    pub(crate) post_messages: bool,
+    pub(crate) max_gap: ClockTime,
+    pub(crate) gap_policy: GapPolicy,
+    pub(crate) state_in: Option<String>,
+    pub(crate) state_out: Option<String>,
+}
+
+impl ModelSettings {
+    /// Defaults; `model` and `threads` differ between elements.
+    pub(crate) fn new(model: Option<&str>, threads: u32) -> Self {
+        Self {
+            model: model.map(str::to_owned),
+            device: "auto".into(),
+            instance: None,
+            threads,
+            batch_size: 16,
+            batch_timeout: 0,
+            post_messages: true,
+            max_gap: DEFAULT_MAX_GAP,
+            gap_policy: GapPolicy::default(),
+            state_in: None,
+            state_out: None,
+        }
+    }
+
+    /// The properties, with this value's fields as defaults.
+    pub(crate) fn properties(&self) -> Vec<glib::ParamSpec> {
+        let text = |name: &'static str, nick: &'static str, blurb: &'static str, default: Option<&str>| {
+            glib::ParamSpecString::builder(name).nick(nick).blurb(blurb).default_value(default).mutable_ready().build()
+        };
+        vec![
+            text("model", "Model", "Checkpoint file, or builtin:NAME", self.model.as_deref()),
+            text("device", "Device", "Where the model runs: auto, cpu, cuda or cuda:N", Some(&self.device)),
+            text(
+                "model-instance-id",
+                "Model instance",
+                "Elements with the same model and instance share one engine and run in one batch",
+                None,
+            ),
+            glib::ParamSpecUInt::builder("threads")
+                .nick("Threads")
+                .blurb("Threads of one forward pass (0: all of the machine)")
+                .maximum(256)
+                .default_value(self.threads)
+                .mutable_ready()
+                .build(),
+            glib::ParamSpecUInt::builder("batch-size")
+                .nick("Batch size")
+                .blurb("Streams that one forward pass serves at most")
+                .minimum(1)
+                .maximum(1024)
+                .default_value(self.batch_size)
+                .mutable_ready()
+                .build(),
+            glib::ParamSpecUInt64::builder("batch-timeout")
+                .nick("Batch timeout")
+                .blurb("Longest wait for other streams to fill a batch, in ns")
+                .maximum(ClockTime::SECOND.nseconds())
+                .default_value(self.batch_timeout)
+                .mutable_ready()
+                .build(),
+            glib::ParamSpecBoolean::builder("post-messages")
+                .nick("Post messages")
+                .blurb("Post results and facts of the model on the bus")
+                .default_value(self.post_messages)
+                .mutable_playing()
+                .build(),
+            glib::ParamSpecUInt64::builder("max-gap")
+                .nick("Longest gap")
+                .blurb("A gap in the timestamps up to this long is treated by gap-policy, a longer one resets, in ns")
+                .default_value(self.max_gap.nseconds())
+                .mutable_playing()
+                .build(),
+            glib::ParamSpecEnum::builder_with_default("gap-policy", self.gap_policy)
+                .nick("Gap policy")
+                .blurb("What happens to the state where input is missing")
+                .mutable_playing()
+                .build(),
+            text("state-in", "State in", "File with a saved state to go on from", None),
+            text("state-out", "State out", "File that the state is saved to at end of stream and on stop", None),
+            read_only("latency-ns", "Latency", "Delay of the element in ns (known from READY on)"),
+            read_only("state-bytes", "State bytes", "Bytes of one stream's state (known from READY on)"),
+            read_only("steps", "Steps", "Steps that the model has taken"),
+            read_only("resets", "Resets", "Times that the state was reset while playing"),
+            read_only("dropped", "Dropped", "Buffers that passed without inference"),
+            glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
+                .nick("Statistics")
+                .blurb("All counters at once, and those of the engine")
+                .read_only()
+                .build(),
+        ]
+    }
+
+    /// Sets a property of [`ModelSettings::properties`]; `false` if it is none of these.
+    pub(crate) fn set(&mut self, name: &str, value: &glib::Value) -> bool {
+        let text = || value.get::<Option<String>>().ok().flatten().filter(|s| !s.is_empty());
+        match name {
+            "model" => self.model = text(),
+            "device" => self.device = text().unwrap_or_else(|| "auto".into()),
+            "model-instance-id" => self.instance = text(),
+            "threads" => self.threads = value.get().unwrap_or(self.threads),
+            "batch-size" => self.batch_size = value.get().unwrap_or(self.batch_size),
+            "batch-timeout" => self.batch_timeout = value.get().unwrap_or(self.batch_timeout),
+            "post-messages" => self.post_messages = value.get().unwrap_or(self.post_messages),
+            "max-gap" => self.max_gap = value.get().map_or(self.max_gap, ClockTime::from_nseconds),
+            "gap-policy" => self.gap_policy = value.get().unwrap_or(self.gap_policy),
+            "state-in" => self.state_in = text(),
+            "state-out" => self.state_out = text(),
+            _ => return false,
+        }
+        true
+    }
+
+    /// Value of a property that [`ModelSettings::set`] sets; `None` if it is none of these.
+    pub(crate) fn get(&self, name: &str) -> Option<glib::Value> {
+        Some(match name {
+            "model" => self.model.to_value(),
+            "device" => self.device.to_value(),
+            "model-instance-id" => self.instance.to_value(),
+            "threads" => self.threads.to_value(),
+            "batch-size" => self.batch_size.to_value(),
+            "batch-timeout" => self.batch_timeout.to_value(),
+            "post-messages" => self.post_messages.to_value(),
+            "max-gap" => self.max_gap.nseconds().to_value(),
+            "gap-policy" => self.gap_policy.to_value(),
+            "state-in" => self.state_in.to_value(),
+            "state-out" => self.state_out.to_value(),
+            _ => return None,
+        })
+    }
+
+    /// The engine of these settings: a running one if another element has the same, else a new one.
+    ///
+    /// # Errors
+    /// No model is set, or it cannot be opened or run on the device.
+    pub(crate) fn engine(&self, mut options: Options) -> Result<Arc<Engine>, Error> {
+        let name = self.model.as_deref().ok_or_else(|| Error::Config {
+            file: "element".into(),
+            field: "model".into(),
+            expected: "a checkpoint file or builtin:NAME".into(),
+            got: "nothing (the property model is not set)".into(),
+        })?;
+        let device = self.device.parse::<Device>()?.resolve()?;
+        let threads = match self.threads {
+            0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
+            n => n as usize,
+        };
+        let cx = Cx::new(threads)?;
+        options.level = cx.level;
+        // A file that was replaced since is another model.
+        let written = std::fs::metadata(name).and_then(|m| m.modified()).ok();
+        let written = written.and_then(|t| t.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
+        let file = std::fs::canonicalize(name).unwrap_or_else(|_| PathBuf::from(name));
+        let key = EngineKey {
+            model: format!("{} {written:?} {options:?}", file.display()),
+            instance: self.instance.clone().unwrap_or_default(),
+            device,
+            threads,
+            batch_size: self.batch_size as usize,
+            batch_timeout: Duration::from_nanos(self.batch_timeout),
+        };
+        Engine::shared(key, || Ok((open(name, &options)?, cx)))
+    }
+
+    /// The message that tells what is running: structure `ssm-model` with `file`, `family`, `sizes`, `parameters`,
+    /// `input`, `classes` (of classifiers), `device`, `state-bytes`.
+    pub(crate) fn message(&self, src: &gst::Element, engine: &Engine) -> gst::Message {
+        let info = engine.info();
+        let input = match info.input {
+            Signal::Image { channels, height, width } => format!("{width}x{height}x{channels}"),
+            Signal::Samples { hop, rate } => format!("{hop} samples at {rate} Hz"),
+            other => format!("{other:?}"),
+        };
+        let classes = if let Signal::Logits { classes } = info.output { Some(classes as u32) } else { None };
+        let structure = gst::Structure::builder("ssm-model")
+            .field("file", self.model.as_deref().unwrap_or_default())
+            .field("family", info.family)
+            .field("sizes", &info.sizes)
+            .field("parameters", info.parameters)
+            .field("input", input)
+            .field_if_some("classes", classes)
+            .field(
+                "device",
+                self.device.parse::<Device>().and_then(Device::resolve).map_or("?".into(), |d| d.to_string()),
+            )
+            .field("state-bytes", engine.model().layout().bytes() as u64)
+            .build();
+        gst::message::Element::builder(structure).src(src).build()
+    }
+}
+
+fn read_only(name: &'static str, nick: &'static str, blurb: &'static str) -> glib::ParamSpec {
+    glib::ParamSpecUInt64::builder(name).nick(nick).blurb(blurb).read_only().build()
+}
+
+/// Counters that any thread may read while the streaming thread runs.
+#[derive(Default)]
+pub(crate) struct Counters {
+    pub(crate) latency_ns: AtomicU64,
+    pub(crate) state_bytes: AtomicU64,
+    pub(crate) steps: AtomicU64,
+    pub(crate) resets: AtomicU64,
+    pub(crate) dropped: AtomicU64,
+    /// Samples or pixels that were not finite and were taken for zero.
+    pub(crate) not_finite: AtomicU64,
+}
+
+impl Counters {
+    /// Value of a read-only property; `None` if it is none of these.
+    pub(crate) fn get(&self, name: &str, engine: Option<&Engine>) -> Option<glib::Value> {
+        let counter = |c: &AtomicU64| c.load(Ordering::Relaxed);
+        Some(match name {
+            "latency-ns" => counter(&self.latency_ns).to_value(),
+            "state-bytes" => counter(&self.state_bytes).to_value(),
+            "steps" => counter(&self.steps).to_value(),
+            "resets" => counter(&self.resets).to_value(),
+            "dropped" => counter(&self.dropped).to_value(),
+            "stats" => {
+                let (passes, rows) = engine.map_or((0, 0), Engine::counts);
+                gst::Structure::builder("stats")
+                    .field("steps", counter(&self.steps))
+                    .field("resets", counter(&self.resets))
+                    .field("dropped", counter(&self.dropped))
+                    .field("not-finite", counter(&self.not_finite))
+                    .field("engine-passes", passes)
+                    .field("engine-rows", rows)
+                    .build()
+                    .to_value()
+            }
+            _ => return None,
+        })
+    }
+
+    /// Adds to a counter.
+    pub(crate) fn add(counter: &AtomicU64, n: u64) {
+        counter.fetch_add(n, Ordering::Relaxed);
+    }
+}

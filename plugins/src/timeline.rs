@@ -1,0 +1,69 @@
+//! What a buffer's time says about the stream: that it goes on, that something is missing, or that it begins anew.
+
+use gst::ClockTime;
+
+/// What happens to the state where time passes without input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, glib::Enum)]
+#[enum_type(name = "GstSsmGapPolicy")]
+pub enum GapPolicy {
+    /// The state ages by the model's rule for the time that is missing.
+    #[default]
+    #[enum_value(name = "Step: the state ages by the time that is missing", nick = "step")]
+    Step,
+    /// The state is kept as it is.
+    #[enum_value(name = "Hold: the state is kept as it is", nick = "hold")]
+    Hold,
+    /// The state starts anew.
+    #[enum_value(name = "Reset: the state starts anew", nick = "reset")]
+    Reset,
+}
+
+/// How a buffer follows the one before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Follows {
+    /// It is where it was expected, or carries no time.
+    On,
+    /// So much time is missing before it.
+    Gap(ClockTime),
+    /// Later than the longest gap, or earlier than what came before: another place of the stream.
+    Jump,
+}
+
+/// Compares a buffer's time with the time expected after the buffer before. Differences up to `tolerance` are jitter of
+/// clocks; a DISCONT flag says nothing here, since it is set where nothing is missing and not set where something is.
+pub fn follows(
+    expected: Option<ClockTime>,
+    pts: Option<ClockTime>,
+    tolerance: ClockTime,
+    max_gap: ClockTime,
+) -> Follows {
+    let (Some(expected), Some(pts)) = (expected, pts) else { return Follows::On };
+    if pts > expected + tolerance {
+        let missing = pts - expected;
+        if missing > max_gap { Follows::Jump } else { Follows::Gap(missing) }
+    } else if pts + tolerance < expected {
+        Follows::Jump
+    } else {
+        Follows::On
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jitter_gaps_and_jumps_are_told_apart() {
+        let ms = ClockTime::from_mseconds;
+        let at = |pts| follows(Some(ms(1000)), Some(ms(pts)), ms(20), ms(500));
+        assert_eq!(at(1000), Follows::On);
+        assert_eq!(at(1020), Follows::On);
+        assert_eq!(at(980), Follows::On);
+        assert_eq!(at(1021), Follows::Gap(ms(21)));
+        assert_eq!(at(1500), Follows::Gap(ms(500)));
+        assert_eq!(at(1501), Follows::Jump);
+        assert_eq!(at(979), Follows::Jump);
+        assert_eq!(follows(None, Some(ms(5)), ms(0), ms(0)), Follows::On);
+        assert_eq!(follows(Some(ms(5)), None, ms(0), ms(0)), Follows::On);
+    }
+}
