@@ -328,11 +328,11 @@ impl Denoise {
                     gst::element_imp_warning!(
                         self,
                         gst::StreamError::Decode,
-                        [
+                        (
                             "sample {at} of the buffer at {}: expected a finite number, got {value}; \
-                          such samples are taken for silence",
+                             such samples are taken for silence",
                             buffer.pts().display()
-                        ]
+                        )
                     );
                 }
             } else {
