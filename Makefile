@@ -2,8 +2,9 @@
 
 SHELL := /bin/bash
 CARGO ?= cargo
+PLUGINS ?= $(or $(XDG_DATA_HOME),$(HOME)/.local/share)/gstreamer-1.0/plugins
 
-.PHONY: help deps lint test bench demo install clean
+.PHONY: help deps build lint test bench demo install clean
 
 help:
 	@echo "make demo     install what is missing, build, run real sound and real video through the elements"
@@ -15,12 +16,26 @@ help:
 deps:
 	@./.ci/deps
 
+build: deps
+	$(CARGO) build --release -p gst-plugin-ssm -p ssm-pipelines
+
 lint: deps
 	$(CARGO) fmt --check
-	$(CARGO) clippy --all-targets -- -D warnings
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
 
 test: lint
 	$(CARGO) test --workspace
+
+bench: deps
+	$(CARGO) bench -p ssm-kernels -p ssm-models
+
+demo: build
+	@./pipelines/demo.sh
+
+install: build
+	install -D -m 755 target/release/libgstssm.so $(PLUGINS)/libgstssm.so
+	$(CARGO) install --path pipelines --locked
+	@echo "installed $(PLUGINS)/libgstssm.so; try: gst-inspect-1.0 ssm"
 
 clean:
 	$(CARGO) clean

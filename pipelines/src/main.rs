@@ -1,8 +1,13 @@
 //! The `ssm` command line.
 
+mod mix;
+mod random;
+mod score;
+mod spectrogram;
+mod verify;
+mod wav;
+
 use clap::{Parser, Subcommand};
-use ssm_models::golden::{Chunks, Verdict, VerifyOptions, verify};
-use ssm_models::kernels::CpuLevel;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -16,71 +21,46 @@ struct Args {
 #[derive(Subcommand)]
 enum Command {
     /// Run golden files: weights, inputs and the published code's outputs in one file.
-    Verify(VerifyArgs),
+    Verify(verify::Args),
+    /// Mix speech and noise.
+    Mix(mix::Args),
+    /// Ratio of signal to distortion against a clean sound.
+    Score(score::Args),
+    /// Draw sounds as a picture.
+    Spectrogram(spectrogram::Args),
+    /// Write untrained weights of a published size, made from a seed.
+    Random(random::Args),
 }
 
-#[derive(clap::Args)]
-struct VerifyArgs {
-    /// Golden files.
-    #[arg(required = true)]
-    files: Vec<PathBuf>,
-    /// Tolerance in place of each family's own (absolute).
-    #[arg(long)]
-    tol: Option<f32>,
-    /// Cut the input of streaming families: `whole`, a length, or `random:SEED`.
-    #[arg(long, default_value = "whole", value_parser = chunks)]
-    chunks: Chunks,
-    /// Device.
-    #[arg(long, default_value = "auto")]
-    device: String,
-    /// Threads.
-    #[arg(long, default_value_t = 1)]
-    threads: usize,
-    /// Folder with checkpoints that golden files name without holding them (also SSM_CHECKPOINTS).
-    #[arg(long)]
-    checkpoints: Vec<PathBuf>,
-}
-
-fn chunks(word: &str) -> Result<Chunks, String> {
-    let bad = || format!("expected whole, a length or random:SEED, got {word:?}");
-    match word.strip_prefix("random:") {
-        Some(seed) => seed.parse().map(Chunks::Random).map_err(|_| bad()),
-        None if word == "whole" => Ok(Chunks::Whole),
-        None => word.parse().ok().filter(|n| *n > 0).map(Chunks::Size).ok_or_else(bad),
-    }
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// A model or golden file.
+    #[error(transparent)]
+    Model(#[from] ssm_models::Error),
+    /// Another file.
+    #[error("{path}: {reason}", path = path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Arguments that do not go together.
+    #[error("{0}")]
+    Usage(String),
 }
 
 fn main() -> ExitCode {
-    let run = match Args::parse().command {
-        Command::Verify(args) => run_verify(args),
+    let done = match Args::parse().command {
+        Command::Verify(args) => verify::run(args),
+        Command::Mix(args) => mix::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Score(args) => score::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Spectrogram(args) => spectrogram::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Random(args) => random::run(&args).map(|()| ExitCode::SUCCESS),
     };
-    run.unwrap_or_else(|error| {
+    done.unwrap_or_else(|error| {
         eprintln!("ssm: {error}");
         ExitCode::FAILURE
     })
-}
-
-fn run_verify(args: VerifyArgs) -> Result<ExitCode, ssm_models::Error> {
-    args.device.parse::<ssm_models::Device>()?.resolve()?;
-    let mut search = args.checkpoints;
-    search.extend(std::env::var_os("SSM_CHECKPOINTS").map(PathBuf::from));
-    let options = VerifyOptions {
-        level: CpuLevel::from_env()?,
-        threads: args.threads,
-        tol: args.tol,
-        chunks: args.chunks,
-        search,
-    };
-    let (mut passed, mut failed, mut unsupported) = (0, 0, 0);
-    for file in &args.files {
-        let outcome = verify(file, &options);
-        println!("{outcome}");
-        match outcome.verdict {
-            Verdict::Pass => passed += 1,
-            Verdict::Fail(_) => failed += 1,
-            Verdict::Unsupported(_) => unsupported += 1,
-        }
-    }
-    println!("{passed} passed, {failed} failed, {unsupported} unsupported");
-    Ok(if failed + unsupported == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -11,6 +11,7 @@ mod denoise;
 mod json;
 mod model;
 mod results;
+mod state;
 mod timeline;
 
 pub use results::{ClassScore, META_NAME, Results};

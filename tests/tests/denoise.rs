@@ -4,50 +4,16 @@ use gst::prelude::*;
 use gst::{Caps, ClockTime};
 use gst_check::Harness;
 use ssm_tests::Rng;
-use ssm_tests::fabricate::FAMILIES;
-use std::path::PathBuf;
+use ssm_tests::element::{Folder, complaint, init, make};
 
 const RATE: u64 = 16_000;
 
-fn init() {
-    use std::sync::Once;
-    static INIT: Once = Once::new();
-    INIT.call_once(|| {
-        gst::init().expect("GStreamer starts");
-        gstssm::plugin_register_static().expect("the plugin registers");
-    });
-}
-
-/// A folder of this test that goes when the value does.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("ssm-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&path).expect("a temporary folder");
-        Self(path)
-    }
-
-    fn file(&self, name: &str) -> String {
-        self.0.join(name).display().to_string()
-    }
-
-    /// A small random network and its hop and latency in samples.
-    fn model(&self, seed: u64) -> (String, u64) {
-        let draw = FAMILIES.iter().find(|f| f.0 == "cleanumamba").expect("the family is there").1;
-        let model = draw(&mut Rng::new(seed));
-        let path = self.file(&format!("model-{seed}.safetensors"));
-        std::fs::write(&path, model.bytes()).expect("a temporary file");
-        let opened = model.open(ssm_models::kernels::CpuLevel::best()).expect("it opens");
-        let ssm_models::Signal::Samples { hop, .. } = opened.info().input else { panic!("no samples") };
-        (path, (hop + opened.info().delay) as u64)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
+/// A small random network and its hop and latency in samples.
+fn model(folder: &Folder, seed: u64) -> (String, u64) {
+    let (model, path) = folder.model("cleanumamba", seed);
+    let opened = model.open(ssm_models::kernels::CpuLevel::best()).expect("it opens");
+    let ssm_models::Signal::Samples { hop, .. } = opened.info().input else { panic!("no samples") };
+    (path, (hop + opened.info().delay) as u64)
 }
 
 fn caps(format: &str, channels: i32) -> Caps {
@@ -61,12 +27,7 @@ fn caps(format: &str, channels: i32) -> Caps {
 }
 
 fn element(model: &str, properties: &[(&str, &str)]) -> gst::Element {
-    init();
-    let element = gst::ElementFactory::make("ssmdenoise").property("model", model).build().expect("the element");
-    for (name, value) in properties {
-        element.set_property_from_str(name, value);
-    }
-    element
+    make("ssmdenoise", &[&[("model", model)], properties].concat())
 }
 
 struct Bench {
@@ -149,7 +110,7 @@ fn any_cut_gives_the_same_samples_with_exact_times() {
     let folder = Folder::new("cut");
     let mut rng = Rng::new(1);
     for seed in 0..6 {
-        let (model, _) = folder.model(seed);
+        let (model, _) = model(&folder, seed);
         let n = rng.range(1, 3000);
         let samples = rng.normals(n, 0.1);
         let whole = clean(&model, &samples);
@@ -177,7 +138,7 @@ fn any_cut_gives_the_same_samples_with_exact_times() {
 fn the_latency_query_is_the_measured_delay() {
     let folder = Folder::new("latency");
     for seed in 0..5 {
-        let (model, expected) = folder.model(seed);
+        let (model, expected) = model(&folder, seed);
         let mut b = Bench::mono(&model);
         b.h.set_upstream_latency(ClockTime::from_mseconds(7));
         assert_eq!(b.h.query_latency(), Some(ClockTime::from_mseconds(7) + time(expected)), "seed {seed}");
@@ -195,7 +156,7 @@ fn the_latency_query_is_the_measured_delay() {
 #[test]
 fn channels_are_streams_of_their_own() {
     let folder = Folder::new("channels");
-    let (model, _) = folder.model(3);
+    let (model, _) = model(&folder, 3);
     let mut rng = Rng::new(2);
     let parts: Vec<Vec<f32>> = (0..3).map(|_| rng.normals(1500, 0.1)).collect();
     let mixed: Vec<f32> = (0..1500).flat_map(|i| parts.iter().map(move |p| p[i])).collect();
@@ -213,7 +174,7 @@ fn channels_are_streams_of_their_own() {
 #[test]
 fn sixteen_bit_samples_are_rounded_not_changed() {
     let folder = Folder::new("s16");
-    let (model, _) = folder.model(2);
+    let (model, _) = model(&folder, 2);
     let mut rng = Rng::new(3);
     let ints: Vec<i16> = (0..2000).map(|_| (rng.normal() * 3000.0) as i16).collect();
     let same: Vec<f32> = ints.iter().map(|s| f32::from(*s) / 32768.0).collect();
@@ -247,7 +208,7 @@ fn after(model: &str, first: &[f32], event: impl FnOnce(&mut Bench), second: &[f
 #[test]
 fn flush_segment_signal_event_and_jumps_reset() {
     let folder = Folder::new("reset");
-    let (model, _) = folder.model(4);
+    let (model, _) = model(&folder, 4);
     let mut rng = Rng::new(4);
     let (first, second) = (rng.normals(1111, 0.1), rng.normals(900, 0.1));
     let next = time(1111);
@@ -297,7 +258,7 @@ fn flush_segment_signal_event_and_jumps_reset() {
 #[test]
 fn a_discont_flag_alone_changes_nothing() {
     let folder = Folder::new("discont");
-    let (model, _) = folder.model(1);
+    let (model, _) = model(&folder, 1);
     let samples = Rng::new(5).normals(1000, 0.1);
     let mut b = Bench::mono(&model);
     for (i, part) in samples.chunks(100).enumerate() {
@@ -316,7 +277,7 @@ fn a_discont_flag_alone_changes_nothing() {
 #[test]
 fn a_gap_lets_out_what_is_inside_and_ages_the_state() {
     let folder = Folder::new("gap");
-    let (model, latency) = folder.model(3);
+    let (model, latency) = model(&folder, 3);
     let mut rng = Rng::new(6);
     let (first, second) = (rng.normals(1003, 0.1), rng.normals(900, 0.1));
     let gap = ClockTime::from_mseconds(300);
@@ -344,7 +305,7 @@ fn a_gap_lets_out_what_is_inside_and_ages_the_state() {
 #[test]
 fn a_gap_event_is_a_gap() {
     let folder = Folder::new("gapevent");
-    let (model, _) = folder.model(3);
+    let (model, _) = model(&folder, 3);
     let mut rng = Rng::new(7);
     let (first, second) = (rng.normals(1000, 0.1), rng.normals(900, 0.1));
     let gap = ClockTime::from_mseconds(300);
@@ -359,7 +320,7 @@ fn a_gap_event_is_a_gap() {
 #[test]
 fn a_second_process_goes_on_to_the_byte() {
     let folder = Folder::new("handover");
-    let (model, _) = folder.model(5);
+    let (model, _) = model(&folder, 5);
     let mut rng = Rng::new(8);
     let samples = rng.normals(2500, 0.1);
     let whole = clean(&model, &samples);
@@ -385,7 +346,7 @@ fn a_second_process_goes_on_to_the_byte() {
 #[test]
 fn save_and_load_signals_carry_the_state() {
     let folder = Folder::new("signals");
-    let (model, _) = folder.model(5);
+    let (model, _) = model(&folder, 5);
     let samples = Rng::new(9).normals(2000, 0.1);
     let mut a = Bench::mono(&model);
     a.pieces(&bytes(&samples[..1234]), &[1234], ClockTime::ZERO);
@@ -401,16 +362,6 @@ fn save_and_load_signals_carry_the_state() {
     out.extend(b.pull().0);
     out.extend(b.end());
     assert!(out == clean(&model, &samples));
-}
-
-/// The first error or warning that a pipeline posts, as text.
-fn complaint(bus: &gst::Bus, kind: gst::MessageType) -> String {
-    let message = bus.timed_pop_filtered(ClockTime::from_seconds(10), &[kind]).expect("a message on the bus");
-    match message.view() {
-        gst::MessageView::Error(e) => e.error().to_string(),
-        gst::MessageView::Warning(w) => w.error().to_string(),
-        _ => unreachable!("filtered"),
-    }
 }
 
 #[test]
@@ -441,7 +392,7 @@ fn a_model_that_cannot_be_opened_is_an_error_that_names_it() {
 #[test]
 fn odd_sizes_and_numbers_that_are_none_are_told() {
     let folder = Folder::new("odd");
-    let (model, _) = folder.model(1);
+    let (model, _) = model(&folder, 1);
     let mut b = Bench::new(&model, &[], "F32LE", 2);
     let bus = gst::Bus::new();
     b.h.element().expect("an element").set_bus(Some(&bus));
@@ -463,7 +414,7 @@ fn odd_sizes_and_numbers_that_are_none_are_told() {
 #[test]
 fn other_rates_and_formats_do_not_negotiate() {
     let folder = Folder::new("caps");
-    let (model, _) = folder.model(1);
+    let (model, _) = model(&folder, 1);
     let element = element(&model, &[]);
     element.set_state(gst::State::Ready).expect("it opens");
     let allowed = element.static_pad("sink").expect("a sink").query_caps(None);
@@ -477,7 +428,7 @@ fn other_rates_and_formats_do_not_negotiate() {
 #[test]
 fn the_model_message_comes_once_at_ready() {
     let folder = Folder::new("message");
-    let (model, _) = folder.model(1);
+    let (model, _) = model(&folder, 1);
     let element = element(&model, &[]);
     let bus = gst::Bus::new();
     element.set_bus(Some(&bus));

@@ -17,8 +17,8 @@
 //! continues to the bit.
 
 use crate::model::{Counters, ModelSettings};
+use crate::state::{self, Stateful};
 use crate::timeline::{Follows, GapPolicy, follows};
-use glib::subclass::Signal as GSignal;
 use gst::ClockTime;
 use gst::prelude::*;
 use gst::subclass::prelude::*;
@@ -350,31 +350,11 @@ impl Denoise {
         self.push(before.into_iter().chain(after))
     }
 
-    /// Bytes of a snapshot of the streams as they are now.
-    fn save(&self) -> Option<Vec<u8>> {
-        let engine = lock(&self.engine).clone()?;
-        let mut flow = lock(&self.flow);
-        let flow = flow.as_mut()?;
-        let mut header = SnapshotHeader::default();
-        if let Some(pts) = flow.time(flow.taken) {
-            header.extra.insert("pts".into(), pts.nseconds().to_string());
-        }
-        match flow.audio.snapshot(header).save(engine.info(), engine.model().layout()) {
-            Ok(bytes) => Some(bytes),
-            Err(error) => {
-                gst::error!(CAT, imp = self, "{error}");
-                None
-            }
-        }
-    }
-
-    /// Writes `state-out`, if it is set: to a neighbouring file first, which then takes the name. Says whether it is set.
+    /// Writes `state-out`, if it is set. Says whether it is set.
     fn write_state(&self) -> bool {
         let Some(path) = lock(&self.settings).model.state_out.clone() else { return false };
         let Some(bytes) = self.save() else { return true };
-        let part = format!("{path}.part");
-        if let Err(error) = std::fs::write(&part, bytes).and_then(|()| std::fs::rename(&part, &path)) {
-            let _ = std::fs::remove_file(&part);
+        if let Err(error) = state::write(&path, &bytes) {
             gst::element_imp_error!(self, gst::ResourceError::Write, ("state-out: {path}: {error}"));
         }
         true
@@ -576,42 +556,35 @@ impl ObjectImpl for Denoise {
         }
     }
 
-    fn signals() -> &'static [GSignal] {
-        static SIGNALS: LazyLock<Vec<GSignal>> = LazyLock::new(|| {
-            let imp = |values: &[glib::Value]| values[0].get::<super::Denoise>().ok();
-            vec![
-                GSignal::builder("reset-state")
-                    .action()
-                    .class_handler(move |values| {
-                        imp(values)?.imp().reset.store(true, Ordering::Relaxed);
-                        None
-                    })
-                    .build(),
-                GSignal::builder("save-state")
-                    .action()
-                    .return_type::<Option<glib::Bytes>>()
-                    .class_handler(move |values| {
-                        Some(imp(values)?.imp().save().map(glib::Bytes::from_owned).to_value())
-                    })
-                    .build(),
-                GSignal::builder("load-state")
-                    .action()
-                    .param_types([glib::Bytes::static_type()])
-                    .return_type::<bool>()
-                    .class_handler(move |values| {
-                        let bytes = values[1].get::<glib::Bytes>().ok()?;
-                        Some(imp(values)?.imp().load_state(&bytes).to_value())
-                    })
-                    .build(),
-            ]
-        });
+    fn signals() -> &'static [glib::subclass::Signal] {
+        static SIGNALS: LazyLock<Vec<glib::subclass::Signal>> = LazyLock::new(state::signals::<Denoise>);
         &SIGNALS
     }
 }
 
-impl Denoise {
-    /// Goes on from a snapshot, now or when caps come. `false` if it is not one of this model and number of channels.
-    fn load_state(&self, bytes: &[u8]) -> bool {
+impl Stateful for Denoise {
+    fn reset(&self) {
+        self.reset.store(true, Ordering::Relaxed);
+    }
+
+    fn save(&self) -> Option<Vec<u8>> {
+        let engine = lock(&self.engine).clone()?;
+        let mut flow = lock(&self.flow);
+        let flow = flow.as_mut()?;
+        let mut header = SnapshotHeader::default();
+        if let Some(pts) = flow.time(flow.taken) {
+            header.extra.insert("pts".into(), pts.nseconds().to_string());
+        }
+        match flow.audio.snapshot(header).save(engine.info(), engine.model().layout()) {
+            Ok(bytes) => Some(bytes),
+            Err(error) => {
+                gst::error!(CAT, imp = self, "{error}");
+                None
+            }
+        }
+    }
+
+    fn load(&self, bytes: &[u8]) -> bool {
         let Some(engine) = lock(&self.engine).clone() else {
             *lock(&self.restore) = Some(bytes.to_vec());
             return true;

@@ -1,1 +1,0 @@
-//! `ssmclassify`: see [`imp`].
