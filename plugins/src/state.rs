@@ -1,5 +1,6 @@
 //! How an application reaches a stream's state: three action signals, and files.
 
+use glib::object::ObjectSubclassIs;
 use glib::prelude::*;
 use glib::subclass::Signal;
 use glib::subclass::prelude::*;
