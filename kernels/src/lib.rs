@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`linear`] | `y = act(x Wᵀ + bias)`, optionally `y += …` |
 //! | [`selective_scan`] | `h ← exp(Δa)·h + Δ·b·u`, `y = (c·h + d·u)·silu(z)` |
+//! | [`ssd`] | `S ← exp(Δa)·S + Δ·x bᵀ`, `y = S c + d·x`, one decay per head |
 //! | [`causal_conv1d`] | `y_t = act(bias + Σ_j w_j x_{t-K+1+j})`, per channel |
 //! | [`norm`] | RMSNorm and LayerNorm over channels, with the residual add |
 //! | [`activation`] | SiLU, sigmoid, GELU (erf), ReLU, GLU, softmax |
@@ -30,6 +31,7 @@ pub mod norm;
 pub mod patch;
 pub mod resize;
 pub mod selective_scan;
+pub mod ssd;
 
 pub use activation::Act;
 pub use array::{Mat, MatMut, Slab};
