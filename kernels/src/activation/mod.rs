@@ -100,7 +100,7 @@ pub fn apply(level: CpuLevel, act: Act, x: &mut [f32]) {
 /// # Panics
 /// The rows have an odd number of columns.
 pub fn glu(level: CpuLevel, mut x: MatMut<'_>) {
-    assert!(x.cols() % 2 == 0, "glu: expected an even number of columns, got {}", x.cols());
+    assert!(x.cols().is_multiple_of(2), "glu: expected an even number of columns, got {}", x.cols());
     let half = x.cols() / 2;
     for r in 0..x.rows() {
         let (a, b) = x.row(r).split_at_mut(half);
