@@ -23,6 +23,7 @@ mod mixer;
 mod mixer2;
 mod mixers;
 mod model;
+mod moe_mamba;
 mod snapshot;
 mod state;
 mod vim;

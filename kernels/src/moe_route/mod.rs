@@ -107,32 +107,30 @@ impl Experts {
     pub fn scratch_len(&self, rows: usize) -> usize {
         let hidden = self.lin1.first().map_or(0, Linear::n);
         let routed = rows * self.top_k;
-        rows * self.experts() + routed * (self.router.k() + hidden + self.d_out()) + 3 * routed + self.experts() + 1
+        rows * self.experts() + routed * (self.router.k() + hidden + self.d_out()) + 4 * routed + self.experts() + 1
     }
 }
 
-/// Routes the rows of `x`, (m, D), through the experts into `y`, (m, Dout). The chosen experts of row r end up at
-/// `chosen[r · k ..]`, best first.
+/// Routes the rows of `x`, (m, D), through the experts into `y`, (m, Dout), and returns who went where: the k experts of
+/// each row, best first.
 ///
 /// # Panics
-/// A shape does not fit, `chosen` has not m · k values, or the working memory is shorter than
-/// [`Experts::scratch_len`].
-pub fn moe_route(
+/// A shape does not fit, or the working memory is shorter than [`Experts::scratch_len`].
+pub fn moe_route<'s>(
     cx: &Cx,
     w: &Experts,
     x: Mat<'_>,
-    chosen: &mut [u32],
-    scratch: &mut [f32],
+    scratch: &'s mut [f32],
     store: Store,
     mut y: MatMut<'_>,
-) {
+) -> &'s [u32] {
     let (m, d, experts, k, d_out) = (x.rows(), x.cols(), w.experts(), w.top_k, w.d_out());
     assert!(d == w.router.k(), "moe_route: expected {} input columns, got {d}", w.router.k());
     assert!(y.rows() == m && y.cols() == d_out, "moe_route: expected output {m}x{d_out}");
-    assert!(chosen.len() == m * k, "moe_route: expected {} places for choices, got {}", m * k, chosen.len());
     assert!(scratch.len() >= w.scratch_len(m), "moe_route: working memory of {} values", scratch.len());
     let (routed, hidden) = (m * k, w.lin1.first().map_or(0, Linear::n));
-    let (probabilities, rest) = scratch.split_at_mut(m * experts);
+    let (chosen, rest) = scratch.split_at_mut(routed);
+    let (probabilities, rest) = rest.split_at_mut(m * experts);
     let (values, rest) = rest.split_at_mut(routed);
     let (starts, rest) = rest.split_at_mut(experts + 1);
     let (place, rest) = rest.split_at_mut(routed);
@@ -140,7 +138,7 @@ pub fn moe_route(
     let (inputs, rest) = rest.split_at_mut(routed * d);
     let (inner, rest) = rest.split_at_mut(routed * hidden);
     let outputs = &mut rest[..routed * d_out];
-    let (starts, place, from) = (as_indices(starts), as_indices(place), as_indices(from));
+    let (chosen, starts, place, from) = (as_indices(chosen), as_indices(starts), as_indices(place), as_indices(from));
 
     linear(cx, x, &w.router, Act::None, Store::Set, MatMut::new(probabilities, m, experts));
     for ((p, chosen), values) in
@@ -197,6 +195,7 @@ pub fn moe_route(
             y.iter_mut().zip(out).for_each(|(y, o)| *y += p * o);
         }
     }
+    chosen
 }
 
 /// The `chosen.len()` largest of `p`, best first, the lower index first where two are equal; NaN is never above a number.
