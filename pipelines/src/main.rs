@@ -1,5 +1,7 @@
 //! The `ssm` command line.
 
+mod generate;
+
 use clap::{Parser, Subcommand};
 use ssm_models::golden::{Chunks, Verdict, VerifyOptions, verify};
 use ssm_models::kernels::CpuLevel;
@@ -17,6 +19,8 @@ struct Args {
 enum Command {
     /// Run golden files: weights, inputs and the published code's outputs in one file.
     Verify(VerifyArgs),
+    /// Continue a sequence of token ids, the likeliest one each time.
+    Generate(generate::Args),
 }
 
 #[derive(clap::Args)]
@@ -53,6 +57,7 @@ fn chunks(word: &str) -> Result<Chunks, String> {
 fn main() -> ExitCode {
     let run = match Args::parse().command {
         Command::Verify(args) => run_verify(args),
+        Command::Generate(args) => generate::run(args),
     };
     run.unwrap_or_else(|error| {
         eprintln!("ssm: {error}");
