@@ -146,6 +146,13 @@ impl<'a> MatMut<'a> {
     }
 }
 
+/// Working memory as places for whole numbers; their bits overwrite what it held.
+pub(crate) fn as_indices(values: &mut [f32]) -> &mut [u32] {
+    // SAFETY: f32 and u32 have the same size and alignment, every pattern of bits is a value of both, and the exclusive
+    // borrow passes on.
+    unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), values.len()) }
+}
+
 /// One cache line of floats; the unit that gives [`Slab`] its alignment.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]

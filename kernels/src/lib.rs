@@ -8,6 +8,8 @@
 //! |---|---|
 //! | [`linear`] | `y = act(x Wᵀ + bias)`, optionally `y += …` |
 //! | [`selective_scan`] | `h ← exp(Δa)·h + Δ·b·u`, `y = (c·h + d·u)·silu(z)` |
+//! | [`ssd`] | `S ← exp(Δa)·S + Δ·x bᵀ`, `y = S c + d·x`, one decay per head |
+//! | [`moe_route`] | `y = Σ_{e in top k} softmax(h G)_e · FFN_e(h)`, without capacity |
 //! | [`causal_conv1d`] | `y_t = act(bias + Σ_j w_j x_{t-K+1+j})`, per channel |
 //! | [`norm`] | RMSNorm and LayerNorm over channels, with the residual add |
 //! | [`activation`] | SiLU, sigmoid, GELU (erf), ReLU, GLU, softmax |
@@ -26,10 +28,12 @@ mod testing;
 pub mod activation;
 pub mod causal_conv1d;
 pub mod linear;
+pub mod moe_route;
 pub mod norm;
 pub mod patch;
 pub mod resize;
 pub mod selective_scan;
+pub mod ssd;
 
 pub use activation::Act;
 pub use array::{Mat, MatMut, Slab};

@@ -22,7 +22,13 @@ pub struct Family {
 }
 
 /// Every family. Order matters only where one family's names contain another's; the first that knows a file has it.
-pub const FAMILIES: &[Family] = &[crate::vim::FAMILY, crate::cleanumamba::FAMILY];
+pub const FAMILIES: &[Family] = &[
+    crate::vim::FAMILY,
+    crate::cleanumamba::FAMILY,
+    crate::mamba::MAMBA,
+    crate::mamba::MAMBA2,
+    crate::moe_mamba::FAMILY,
+];
 
 /// How a denoiser's running level is made from the samples so far.
 #[derive(Clone, Copy, Debug, PartialEq, Default)]
@@ -117,7 +123,7 @@ pub fn family(file: &Checkpoint) -> Result<&'static Family, Error> {
 /// The configuration that belongs to a file: its `config` metadata, overlaid by `config.json` in the same folder.
 fn config(file: &Checkpoint) -> Result<Option<Value>, Error> {
     let parse = |name: String, text: &str| {
-        serde_json::from_str::<Value>(text).map_err(|e| Error::Config {
+        crate::config::parse(text).map_err(|e| Error::Config {
             file: name,
             field: "config".into(),
             expected: "JSON".into(),

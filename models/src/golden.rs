@@ -109,7 +109,7 @@ fn run(path: &Path, options: &VerifyOptions, outcome: &mut Outcome) -> Result<Ve
     let data = Checkpoint::open(path)?;
     let parse = |file: &Checkpoint| {
         let text = file.metadata.get("config").map_or("{}", String::as_str);
-        serde_json::from_str::<Value>(text).map_err(|e| Error::Config {
+        crate::config::parse(text).map_err(|e| Error::Config {
             file: path.display().to_string(),
             field: "config".into(),
             expected: "JSON".into(),
@@ -180,7 +180,7 @@ fn twin(path: &Path, weights: &Checkpoint, options: &VerifyOptions, outcome: &mu
             continue;
         }
         let text = data.metadata.get("config").cloned().unwrap_or_default();
-        let config = serde_json::from_str(&text).unwrap_or(Value::Null);
+        let config = crate::config::parse(&text).unwrap_or(Value::Null);
         return judge(family, &data, weights, config, options, outcome);
     }
     model.map(|_| Verdict::Unsupported("loads, but no golden file with the same weights lies beside it".into()))
@@ -237,6 +237,11 @@ impl<'a> Golden<'a> {
         }
     }
 
+    /// The file that holds the weights.
+    pub(crate) fn weights(&self) -> &'a Checkpoint {
+        self.weights
+    }
+
     /// Where the kernels run.
     pub(crate) fn cx(&self) -> &Cx {
         &self.cx
@@ -283,6 +288,12 @@ impl<'a> Golden<'a> {
         Ok(())
     }
 
+    /// As [`Golden::check`], within `tol` times the tensor's largest value.
+    pub(crate) fn check_relative(&mut self, name: &str, got: &[f32], tol: f32) -> Result<(), Error> {
+        let tol = tol * largest(&self.data.f64(name)?);
+        self.check(name, got, tol)
+    }
+
     /// Compares `got` with `want`.
     pub(crate) fn compare(&mut self, what: &str, got: &[f32], want: &[f64], tol: f32) {
         let tol = self.options.tol.unwrap_or(tol);
@@ -314,12 +325,36 @@ impl<'a> Golden<'a> {
         row: usize,
         tol: f32,
     ) -> Result<(), Error> {
+        self.check_states(prefix, model, state, row, |_| tol)
+    }
+
+    /// As [`Golden::check_state`], within `tol` times each tensor's largest value.
+    pub(crate) fn check_state_relative(
+        &mut self,
+        prefix: &str,
+        model: &dyn Model,
+        state: &State,
+        row: usize,
+        tol: f32,
+    ) -> Result<(), Error> {
+        self.check_states(prefix, model, state, row, |want| tol * largest(want))
+    }
+
+    fn check_states(
+        &mut self,
+        prefix: &str,
+        model: &dyn Model,
+        state: &State,
+        row: usize,
+        tol: impl Fn(&[f64]) -> f32,
+    ) -> Result<(), Error> {
         for name in self.names_with(prefix) {
             let Some((shape, got)) = model.upstream_state(state, &name[prefix.len()..]) else {
                 self.failed.get_or_insert(format!("{name}: the family has no such state"));
                 continue;
             };
             let want = self.data.f64(&name)?;
+            let tol = tol(&want);
             let dims = self.data.shape(&name).unwrap_or_default().to_vec();
             let per_row = want.len() / dims.first().copied().unwrap_or(1).max(1);
             let want = want.get(row * per_row..(row + 1) * per_row).unwrap_or_default();
@@ -410,4 +445,9 @@ impl<'a> Golden<'a> {
         }
         Ok((y, state))
     }
+}
+
+/// Largest magnitude.
+fn largest(values: &[f64]) -> f32 {
+    values.iter().fold(0.0, |m: f64, v| m.max(v.abs())) as f32
 }

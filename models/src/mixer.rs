@@ -48,6 +48,22 @@ pub(crate) struct MixerState {
     pub(crate) h: Range<usize>,
 }
 
+/// What a mixer computes on its way, a row per step.
+pub(crate) struct Taps<'a> {
+    /// `silu(conv1d(x))`, (E).
+    pub(crate) conv: Mat<'a>,
+    /// Gate before its silu, (E).
+    pub(crate) z: Mat<'a>,
+    /// Input vector, (N).
+    pub(crate) b: Mat<'a>,
+    /// Output vector, (N).
+    pub(crate) c: Mat<'a>,
+    /// Step size before bias and softplus, (E).
+    pub(crate) dt: Mat<'a>,
+    /// Result of the scan, gated, (E).
+    pub(crate) y: Mat<'a>,
+}
+
 /// `-exp(A_log)`, transposed from the file's (E, N) to (N, E).
 fn a_of(a_log: &[f32], e: usize, n: usize) -> Vec<f32> {
     (0..n * e).map(|i| -a_log[i % e * n + i / e].exp()).collect()
@@ -56,7 +72,7 @@ fn a_of(a_log: &[f32], e: usize, n: usize) -> Vec<f32> {
 impl Branch {
     /// Reads the tensors of one direction; `b` is `""` or `"_b"`.
     fn load(w: &Reader<'_>, level: CpuLevel, b: &str, e: usize, n: usize, r: usize) -> Result<Self, CheckpointError> {
-        let k = w.shape(&format!("conv1d{b}.weight")).and_then(|s| s.get(2)).copied().unwrap_or(4);
+        let k = w.shape(&format!("conv1d{b}.weight")).and_then(|s| s.get(2)).copied().unwrap_or(4).max(1);
         let conv = w.take(&format!("conv1d{b}.weight"), &[e, 1, k])?;
         let conv_bias = w.take_optional(&format!("conv1d{b}.bias"), &[e])?;
         let x_proj = w.take(&format!("x_proj{b}.weight"), &[r + 2 * n, e])?;
@@ -78,7 +94,8 @@ impl Mixer {
     /// Reads a mixer of width `d` at the reader's place; every other size is read off the tensors. `divide`: whether two
     /// directions with weights of their own are averaged (`if_divide_out`) instead of added.
     pub(crate) fn load(w: &Reader<'_>, level: CpuLevel, d: usize, divide: bool) -> Result<Self, CheckpointError> {
-        let dim = |name: &str, i: usize| w.shape(name).and_then(|s| s.get(i)).copied().unwrap_or(0);
+        // At least 1: an empty tensor is of the wrong shape then.
+        let dim = |name: &str, i: usize| w.shape(name).and_then(|s| s.get(i)).copied().unwrap_or(0).max(1);
         let (e, n) = (dim("A_log", 0), dim("A_log", 1));
         let r = dim("dt_proj.weight", 1);
         let in_proj = w.take("in_proj.weight", &[2 * e, d])?;
@@ -220,6 +237,24 @@ impl Mixer {
         linear(cx, Mat::new(y, m, e), &self.out_proj, Act::None, Store::Set, out);
     }
 
+    /// What the last [`Mixer::forward`] of `m` steps of a mixer without backward direction left in its working memory.
+    pub(crate) fn taps<'a>(&self, mut scratch: &'a mut [f32], m: usize) -> Taps<'a> {
+        let (e, n, r) = (self.e, self.n, self.r);
+        let s = &mut scratch;
+        let xz = Mat::new(carve(s, m * 2 * e), m, 2 * e);
+        let c = Mat::new(carve(s, m * e), m, e);
+        let dbc = Mat::new(carve(s, m * (r + 2 * n)), m, r + 2 * n);
+        let dt = Mat::new(carve(s, m * e), m, e);
+        let y = Mat::new(carve(s, m * e), m, e);
+        let (b, c_proj) = (dbc.columns(r..r + n), dbc.columns(r + n..r + 2 * n));
+        Taps { conv: c, z: xz.columns(e..2 * e), b, c: c_proj, dt, y }
+    }
+
+    /// Δ of a step's `dt` (E values before bias and softplus), at rate 1.
+    pub(crate) fn delta(&self, dt: &[f32]) -> Vec<f32> {
+        dt.iter().zip(&self.forward.dt_bias).map(|(dt, b)| ssm_kernels::activation::softplus(dt + b)).collect()
+    }
+
     /// `periods` steps without input (mamba.md 7): `h ← exp(a · softplus(dt_bias) · periods) h`, and zeros move into the
     /// convolution's tail.
     pub(crate) fn gap(&self, state: &mut [f32], at: &MixerState, periods: f64) {
@@ -231,11 +266,7 @@ impl Mixer {
             let delta = f64::from(ssm_kernels::activation::softplus(self.forward.dt_bias[i % e]));
             *h *= (f64::from(self.forward.a[i]) * delta * periods).exp() as f32;
         }
-        let tail = &mut state[at.conv.clone()];
-        let zeros = (periods.ceil().min(tail.len() as f64) as usize * e).min(tail.len());
-        tail.copy_within(zeros.., 0);
-        let kept = tail.len() - zeros;
-        tail[kept..].fill(0.0);
+        shift_tail(&mut state[at.conv.clone()], e, periods);
     }
 
     /// The layer's state as upstream lays it out: `conv` (E, K-1), `ssm` (E, N).
@@ -249,6 +280,15 @@ impl Mixer {
         let k = span.len() / e;
         Some((vec![e, k], (0..e * k).map(|i| span[i % k * e + i / k]).collect()))
     }
+}
+
+/// Moves zeros for `periods` steps into a convolution's tail of rows of `channels` values.
+pub(crate) fn shift_tail(tail: &mut [f32], channels: usize, periods: f64) {
+    let rows = tail.len() / channels;
+    let zeros = periods.ceil().clamp(0.0, rows as f64) as usize * channels;
+    tail.copy_within(zeros.., 0);
+    let kept = tail.len() - zeros;
+    tail[kept..].fill(0.0);
 }
 
 /// Rows `from .. from + len` of a matrix.

@@ -1,5 +1,6 @@
 //! The `ssm` command line.
 
+mod generate;
 mod mix;
 mod random;
 mod score;
@@ -22,6 +23,9 @@ struct Args {
 enum Command {
     /// Run golden files: weights, inputs and the published code's outputs in one file.
     Verify(verify::Args),
+    /// Continue a sequence of token ids, the likeliest one each time.
+    Generate(generate::Args),
+
     /// Mix speech and noise.
     Mix(mix::Args),
     /// Ratio of signal to distortion against a clean sound.
@@ -58,6 +62,7 @@ fn main() -> ExitCode {
         Command::Score(args) => score::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Spectrogram(args) => spectrogram::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Random(args) => random::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Generate(args) => generate::run(args),
     };
     done.unwrap_or_else(|error| {
         eprintln!("ssm: {error}");

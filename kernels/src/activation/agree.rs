@@ -78,3 +78,22 @@ fn glu_gates_the_first_half() {
         }
     }
 }
+
+#[test]
+fn gates_multiply() {
+    let mut rng = Rng::new(5);
+    for level in levels() {
+        for n in [0, 1, 7, 8, 17, 40] {
+            for act in ACTS {
+                let (a, b) = (rng.vec(n), rng.vec(n));
+                let mut y = a.clone();
+                gate(level, act, &mut y, &b);
+                for i in 0..n {
+                    let e = a[i] * act.scalar(b[i]);
+                    let tol = a[i].abs() * tolerance(act, b[i], act.scalar(b[i]));
+                    assert!((y[i] - e).abs() <= tol + 1e-7 * e.abs(), "{level} {act:?}: expected {e}, got {}", y[i]);
+                }
+            }
+        }
+    }
+}

@@ -100,21 +100,30 @@ pub fn apply(level: CpuLevel, act: Act, x: &mut [f32]) {
 /// # Panics
 /// The rows have an odd number of columns.
 pub fn glu(level: CpuLevel, mut x: MatMut<'_>) {
-    assert!(x.cols() % 2 == 0, "glu: expected an even number of columns, got {}", x.cols());
+    assert!(x.cols().is_multiple_of(2), "glu: expected an even number of columns, got {}", x.cols());
     let half = x.cols() / 2;
     for r in 0..x.rows() {
         let (a, b) = x.row(r).split_at_mut(half);
-        match level {
-            CpuLevel::Scalar => a.iter_mut().zip(b).for_each(|(a, b)| *a *= sigmoid(*b)),
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: the level is present on this machine.
-            CpuLevel::Avx2 => unsafe { x86::glu_avx2(a, b) },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above.
-            CpuLevel::Avx512 => unsafe { x86::glu_avx512(a, b) },
-            #[cfg(not(target_arch = "x86_64"))]
-            _ => a.iter_mut().zip(b).for_each(|(a, b)| *a *= sigmoid(*b)),
-        }
+        gate(level, Act::Sigmoid, a, b);
+    }
+}
+
+/// Gate: `a *= act(b)`, value by value.
+///
+/// # Panics
+/// The slices differ in length.
+pub fn gate(level: CpuLevel, act: Act, a: &mut [f32], b: &[f32]) {
+    assert!(a.len() == b.len(), "gate: {} values and {} gates", a.len(), b.len());
+    match level {
+        CpuLevel::Scalar => a.iter_mut().zip(b).for_each(|(a, b)| *a *= act.scalar(*b)),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the level is present on this machine.
+        CpuLevel::Avx2 => unsafe { x86::gate_avx2(act, a, b) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        CpuLevel::Avx512 => unsafe { x86::gate_avx512(act, a, b) },
+        #[cfg(not(target_arch = "x86_64"))]
+        _ => a.iter_mut().zip(b).for_each(|(a, b)| *a *= act.scalar(*b)),
     }
 }
 
@@ -168,19 +177,19 @@ pub(crate) mod x86 {
     }
 
     #[inline(always)]
-    unsafe fn glu<S: Simd>(a: &mut [f32], b: &[f32]) {
+    unsafe fn gate<S: Simd>(f: Act, a: &mut [f32], b: &[f32]) {
         let n = a.len().min(b.len());
         let (p, q) = (a.as_mut_ptr(), b.as_ptr());
         let mut i = 0;
         // SAFETY: i + LANES <= n, then i + rest == n: within both slices.
         unsafe {
             while i + S::LANES <= n {
-                S::load(p.add(i)).mul(simd::sigmoid(S::load(q.add(i)))).store(p.add(i));
+                S::load(p.add(i)).mul(act(f, S::load(q.add(i)))).store(p.add(i));
                 i += S::LANES;
             }
             if i < n {
                 let m = n - i;
-                S::load_n(p.add(i), m).mul(simd::sigmoid(S::load_n(q.add(i), m))).store_n(p.add(i), m);
+                S::load_n(p.add(i), m).mul(act(f, S::load_n(q.add(i), m))).store_n(p.add(i), m);
             }
         }
     }
@@ -198,14 +207,14 @@ pub(crate) mod x86 {
     }
 
     #[target_feature(enable = "avx2,fma")]
-    pub(super) fn glu_avx2(a: &mut [f32], b: &[f32]) {
+    pub(super) fn gate_avx2(f: Act, a: &mut [f32], b: &[f32]) {
         // SAFETY: this function has the features of __m256.
-        unsafe { glu::<__m256>(a, b) }
+        unsafe { gate::<__m256>(f, a, b) }
     }
 
     #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,fma")]
-    pub(super) fn glu_avx512(a: &mut [f32], b: &[f32]) {
+    pub(super) fn gate_avx512(f: Act, a: &mut [f32], b: &[f32]) {
         // SAFETY: this function has the features of __m512.
-        unsafe { glu::<__m512>(a, b) }
+        unsafe { gate::<__m512>(f, a, b) }
     }
 }

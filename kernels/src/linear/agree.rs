@@ -101,3 +101,18 @@ fn windows_overlap() {
         assert_eq!(y, [0.0, 3.0, 2.0, 5.0, 4.0, 7.0, 6.0, 9.0], "{level}");
     }
 }
+
+#[test]
+fn rows_come_back_as_packed() {
+    let mut rng = Rng::new(6);
+    for level in levels() {
+        let (n, k) = (37, 11);
+        let w = rng.vec(n * k);
+        let packed = Linear::pack(level, &w, n, k, None);
+        let mut row = vec![0.0; k];
+        for (i, want) in w.chunks_exact(k).enumerate() {
+            packed.row(i, &mut row);
+            assert_eq!(row, want, "{level} row {i}");
+        }
+    }
+}

@@ -81,6 +81,17 @@ impl Linear {
         self.k
     }
 
+    /// The weights of output `col` as they were packed, `k` values: a row of `[n, k]`.
+    ///
+    /// # Panics
+    /// There is no such output, or `out` has not `k` values.
+    pub fn row(&self, col: usize, out: &mut [f32]) {
+        assert!(col < self.n && out.len() == self.k, "linear: row {col} of {}, {} values", self.n, out.len());
+        let p = self.level.panel();
+        let panel = &self.packed[col / p * self.k * p..];
+        out.iter_mut().enumerate().for_each(|(i, v)| *v = panel[i * p + col % p]);
+    }
+
     /// Bytes held.
     pub fn bytes(&self) -> usize {
         4 * (self.packed.len() + self.bias.len())

@@ -55,9 +55,9 @@ unsafe fn states<S: Simd, const G: usize>(
     unsafe {
         let mut h = [S::splat(0.0); G];
         let mut a = [S::splat(0.0); G];
-        for g in 0..G {
-            h[g] = load(io.h.add((i + g) * d + e), lanes);
-            a[g] = load(s.a.as_ptr().add((i + g) * d + e), lanes);
+        for (g, (h, a)) in h.iter_mut().zip(&mut a).enumerate() {
+            *h = load(io.h.add((i + g) * d + e), lanes);
+            *a = load(s.a.as_ptr().add((i + g) * d + e), lanes);
         }
         let column = group * n + i;
         for t in 0..strip.steps {
@@ -72,8 +72,8 @@ unsafe fn states<S: Simd, const G: usize>(
             }
             strip.y[t] = y;
         }
-        for g in 0..G {
-            store(h[g], io.h.add((i + g) * d + e), lanes);
+        for (g, h) in h.iter().enumerate() {
+            store(*h, io.h.add((i + g) * d + e), lanes);
         }
     }
 }

@@ -1,0 +1,85 @@
+//! Which mixer a block has: read off the tensors.
+
+use crate::checkpoint::Reader;
+use crate::config::Fields;
+use crate::error::Error;
+use crate::mixer::{Mixer, MixerState};
+use crate::mixer2::{self, Mixer2};
+use crate::model::Row;
+use crate::state::StateLayout;
+use ssm_kernels::{CpuLevel, Cx, Mat, MatMut};
+
+/// A causal mixer of any kind.
+pub(crate) enum AnyMixer {
+    Mamba(Mixer),
+    Mamba2(Mixer2),
+}
+
+impl AnyMixer {
+    /// Reads the mixer of width `d` at the reader's place.
+    pub(crate) fn load(w: &Reader<'_>, level: CpuLevel, d: usize, fields: &Fields<'_>) -> Result<Self, Error> {
+        if Mixer2::detect(w) {
+            let config = mixer2::Config::read(fields)?;
+            return Ok(Self::Mamba2(Mixer2::load(w, level, d, &config, fields)?));
+        }
+        Ok(Self::Mamba(Mixer::load(w, level, d, false)?))
+    }
+
+    /// Adds the layer's spans to a layout under `{prefix}.conv` and `{prefix}.h`.
+    pub(crate) fn state(&self, layout: &mut StateLayout, prefix: &str) -> MixerState {
+        match self {
+            Self::Mamba(m) => m.state(layout, prefix),
+            Self::Mamba2(m) => m.state(layout, prefix),
+        }
+    }
+
+    /// Sizes in a few words.
+    pub(crate) fn sizes(&self) -> String {
+        match self {
+            Self::Mamba(m) => format!("E {}, N {}, R {}", m.d_inner(), m.d_state(), m.dt_rank()),
+            Self::Mamba2(m) => m.sizes(),
+        }
+    }
+
+    /// Working memory for `rows` rows.
+    pub(crate) fn scratch_len(&self, rows: usize) -> usize {
+        match self {
+            Self::Mamba(m) => m.scratch_len(rows),
+            Self::Mamba2(m) => m.scratch_len(rows),
+        }
+    }
+
+    /// `out = mixer(x)` for `rows.len()` sequences of `len` steps each, x and out (rows · len, D); each row goes on from
+    /// its state and leaves its end there.
+    pub(crate) fn forward(
+        &self,
+        cx: &Cx,
+        x: Mat<'_>,
+        rows: &mut [Row],
+        len: usize,
+        at: &MixerState,
+        scratch: &mut [f32],
+        out: MatMut<'_>,
+    ) {
+        match self {
+            Self::Mamba(m) => m.forward(cx, x, rows, len, Some(at), scratch, out),
+            Self::Mamba2(m) => m.forward(cx, x, rows, len, at, scratch, out),
+        }
+    }
+
+    /// `periods` steps without input (mamba.md 7).
+    pub(crate) fn gap(&self, state: &mut [f32], at: &MixerState, periods: f64) {
+        match self {
+            Self::Mamba(m) => m.gap(state, at, periods),
+            Self::Mamba2(m) => m.gap(state, at, periods),
+        }
+    }
+
+    /// The layer's state as upstream lays it out: `conv` (channels, K-1), `ssm` (E, N) or (H, P, N).
+    pub(crate) fn upstream_state(&self, state: &[f32], at: &MixerState, what: &str) -> Option<(Vec<usize>, Vec<f32>)> {
+        match self {
+            Self::Mamba(m) => m.upstream_state(state, at, what),
+            Self::Mamba2(m) => m.upstream_state(state, at, what),
+        }
+    }
+}
