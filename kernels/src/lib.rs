@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`linear`] | `y = act(x Wᵀ + bias)`, optionally `y += …` |
 //! | [`selective_scan`] | `h ← exp(Δa)·h + Δ·b·u`, `y = (c·h + d·u)·silu(z)` |
+//! | [`s4d`] | `z ← a z + b u (- Σ p q)`, `y = Re Σ c z + d u`, complex |
 //! | [`causal_conv1d`] | `y_t = act(bias + Σ_j w_j x_{t-K+1+j})`, per channel |
 //! | [`norm`] | RMSNorm and LayerNorm over channels, with the residual add |
 //! | [`activation`] | SiLU, sigmoid, GELU (erf), ReLU, GLU, softmax |
@@ -29,6 +30,7 @@ pub mod linear;
 pub mod norm;
 pub mod patch;
 pub mod resize;
+pub mod s4d;
 pub mod selective_scan;
 
 pub use activation::Act;
