@@ -22,7 +22,7 @@ pub struct Family {
 }
 
 /// Every family. Order matters only where one family's names contain another's; the first that knows a file has it.
-pub const FAMILIES: &[Family] = &[crate::vim::FAMILY, crate::cleanumamba::FAMILY];
+pub const FAMILIES: &[Family] = &[crate::vim::FAMILY, crate::cleanumamba::FAMILY, crate::s4::FAMILY];
 
 /// How a denoiser's running level is made from the samples so far.
 #[derive(Clone, Copy, Debug, PartialEq, Default)]

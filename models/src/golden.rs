@@ -242,6 +242,16 @@ impl<'a> Golden<'a> {
         &self.cx
     }
 
+    /// The file that holds the weights.
+    pub(crate) fn weights(&self) -> &'a Checkpoint {
+        self.weights
+    }
+
+    /// Where the kernels run, and their working memory.
+    pub(crate) fn bench(&mut self) -> (&Cx, &mut Scratch) {
+        (&self.cx, &mut self.scratch)
+    }
+
     /// Options to open the file's model with.
     pub(crate) fn open_options(&self) -> Options {
         Options { level: self.options.level, config: Some(self.config.clone()), ..Options::default() }
@@ -409,5 +419,28 @@ impl<'a> Golden<'a> {
             y.extend_from_slice(&row.y[..n]);
         }
         Ok((y, state))
+    }
+}
+
+/// Runs the golden files of the repository whose names begin so, at every level, in several cuts.
+///
+/// # Panics
+/// One does not pass.
+#[cfg(test)]
+pub(crate) fn pass(prefix: &str) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden");
+    let files = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path());
+    let files: Vec<_> =
+        files.filter(|p| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with(prefix))).collect();
+    assert!(!files.is_empty(), "no golden file {prefix}*");
+    for level in CpuLevel::present() {
+        for chunks in [Chunks::Whole, Chunks::Size(1), Chunks::Random(3), Chunks::Random(4)] {
+            for file in &files {
+                let options = VerifyOptions { level, threads: 2, tol: None, chunks, search: Vec::new() };
+                let outcome = verify(file, &options);
+                eprintln!("{level} {chunks:?}: {outcome}");
+                assert_eq!(outcome.verdict, Verdict::Pass, "{level} {chunks:?}: {outcome}");
+            }
+        }
     }
 }

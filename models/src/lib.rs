@@ -8,16 +8,20 @@
 pub mod checkpoint;
 pub mod frontend;
 pub mod golden;
+pub mod hippo;
 
 mod audio;
 mod builtin;
 mod cleanumamba;
+mod dense;
 mod engine;
 mod error;
 mod families;
 mod golden_ops;
 mod mixer;
 mod model;
+mod s4;
+mod s4_core;
 mod snapshot;
 mod state;
 mod vim;

@@ -27,7 +27,7 @@ pub const LANES: usize = 16;
 pub const MAX_RANK: usize = 4;
 
 /// Sizes of a layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sizes {
     /// Features H.
     pub features: usize,
