@@ -10,6 +10,7 @@
 //! | [`selective_scan`] | `h ← exp(Δa)·h + Δ·b·u`, `y = (c·h + d·u)·silu(z)` |
 //! | [`ssd`] | `S ← exp(Δa)·S + Δ·x bᵀ`, `y = S c + d·x`, one decay per head |
 //! | [`moe_route`] | `y = Σ_{e in top k} softmax(h G)_e · FFN_e(h)`, without capacity |
+//! | [`s4d`] | `z ← a z + b u (- Σ p q)`, `y = Re Σ c z + d u`, complex |
 //! | [`causal_conv1d`] | `y_t = act(bias + Σ_j w_j x_{t-K+1+j})`, per channel |
 //! | [`norm`] | RMSNorm and LayerNorm over channels, with the residual add |
 //! | [`activation`] | SiLU, sigmoid, GELU (erf), ReLU, GLU, softmax |
@@ -32,6 +33,7 @@ pub mod moe_route;
 pub mod norm;
 pub mod patch;
 pub mod resize;
+pub mod s4d;
 pub mod selective_scan;
 pub mod ssd;
 

@@ -28,6 +28,7 @@ pub const FAMILIES: &[Family] = &[
     crate::mamba::MAMBA,
     crate::mamba::MAMBA2,
     crate::moe_mamba::FAMILY,
+    crate::s4::FAMILY,
 ];
 
 /// How a denoiser's running level is made from the samples so far.

@@ -247,6 +247,11 @@ impl<'a> Golden<'a> {
         &self.cx
     }
 
+    /// Where the kernels run, and their working memory.
+    pub(crate) fn bench(&mut self) -> (&Cx, &mut Scratch) {
+        (&self.cx, &mut self.scratch)
+    }
+
     /// Options to open the file's model with.
     pub(crate) fn open_options(&self) -> Options {
         Options { level: self.options.level, config: Some(self.config.clone()), ..Options::default() }
@@ -450,4 +455,27 @@ impl<'a> Golden<'a> {
 /// Largest magnitude.
 fn largest(values: &[f64]) -> f32 {
     values.iter().fold(0.0, |m: f64, v| m.max(v.abs())) as f32
+}
+
+/// Runs the golden files of the repository whose names begin so, at every level, in several cuts.
+///
+/// # Panics
+/// One does not pass.
+#[cfg(test)]
+pub(crate) fn pass(prefix: &str) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden");
+    let files = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path());
+    let files: Vec<_> =
+        files.filter(|p| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with(prefix))).collect();
+    assert!(!files.is_empty(), "no golden file {prefix}*");
+    for level in CpuLevel::present() {
+        for chunks in [Chunks::Whole, Chunks::Size(1), Chunks::Random(3), Chunks::Random(4)] {
+            for file in &files {
+                let options = VerifyOptions { level, threads: 2, tol: None, chunks, search: Vec::new() };
+                let outcome = verify(file, &options);
+                eprintln!("{level} {chunks:?}: {outcome}");
+                assert_eq!(outcome.verdict, Verdict::Pass, "{level} {chunks:?}: {outcome}");
+            }
+        }
+    }
 }

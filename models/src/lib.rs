@@ -8,11 +8,13 @@
 pub mod checkpoint;
 pub mod frontend;
 pub mod golden;
+pub mod hippo;
 
 mod audio;
 mod builtin;
 mod cleanumamba;
 mod config;
+mod dense;
 mod engine;
 mod error;
 mod families;
@@ -24,6 +26,8 @@ mod mixer2;
 mod mixers;
 mod model;
 mod moe_mamba;
+mod s4;
+mod s4_core;
 mod snapshot;
 mod state;
 mod vim;

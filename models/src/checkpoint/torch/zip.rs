@@ -3,6 +3,7 @@
 
 use super::{Found, Source, state_dict};
 use crate::checkpoint::CheckpointError;
+use ::zip::read::{ArchiveOffset, Config};
 use ::zip::{CompressionMethod, ZipArchive};
 use std::collections::HashMap;
 use std::io::{Read, Seek, SeekFrom};
@@ -19,7 +20,10 @@ pub(in crate::checkpoint) fn read<R: Read + Seek>(
 ) -> Result<Found, CheckpointError> {
     let mut source = Source::new(file, len);
     check_end(&source, &mut reader, len)?;
-    let archive = ZipArchive::new(reader).map_err(|e| source.bad("archive", "a whole zip archive", e.to_string()))?;
+    // Nothing stands before the archive; a search for its start would trust bytes of the weights.
+    let config = Config { archive_offset: ArchiveOffset::Known(0) };
+    let archive = ZipArchive::with_config(config, reader)
+        .map_err(|e| source.bad("archive", "a whole zip archive", e.to_string()))?;
     let mut archive = Archive { zip: archive, len };
     let mut names: Vec<String> = archive.zip.file_names().filter_map(|n| Some(n.ok()?.into_owned())).collect();
     names.retain(|n| n == "data.pkl" || n.ends_with("/data.pkl"));
