@@ -14,6 +14,7 @@
 //! | [`causal_conv1d`] | `y_t = act(bias + Σ_j w_j x_{t-K+1+j})`, per channel |
 //! | [`norm`] | RMSNorm and LayerNorm over channels, with the residual add |
 //! | [`activation`] | SiLU, sigmoid, GELU (erf), ReLU, GLU, softmax |
+//! | [`stft`] | `X = RFFT(w·x)`, `y = w·IRFFT(Y)`, frames that overlap by half |
 //! | [`patch`] | image patches to rows |
 //! | [`resize`] | Pillow's 8-bit bicubic resize, PyTorch's bicubic grid |
 #![warn(missing_docs)]
@@ -36,6 +37,7 @@ pub mod resize;
 pub mod s4d;
 pub mod selective_scan;
 pub mod ssd;
+pub mod stft;
 
 pub use activation::Act;
 pub use array::{Mat, MatMut, Slab};

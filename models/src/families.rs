@@ -29,6 +29,7 @@ pub const FAMILIES: &[Family] = &[
     crate::mamba::MAMBA2,
     crate::moe_mamba::FAMILY,
     crate::s4::FAMILY,
+    crate::spec_mamba::FAMILY,
 ];
 
 /// How a denoiser's running level is made from the samples so far.

@@ -29,6 +29,7 @@ mod moe_mamba;
 mod s4;
 mod s4_core;
 mod snapshot;
+mod spec_mamba;
 mod state;
 mod vim;
 

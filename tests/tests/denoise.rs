@@ -8,9 +8,13 @@ use ssm_tests::element::{Folder, complaint, init, make};
 
 const RATE: u64 = 16_000;
 
-/// A small random network and its hop and latency in samples.
+/// Seeds from here on draw a spectral network, those before a network of the waveform.
+const SPECTRAL: u64 = 100;
+
+/// A small random network and its latency in samples.
 fn model(folder: &Folder, seed: u64) -> (String, u64) {
-    let (model, path) = folder.model("cleanumamba", seed);
+    let family = if seed < SPECTRAL { "cleanumamba" } else { "spec_mamba" };
+    let (model, path) = folder.model(family, seed);
     let opened = model.open(ssm_models::kernels::CpuLevel::best()).expect("it opens");
     let ssm_models::Signal::Samples { hop, .. } = opened.info().input else { panic!("no samples") };
     (path, (hop + opened.info().delay) as u64)
@@ -109,7 +113,7 @@ fn clean(model: &str, samples: &[f32]) -> Vec<u8> {
 fn any_cut_gives_the_same_samples_with_exact_times() {
     let folder = Folder::new("cut");
     let mut rng = Rng::new(1);
-    for seed in 0..6 {
+    for seed in (0..6).chain(SPECTRAL..SPECTRAL + 6) {
         let (model, _) = model(&folder, seed);
         let n = rng.range(1, 3000);
         let samples = rng.normals(n, 0.1);
@@ -137,7 +141,7 @@ fn any_cut_gives_the_same_samples_with_exact_times() {
 #[test]
 fn the_latency_query_is_the_measured_delay() {
     let folder = Folder::new("latency");
-    for seed in 0..5 {
+    for seed in (0..5).chain(SPECTRAL..SPECTRAL + 5) {
         let (model, expected) = model(&folder, seed);
         let mut b = Bench::mono(&model);
         b.h.set_upstream_latency(ClockTime::from_mseconds(7));
@@ -320,11 +324,12 @@ fn a_gap_event_is_a_gap() {
 #[test]
 fn a_second_process_goes_on_to_the_byte() {
     let folder = Folder::new("handover");
-    let (model, _) = model(&folder, 5);
     let mut rng = Rng::new(8);
     let samples = rng.normals(2500, 0.1);
-    let whole = clean(&model, &samples);
-    for cut in [0, 1, 63, 700, 1999, 2500] {
+    let cases = [0, 1, 63, 700, 1999, 2500].map(|cut| [(5, cut), (SPECTRAL, cut)]);
+    for (seed, cut) in cases.into_iter().flatten() {
+        let (model, _) = model(&folder, seed);
+        let whole = clean(&model, &samples);
         let state = folder.file("state");
         let mut a = Bench::new(&model, &[("state-out", &state)], "F32LE", 1);
         a.pieces(&bytes(&samples[..cut]), &rng.cuts(cut), ClockTime::ZERO);

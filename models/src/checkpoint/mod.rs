@@ -55,9 +55,10 @@ const HEAD: usize = 16;
 impl Kind {
     fn of(file: &Path, head: &[u8]) -> Result<Self, CheckpointError> {
         match head {
+            // First: the length of a header may begin with any bytes, those of a pickle among them.
+            [_, _, _, _, _, 0, 0, 0, b'{', ..] => Ok(Self::Safetensors),
             [b'P', b'K', 3, 4, ..] => Ok(Self::TorchZip),
             [0x80, 2..=5, ..] => Ok(Self::TorchLegacy),
-            [_, _, _, _, _, 0, 0, 0, b'{', ..] => Ok(Self::Safetensors),
             _ => Err(CheckpointError::Format {
                 file: file.into(),
                 part: "file".into(),

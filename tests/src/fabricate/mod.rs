@@ -11,11 +11,16 @@ use std::sync::Arc;
 mod cleanumamba;
 mod mixer;
 mod s4;
+mod spec_mamba;
 mod vim;
 
 /// A family's name and what draws a model of it.
-pub const FAMILIES: &[(&str, fn(&mut Rng) -> Fabricated)] =
-    &[("vim", vim::random), ("cleanumamba", cleanumamba::random), ("s4", s4::random)];
+pub const FAMILIES: &[(&str, fn(&mut Rng) -> Fabricated)] = &[
+    ("vim", vim::random),
+    ("cleanumamba", cleanumamba::random),
+    ("s4", s4::random),
+    ("spec_mamba", spec_mamba::random),
+];
 
 /// A checkpoint that no file holds.
 #[derive(Clone, Default)]

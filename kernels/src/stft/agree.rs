@@ -1,0 +1,49 @@
+//! Against the sum that defines the transform, and back again.
+#![cfg(test)]
+
+use super::*;
+use crate::testing::{Rng, max_diff};
+
+#[test]
+fn a_frame_is_the_defining_sum() {
+    let mut rng = Rng::new(31);
+    for n in [2, 4, 10, 320, 512] {
+        let stft = Stft::new(n);
+        let (x, mut work) = (rng.vec(n), vec![f32::NAN; stft.work_len()]);
+        let mut got = vec![f32::NAN; 2 * stft.bins()];
+        stft.analyse(&x, &mut got, &mut work);
+        let want: Vec<f32> = (0..stft.bins())
+            .flat_map(|k| {
+                let mut sum = (0.0, 0.0);
+                for (i, x) in x.iter().enumerate() {
+                    let window = (0.5 - 0.5 * (std::f64::consts::TAU * i as f64 / n as f64).cos()).sqrt();
+                    let angle = -std::f64::consts::TAU * ((i * k) % n) as f64 / n as f64;
+                    sum.0 += f64::from(*x) * window * angle.cos();
+                    sum.1 += f64::from(*x) * window * angle.sin();
+                }
+                [sum.0 as f32, sum.1 as f32]
+            })
+            .collect();
+        // The sums grow with the root of n; the transform errs by a few ulp of them.
+        assert!(max_diff(&got, &want) < 1e-6 * (n as f32).sqrt(), "n {n}: off by {}", max_diff(&got, &want));
+    }
+}
+
+#[test]
+fn forth_and_back_overlaps_to_the_samples() {
+    let mut rng = Rng::new(32);
+    for n in [2, 6, 320] {
+        let stft = Stft::new(n);
+        let hop = n / 2;
+        let (x, mut work) = (rng.vec(hop * 9), vec![f32::NAN; stft.work_len()]);
+        let (mut sum, mut spectrum, mut y) = (vec![0.0; x.len()], vec![0.0; 2 * stft.bins()], vec![0.0; n]);
+        for at in (0..=x.len() - n).step_by(hop) {
+            stft.analyse(&x[at..at + n], &mut spectrum, &mut work);
+            stft.synthesise(&mut spectrum, &mut y, &mut work);
+            sum[at..at + n].iter_mut().zip(&y).for_each(|(s, y)| *s += y);
+        }
+        // The first and the last half frame have one share only.
+        let inner = hop..x.len() - hop;
+        assert!(max_diff(&sum[inner.clone()], &x[inner]) < 3e-6);
+    }
+}
