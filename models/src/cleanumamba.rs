@@ -547,7 +547,8 @@ fn verify(g: &mut Golden<'_>) -> Result<(), Error> {
             let (y, state) = g.run_samples(&*model, &x, whole)?;
             g.check(name, &y, TOL)?;
             if name == "__output_stream_fixed_std__" {
-                g.check_state("__state__.", &*model, &state, 0, TOL)?;
+                // Values inside the network are several times those of the waveform.
+                g.check_state("__state__.", &*model, &state, 0, 4.0 * TOL)?;
             }
         }
     }
