@@ -257,6 +257,11 @@ impl<'a> Golden<'a> {
         Options { level: self.options.level, config: Some(self.config.clone()), ..Options::default() }
     }
 
+    /// The weights.
+    pub(crate) fn weights(&self) -> &'a Checkpoint {
+        self.weights
+    }
+
     /// Opens the file's model.
     pub(crate) fn open(&self, options: &Options) -> Result<Arc<dyn Model>, Error> {
         open_checkpoint(self.weights, options)

@@ -31,6 +31,7 @@ mod s4_core;
 mod snapshot;
 mod state;
 mod vim;
+mod vmamba;
 
 pub use audio::AudioStream;
 pub use engine::{Device, Engine, EngineKey, Stream};
