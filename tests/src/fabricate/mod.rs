@@ -12,10 +12,11 @@ mod cleanumamba;
 mod mixer;
 mod s4;
 mod vim;
+mod vmamba;
 
 /// A family's name and what draws a model of it.
 pub const FAMILIES: &[(&str, fn(&mut Rng) -> Fabricated)] =
-    &[("vim", vim::random), ("cleanumamba", cleanumamba::random), ("s4", s4::random)];
+    &[("vim", vim::random), ("vmamba", vmamba::random), ("cleanumamba", cleanumamba::random), ("s4", s4::random)];
 
 /// A checkpoint that no file holds.
 #[derive(Clone, Default)]
