@@ -153,6 +153,42 @@ pub(crate) fn as_indices(values: &mut [f32]) -> &mut [u32] {
     unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), values.len()) }
 }
 
+/// A matrix whose rows are written by several threads, each its own.
+pub(crate) struct Bands<'a> {
+    ptr: *mut f32,
+    rows: usize,
+    cols: usize,
+    stride: usize,
+    life: std::marker::PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: `rows` hands out memory under the contract that no two threads hold the same row.
+unsafe impl Sync for Bands<'_> {}
+
+impl<'a> Bands<'a> {
+    pub(crate) fn new(m: &'a mut MatMut<'_>) -> Self {
+        let (rows, cols, stride) = (m.rows, m.cols, m.stride);
+        Self { ptr: m.ptr(), rows, cols, stride, life: std::marker::PhantomData }
+    }
+
+    /// Rows `range`.
+    ///
+    /// # Safety
+    /// No row of the range is in another matrix handed out and still alive.
+    pub(crate) unsafe fn rows(&self, range: Range<usize>) -> MatMut<'a> {
+        assert!(range.start <= range.end && range.end <= self.rows, "rows {range:?} of {}", self.rows);
+        let (n, cols, stride) = (range.len(), self.cols, self.stride);
+        if n == 0 || cols == 0 {
+            return MatMut { data: &mut [], rows: n, cols, stride };
+        }
+        // SAFETY: the rows lie inside the exclusively borrowed matrix whose length was checked when it was made; the
+        // slice ends with its last row's last column, so bands of whole rows do not meet.
+        let data =
+            unsafe { std::slice::from_raw_parts_mut(self.ptr.add(range.start * stride), (n - 1) * stride + cols) };
+        MatMut { data, rows: n, cols, stride }
+    }
+}
+
 /// One cache line of floats; the unit that gives [`Slab`] its alignment.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]

@@ -12,10 +12,12 @@
 //! | [`moe_route`] | `y = Σ_{e in top k} softmax(h G)_e · FFN_e(h)`, without capacity |
 //! | [`s4d`] | `z ← a z + b u (- Σ p q)`, `y = Re Σ c z + d u`, complex |
 //! | [`causal_conv1d`] | `y_t = act(bias + Σ_j w_j x_{t-K+1+j})`, per channel |
+//! | [`conv2d`] | `y = act(bias + Σ w x)` over square windows of an image, dense or per channel |
+//! | [`cross_scan`] | the four orders in which an image is scanned |
 //! | [`norm`] | RMSNorm and LayerNorm over channels, with the residual add |
 //! | [`activation`] | SiLU, sigmoid, GELU (erf), ReLU, GLU, softmax |
 //! | [`stft`] | `X = RFFT(w·x)`, `y = w·IRFFT(Y)`, frames that overlap by half |
-//! | [`patch`] | image patches to rows |
+//! | [`patch`] | image patches to rows, four pixels to one |
 //! | [`resize`] | Pillow's 8-bit bicubic resize, PyTorch's bicubic grid |
 #![warn(missing_docs)]
 
@@ -29,6 +31,8 @@ mod testing;
 
 pub mod activation;
 pub mod causal_conv1d;
+pub mod conv2d;
+pub mod cross_scan;
 pub mod linear;
 pub mod moe_route;
 pub mod norm;

@@ -1,6 +1,6 @@
-//! Image patches as rows, so that a patch embedding is one product.
+//! Image patches as rows, so that a patch embedding is one product; two-by-two patch merging.
 
-use crate::array::MatMut;
+use crate::array::{Mat, MatMut};
 
 /// Patches along one side: `(side - kernel) / stride + 1`, or 0 if the kernel does not fit.
 pub fn count(side: usize, kernel: usize, stride: usize) -> usize {
@@ -38,6 +38,31 @@ pub fn patches(
     }
 }
 
+/// Sets the four pixels of each 2 x 2 square side by side (Swin's patch merging): x is an image of `size` (height, width)
+/// with one row per pixel; a row of `out` is (top left, bottom left, top right, bottom right). At an odd last line or
+/// column the missing pixels are zeros.
+///
+/// # Panics
+/// A shape does not fit.
+pub fn merge(x: Mat<'_>, (height, width): (usize, usize), mut out: MatMut<'_>) {
+    let (c, ow) = (x.cols(), width.div_ceil(2));
+    assert!(x.rows() == height * width, "merge: expected {height}x{width} pixels, got {}", x.rows());
+    assert!(
+        out.rows() == height.div_ceil(2) * ow && out.cols() == 4 * c,
+        "merge: expected output {}x{}",
+        height.div_ceil(2) * ow,
+        4 * c
+    );
+    for p in 0..out.rows() {
+        let row = out.row(p);
+        for (i, (dy, dx)) in [(0, 0), (1, 0), (0, 1), (1, 1)].into_iter().enumerate() {
+            let (y, xx) = (p / ow * 2 + dy, p % ow * 2 + dx);
+            let part = &mut row[i * c..(i + 1) * c];
+            if y < height && xx < width { part.copy_from_slice(x.row(y * width + xx)) } else { part.fill(0.0) }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -54,5 +79,16 @@ mod tests {
         patches(&image, (1, 3, 4), 2, 2, MatMut::new(&mut out, 2, 4));
         assert_eq!(out, [0.0, 1.0, 4.0, 5.0, 2.0, 3.0, 6.0, 7.0]);
         assert_eq!((count(3, 4, 1), count(0, 1, 0)), (0, 0));
+    }
+
+    #[test]
+    fn merging_pads_with_zeros() {
+        // 3 x 3, one channel.
+        let image: Vec<f32> = (1..10).map(|v| v as f32).collect();
+        let mut out = vec![f32::NAN; 16];
+        merge(Mat::new(&image, 9, 1), (3, 3), MatMut::new(&mut out, 4, 4));
+        assert_eq!(out[..8], [1.0, 4.0, 2.0, 5.0, 3.0, 6.0, 0.0, 0.0]);
+        assert_eq!(out[8..], [7.0, 0.0, 8.0, 0.0, 9.0, 0.0, 0.0, 0.0]);
+        merge(Mat::new(&[], 0, 2), (0, 5), MatMut::new(&mut [], 0, 8));
     }
 }

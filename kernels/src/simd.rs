@@ -39,6 +39,155 @@ pub(crate) trait Simd: Copy {
     unsafe fn keep_nan(self, o: Self) -> Self;
 }
 
+/// `V` vectors side by side, taken for one of `V` times the width. The chains of a long function (softplus, then exp) run
+/// in turns, so that none waits for its own last step; a lane's result is that of the single vector.
+#[derive(Clone, Copy)]
+pub(crate) struct Wide<S, const V: usize>([S; V]);
+
+impl<S: Simd, const V: usize> Wide<S, V> {
+    #[inline(always)]
+    fn map(mut self, f: impl Fn(S) -> S) -> Self {
+        for v in &mut self.0 {
+            *v = f(*v);
+        }
+        self
+    }
+
+    #[inline(always)]
+    fn zip(mut self, o: Self, f: impl Fn(S, S) -> S) -> Self {
+        for (v, o) in self.0.iter_mut().zip(o.0) {
+            *v = f(*v, o);
+        }
+        self
+    }
+
+    #[inline(always)]
+    fn zip2(mut self, b: Self, c: Self, f: impl Fn(S, S, S) -> S) -> Self {
+        for ((v, b), c) in self.0.iter_mut().zip(b.0).zip(c.0) {
+            *v = f(*v, b, c);
+        }
+        self
+    }
+}
+
+impl<S: Simd, const V: usize> Simd for Wide<S, V> {
+    const LANES: usize = V * S::LANES;
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        // SAFETY: trait contract, here and in every method below: those of S have the same.
+        unsafe { Self([S::splat(x); V]) }
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self {
+        // SAFETY: vector i lies in the lanes that the caller names.
+        unsafe { Self(std::array::from_fn(|i| S::load(p.add(i * S::LANES)))) }
+    }
+    #[inline(always)]
+    unsafe fn load_n(p: *const f32, n: usize) -> Self {
+        // SAFETY: each vector reads at most what is left of the first n floats.
+        unsafe {
+            Self(std::array::from_fn(|i| {
+                let left = n.saturating_sub(i * S::LANES);
+                if left >= S::LANES {
+                    S::load(p.add(i * S::LANES))
+                } else {
+                    S::load_n(p.wrapping_add(i * S::LANES), left)
+                }
+            }))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32) {
+        for (i, v) in self.0.into_iter().enumerate() {
+            // SAFETY: as `load`.
+            unsafe { v.store(p.add(i * S::LANES)) }
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_n(self, p: *mut f32, n: usize) {
+        for (i, v) in self.0.into_iter().enumerate() {
+            let left = n.saturating_sub(i * S::LANES);
+            // SAFETY: as `load_n`.
+            unsafe {
+                if left >= S::LANES {
+                    v.store(p.add(i * S::LANES))
+                } else {
+                    v.store_n(p.wrapping_add(i * S::LANES), left)
+                }
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn add(self, o: Self) -> Self {
+        // SAFETY: trait contract.
+        self.zip(o, |a, b| unsafe { a.add(b) })
+    }
+    #[inline(always)]
+    unsafe fn sub(self, o: Self) -> Self {
+        // SAFETY: trait contract.
+        self.zip(o, |a, b| unsafe { a.sub(b) })
+    }
+    #[inline(always)]
+    unsafe fn mul(self, o: Self) -> Self {
+        // SAFETY: trait contract.
+        self.zip(o, |a, b| unsafe { a.mul(b) })
+    }
+    #[inline(always)]
+    unsafe fn div(self, o: Self) -> Self {
+        // SAFETY: trait contract.
+        self.zip(o, |a, b| unsafe { a.div(b) })
+    }
+    #[inline(always)]
+    unsafe fn min(self, o: Self) -> Self {
+        // SAFETY: trait contract.
+        self.zip(o, |a, b| unsafe { a.min(b) })
+    }
+    #[inline(always)]
+    unsafe fn max(self, o: Self) -> Self {
+        // SAFETY: trait contract.
+        self.zip(o, |a, b| unsafe { a.max(b) })
+    }
+    #[inline(always)]
+    unsafe fn mul_add(self, b: Self, c: Self) -> Self {
+        // SAFETY: trait contract.
+        self.zip2(b, c, |a, b, c| unsafe { a.mul_add(b, c) })
+    }
+    #[inline(always)]
+    unsafe fn neg_mul_add(self, b: Self, c: Self) -> Self {
+        // SAFETY: trait contract.
+        self.zip2(b, c, |a, b, c| unsafe { a.neg_mul_add(b, c) })
+    }
+    #[inline(always)]
+    unsafe fn abs(self) -> Self {
+        // SAFETY: trait contract.
+        self.map(|a| unsafe { a.abs() })
+    }
+    #[inline(always)]
+    unsafe fn round(self) -> Self {
+        // SAFETY: trait contract.
+        self.map(|a| unsafe { a.round() })
+    }
+    #[inline(always)]
+    unsafe fn scale2(self, k: Self) -> Self {
+        // SAFETY: trait contract.
+        self.zip(k, |a, k| unsafe { a.scale2(k) })
+    }
+    #[inline(always)]
+    unsafe fn select_gt(self, o: Self, yes: Self, no: Self) -> Self {
+        let mut out = self;
+        for (i, v) in out.0.iter_mut().enumerate() {
+            // SAFETY: trait contract.
+            *v = unsafe { v.select_gt(o.0[i], yes.0[i], no.0[i]) };
+        }
+        out
+    }
+    #[inline(always)]
+    unsafe fn keep_nan(self, o: Self) -> Self {
+        // SAFETY: trait contract.
+        self.zip(o, |a, b| unsafe { a.keep_nan(b) })
+    }
+}
+
 impl Simd for __m256 {
     const LANES: usize = 8;
     #[inline(always)]

@@ -24,6 +24,7 @@ pub struct Family {
 /// Every family. Order matters only where one family's names contain another's; the first that knows a file has it.
 pub const FAMILIES: &[Family] = &[
     crate::vim::FAMILY,
+    crate::vmamba::FAMILY,
     crate::cleanumamba::FAMILY,
     crate::mamba::MAMBA,
     crate::mamba::MAMBA2,

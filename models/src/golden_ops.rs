@@ -5,7 +5,9 @@ use crate::error::Error;
 use crate::golden::Golden;
 use serde_json::Value;
 use ssm_kernels::causal_conv1d::{Conv, Time, causal_conv1d};
+use ssm_kernels::cross_scan::{CrossScan, Mode};
 use ssm_kernels::norm::{Kind, Norm, add_norm, norm};
+use ssm_kernels::patch::merge;
 use ssm_kernels::resize;
 use ssm_kernels::selective_scan::{Order, Scan, selective_scan};
 use ssm_kernels::{Act, Mat, MatMut};
@@ -176,30 +178,19 @@ fn conv(g: &mut Golden<'_>) -> Result<(), Error> {
     Ok(())
 }
 
-/// The order in which direction `k` reads the pixels of an h × w frame (vmamba.md 5.3).
-pub(crate) fn direction(mode: &str, k: usize, h: usize, w: usize) -> Vec<u32> {
-    let len = h * w;
-    (0..len)
-        .map(|t| {
-            let (column_major, reversed) = match mode {
-                "unidi" => (false, false),
-                "bidi" => (false, k >= 2),
-                _ => (k % 2 == 1, k >= 2),
-            };
-            let t = if reversed { len - 1 - t } else { t };
-            (if column_major { t % h * w + t / h } else { t }) as u32
-        })
-        .collect()
-}
-
 fn cross_scan(g: &mut Golden<'_>) -> Result<(), Error> {
     for case in cases(g, ".source_index") {
         let name = |t: &str| format!("{case}.{t}");
-        let mode = case.rsplit('.').next().unwrap_or_default().to_owned();
+        let mode = match case.rsplit('.').next() {
+            Some("unidi") => Mode::Unidi,
+            Some("bidi") => Mode::Bidi,
+            _ => Mode::Cross2d,
+        };
         let (shape, x) = g.tensor(&name("x"))?;
         let (batch, c, h, w) = (shape[0], shape[1], shape[2], shape[3]);
         let len = h * w;
-        let orders: Vec<Vec<u32>> = (0..4).map(|k| direction(&mode, k, h, w)).collect();
+        let scans = CrossScan::new(mode, h, w);
+        let orders: Vec<Vec<usize>> = (0..4).map(|k| (0..len).map(|t| scans.order(k).row(t, len)).collect()).collect();
         let flat: Vec<f32> = orders.iter().flatten().map(|i| *i as f32).collect();
         g.check(&name("source_index"), &flat, 0.0)?;
         let y = g.tensor(&name("y"))?.1;
@@ -208,9 +199,9 @@ fn cross_scan(g: &mut Golden<'_>) -> Result<(), Error> {
             for (k, order) in orders.iter().enumerate() {
                 for ch in 0..c {
                     let plane = &x[(i * c + ch) * len..][..len];
-                    scanned.extend(order.iter().map(|p| plane[*p as usize]));
+                    scanned.extend(order.iter().map(|p| plane[*p]));
                     for (t, p) in order.iter().enumerate() {
-                        merged[(i * c + ch) * len + *p as usize] += y[((i * 4 + k) * c + ch) * len + t];
+                        merged[(i * c + ch) * len + p] += y[((i * 4 + k) * c + ch) * len + t];
                     }
                 }
             }
@@ -237,21 +228,12 @@ fn patch_merge(g: &mut Golden<'_>) -> Result<(), Error> {
             }
             g.check(&name("out"), &out, 2e-6)?;
         } else {
-            // [B, H, W, C]: the four sub-grids side by side, in the order of vmamba.md 5.4.
-            let (b, h, w, c) = (shape[0], shape[1], shape[2], shape[3]);
-            let mut out = vec![];
-            for i in 0..b {
-                for y in 0..h.div_ceil(2) {
-                    for xx in 0..w.div_ceil(2) {
-                        for (dy, dx) in [(0, 0), (1, 0), (0, 1), (1, 1)] {
-                            let (r, col) = (2 * y + dy, 2 * xx + dx);
-                            for ch in 0..c {
-                                let inside = r < h && col < w;
-                                out.push(if inside { x[((i * h + r) * w + col) * c + ch] } else { 0.0 });
-                            }
-                        }
-                    }
-                }
+            // [B, H, W, C].
+            let (size, c) = ((shape[1], shape[2]), shape[3]);
+            let (m, pixels) = (size.0.div_ceil(2) * size.1.div_ceil(2), size.0 * size.1);
+            let mut out = vec![0.0; shape[0] * m * 4 * c];
+            for (x, out) in x.chunks_exact(pixels * c).zip(out.chunks_exact_mut(m * 4 * c)) {
+                merge(Mat::new(x, pixels, c), size, MatMut::new(out, m, 4 * c));
             }
             g.check(&name("out"), &out, 0.0)?;
         }

@@ -32,6 +32,7 @@ mod snapshot;
 mod spec_mamba;
 mod state;
 mod vim;
+mod vmamba;
 
 pub use audio::AudioStream;
 pub use engine::{Device, Engine, EngineKey, Stream};

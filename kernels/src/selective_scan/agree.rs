@@ -84,6 +84,10 @@ fn levels_agree() {
             (7, 15, 13, 3),
             (197, 70, 16, 1),
             (128, 136, 14, 1),
+            (9, 16, 1, 1),
+            (50, 75, 1, 1),
+            (300, 101, 1, 1),
+            (33, 80, 1, 2),
         ] {
             for variant in 0..4 {
                 let case = Case::new(&mut rng, len, d, n, groups);
@@ -107,9 +111,9 @@ fn levels_agree() {
 #[test]
 fn any_cut_gives_the_same_bits() {
     let mut rng = Rng::new(6);
-    for level in levels() {
+    for (level, n) in levels().into_iter().flat_map(|l| [(l, 1), (l, 16)]) {
         let cx = Cx::at(level, 2);
-        let case = Case::new(&mut rng, 150, 40, 16, 1);
+        let case = Case::new(&mut rng, 150, 40, n, 1);
         let (mut h, mut whole) = (case.h.clone(), vec![0.0; 150 * 40]);
         case.run(&cx, 0, 0, 150, &mut h, &mut whole);
         for _ in 0..20 {
@@ -129,9 +133,9 @@ fn any_cut_gives_the_same_bits() {
 #[test]
 fn a_state_without_input_only_fades() {
     let mut rng = Rng::new(7);
-    for level in levels() {
+    for (level, n) in levels().into_iter().flat_map(|l| [(l, 1), (l, 16)]) {
         let cx = Cx::at(level, 1);
-        let mut case = Case::new(&mut rng, 100, 9, 16, 1);
+        let mut case = Case::new(&mut rng, 100, 9, n, 1);
         case.u.fill(0.0);
         case.dt.iter_mut().for_each(|v| *v *= 30.0);
         let mut h = case.h.clone();
@@ -146,8 +150,8 @@ fn a_state_without_input_only_fades() {
 #[test]
 fn nan_stays_in_its_channel() {
     let mut rng = Rng::new(8);
-    for level in levels() {
-        let mut case = Case::new(&mut rng, 10, 20, 4, 1);
+    for (level, n) in levels().into_iter().flat_map(|l| [(l, 1), (l, 4)]) {
+        let mut case = Case::new(&mut rng, 10, 20, n, 1);
         case.u[3 * 20 + 5] = f32::NAN;
         let (mut h, mut y) = (case.h.clone(), vec![0.0; 200]);
         case.run(&Cx::at(level, 1), 0, 0, 10, &mut h, &mut y);

@@ -104,7 +104,9 @@ pub fn selective_scan(cx: &Cx, s: &Scan<'_>, h: &mut [f32], mut y: MatMut<'_>) {
     }
     // Channels in blocks of whole vectors inside one group; blocks are shared among the threads.
     let per_group = d / groups;
-    let block = if per_group * len * n < 1 << 14 { per_group } else { BLOCK.min(per_group) };
+    // The blocks are of about one size, in whole cache lines.
+    let parts = if per_group * len * n < 1 << 14 { 1 } else { per_group.div_ceil(BLOCK) };
+    let block = per_group.div_ceil(parts).next_multiple_of(16);
     let blocks = per_group.div_ceil(block);
     let io = Io { h: h.as_mut_ptr(), y: y.ptr(), y_stride: y.stride() };
     cx.team.split(groups * blocks, |part| {
@@ -124,7 +126,7 @@ pub fn selective_scan(cx: &Cx, s: &Scan<'_>, h: &mut [f32], mut y: MatMut<'_>) {
     });
 }
 
-/// Channels of one task; a multiple of every vector width.
+/// Channels of one task at most.
 const BLOCK: usize = 64;
 
 /// State and output of a call; each part owns its channels of both.
@@ -140,7 +142,7 @@ unsafe impl Sync for Io {}
 impl Order<'_> {
     /// The row of step `t` of `len`.
     #[inline(always)]
-    fn row(&self, t: usize, len: usize) -> usize {
+    pub fn row(&self, t: usize, len: usize) -> usize {
         match self {
             Order::Forward => t,
             Order::Reverse => len - 1 - t,

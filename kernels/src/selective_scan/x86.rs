@@ -6,7 +6,7 @@
 //! groups; h itself sees the same operations in the same order.
 
 use super::{Io, Scan};
-use crate::simd::{self, Simd};
+use crate::simd::{self, Simd, Wide};
 use std::arch::x86_64::{__m256, __m512};
 use std::ops::Range;
 
@@ -148,14 +148,85 @@ unsafe fn scan<S: Simd>(s: &Scan<'_>, group: usize, channels: Range<usize>, io: 
     }
 }
 
+/// `scan` for one state per channel: step by step over the channels of the part, h in memory. The rows of a step are read
+/// whole and once, and four vectors run in turns, so that nothing waits for the chain through softplus, exp and h. Each
+/// channel sees the operations of `scan` in their order.
+///
+/// # Safety
+/// As `scan`; a and h hold one row of d.
+#[inline(always)]
+unsafe fn scan_one<S: Simd>(s: &Scan<'_>, group: usize, channels: Range<usize>, io: &Io) {
+    let len = s.u.rows();
+    for t in 0..len {
+        let row = s.order.row(t, len);
+        let mut e = channels.start;
+        while e < channels.end {
+            let left = channels.end - e;
+            // SAFETY: row < len, e + lanes <= channels.end; the vectors have the caller's features.
+            e += unsafe {
+                if left > 2 * S::LANES {
+                    step_one::<Wide<S, 4>>(s, group, row, e, left, io)
+                } else if left > S::LANES {
+                    step_one::<Wide<S, 2>>(s, group, row, e, left, io)
+                } else {
+                    step_one::<S>(s, group, row, e, left, io)
+                }
+            };
+        }
+    }
+}
+
+/// One step of the channels from `e`, as many as S holds and `left` allows; returns their number.
+///
+/// # Safety
+/// As `scan_one`; row < len, e + left <= d.
+#[inline(always)]
+unsafe fn step_one<S: Simd>(s: &Scan<'_>, group: usize, row: usize, e: usize, left: usize, io: &Io) -> usize {
+    let lanes = S::LANES.min(left);
+    // SAFETY: every access is to row `row` of a matrix of len rows, or to channels e .. e + lanes <= d.
+    unsafe {
+        let (zero, scale) = (S::splat(0.0), S::splat(s.scale));
+        let b = S::splat(*s.b.ptr().add(row * s.b.stride() + group));
+        let c = S::splat(*s.c.ptr().add(row * s.c.stride() + group));
+        let u: S = load(s.u.ptr().add(row * s.u.stride() + e), lanes);
+        let bias = s.dt_bias.map_or(zero, |b| load(b.as_ptr().add(e), lanes));
+        let skip = s.d.map_or(zero, |d| load(d.as_ptr().add(e), lanes));
+        let dt = load::<S>(s.dt.ptr().add(row * s.dt.stride() + e), lanes).add(bias);
+        let delta = scale.mul(if s.softplus { simd::softplus(dt) } else { dt });
+        let da = simd::exp_neg(delta.mul(load(s.a.as_ptr().add(e), lanes)));
+        let h = da.mul_add(load(io.h.add(e), lanes), delta.mul(u).mul(b));
+        store(h, io.h.add(e), lanes);
+        let mut y = skip.mul_add(u, h.mul_add(c, zero));
+        if let Some(z) = &s.z {
+            y = y.mul(simd::silu(load::<S>(z.ptr().add(row * z.stride() + e), lanes)));
+        }
+        let out = io.y.add(row * io.y_stride + e);
+        if s.add {
+            y = y.add(load(out, lanes));
+        }
+        store(y, out, lanes);
+    }
+    lanes
+}
+
+/// # Safety
+/// As `scan`.
+#[inline(always)]
+unsafe fn run<S: Simd>(s: &Scan<'_>, group: usize, channels: Range<usize>, io: &Io) {
+    // SAFETY: as the caller's; one state per channel means that a holds d values.
+    unsafe {
+        if s.a.len() == s.u.cols() { scan_one::<S>(s, group, channels, io) } else { scan::<S>(s, group, channels, io) }
+    }
+}
+
 #[target_feature(enable = "avx2,fma")]
 pub(super) fn avx2(s: &Scan<'_>, group: usize, channels: Range<usize>, io: &Io) {
     // SAFETY: this function has the features of __m256; `selective_scan` checked the shapes.
-    unsafe { scan::<__m256>(s, group, channels, io) }
+    unsafe { run::<__m256>(s, group, channels, io) }
 }
 
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,fma")]
 pub(super) fn avx512(s: &Scan<'_>, group: usize, channels: Range<usize>, io: &Io) {
     // SAFETY: this function has the features of __m512; `selective_scan` checked the shapes.
-    unsafe { scan::<__m512>(s, group, channels, io) }
+    unsafe { run::<__m512>(s, group, channels, io) }
 }

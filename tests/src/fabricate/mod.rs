@@ -13,10 +13,12 @@ mod mixer;
 mod s4;
 mod spec_mamba;
 mod vim;
+mod vmamba;
 
 /// A family's name and what draws a model of it.
 pub const FAMILIES: &[(&str, fn(&mut Rng) -> Fabricated)] = &[
     ("vim", vim::random),
+    ("vmamba", vmamba::random),
     ("cleanumamba", cleanumamba::random),
     ("s4", s4::random),
     ("spec_mamba", spec_mamba::random),
