@@ -7,6 +7,7 @@
 //! | `ssmjson` | results of the others as lines of JSON |
 #![forbid(unsafe_code)]
 
+mod classify;
 mod denoise;
 mod json;
 mod model;
@@ -19,6 +20,7 @@ pub use results::{ClassScore, META_NAME, Results};
 fn plugin_init(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
     results::register_meta();
 
+    classify::register(plugin)?;
     denoise::register(plugin)?;
     json::register(plugin)?;
     Ok(())

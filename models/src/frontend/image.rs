@@ -1,0 +1,445 @@
+//! Frames to model input, as the vision models were trained to see them (vim.md 4).
+//!
+//! The frame is scaled until it covers 1/0.875 of the model's size in both directions (for a square model: its shorter
+//! side becomes `int(size / 0.875)`), bicubic as Pillow does it, and the model's size is cut out of the middle. Then
+//! `(v / 255 - mean) / std` per channel, planes R, G, B.
+
+use crate::error::Error;
+use ssm_kernels::Cx;
+use ssm_kernels::resize::{Crop, Resize};
+
+/// Mean of R, G, B over ImageNet, of 1.
+const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
+/// Standard deviation of R, G, B over ImageNet, of 1.
+const STD: [f32; 3] = [0.229, 0.224, 0.225];
+
+/// Share of a scaled frame's side that the model sees.
+const CROP: f64 = 0.875;
+
+/// Longest side of a frame or of a model's input.
+const MAX_SIDE: usize = 1 << 15;
+
+/// How luma and colour differences make R, G, B: matrix and range (16 to 235 and 240, or 0 to 255).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Yuv {
+    /// ITU-R BT.601, limited range.
+    Bt601Limited,
+    /// ITU-R BT.601, full range.
+    Bt601Full,
+    /// ITU-R BT.709, limited range.
+    Bt709Limited,
+    /// ITU-R BT.709, full range.
+    Bt709Full,
+}
+
+/// How pixels lie in memory. Names as GStreamer has them: bytes in the order of the letters, `x` and alpha ignored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum PixelFormat {
+    Rgb,
+    Bgr,
+    Rgbx,
+    Bgrx,
+    Xrgb,
+    Xbgr,
+    Rgba,
+    Bgra,
+    Argb,
+    Abgr,
+    Gray8,
+    /// Planes Y, U, V; U and V of half the size, rounded up, their samples in the middle of two by two pixels.
+    I420(Yuv),
+    /// Planes Y and UV, otherwise as I420.
+    Nv12(Yuv),
+}
+
+impl PixelFormat {
+    /// Bytes of a pixel of each plane; planes after the first are of half the size.
+    fn planes(self) -> &'static [usize] {
+        use PixelFormat::*;
+        match self {
+            Rgb | Bgr => &[3],
+            Rgbx | Bgrx | Xrgb | Xbgr | Rgba | Bgra | Argb | Abgr => &[4],
+            Gray8 => &[1],
+            I420(_) => &[1, 1, 1],
+            Nv12(_) => &[1, 2],
+        }
+    }
+
+    /// Where R, G and B are in a pixel of the first plane.
+    fn order(self) -> [usize; 3] {
+        use PixelFormat::*;
+        match self {
+            Rgb | Rgbx | Rgba => [0, 1, 2],
+            Bgr | Bgrx | Bgra => [2, 1, 0],
+            Xrgb | Argb => [1, 2, 3],
+            Xbgr | Abgr => [3, 2, 1],
+            Gray8 | I420(_) | Nv12(_) => [0, 0, 0],
+        }
+    }
+
+    fn yuv(self) -> Option<Yuv> {
+        match self {
+            PixelFormat::I420(yuv) | PixelFormat::Nv12(yuv) => Some(yuv),
+            _ => None,
+        }
+    }
+}
+
+/// One plane of a frame.
+#[derive(Clone, Copy)]
+pub struct Plane<'a> {
+    /// Its bytes from the first row on.
+    pub data: &'a [u8],
+    /// Bytes from one row to the next.
+    pub stride: usize,
+}
+
+/// The way from frames of one size and format to input of one size. Made once; a frame allocates nothing.
+pub struct ImagePlan {
+    format: PixelFormat,
+    /// (rows, columns) of the input.
+    to: (usize, usize),
+    planes: Vec<PlanePlan>,
+    scratch: Vec<u8>,
+    /// (v / 255 - mean) / std of every byte, per channel.
+    table: [[f32; 256]; 3],
+}
+
+struct PlanePlan {
+    rows: usize,
+    /// Bytes of a row.
+    line: usize,
+    resize: Resize,
+    /// Its resized part.
+    pixels: Vec<u8>,
+}
+
+/// Size that a frame is scaled to and the part that is cut out of it, both as (rows, columns).
+///
+/// A model of other than square shape is covered the same way: the direction that needs the larger scale gets
+/// `int(side / 0.875)` pixels, the other follows the frame's shape, truncated.
+fn cover(from: (usize, usize), to: (usize, usize)) -> ((usize, usize), Crop) {
+    let side = |s: usize| (s as f64 / CROP) as usize;
+    let want = (side(to.0), side(to.1));
+    // Larger scale: want.0 / from.0 against want.1 / from.1.
+    let scaled = if want.0 * from.1 >= want.1 * from.0 {
+        (want.0, want.0 * from.1 / from.0)
+    } else {
+        (want.1 * from.0 / from.1, want.1)
+    };
+    // Half of the rest, rounded to even where it is not whole.
+    let middle = |rest: usize| rest / 2 + usize::from(rest % 4 == 3);
+    let crop = Crop { top: middle(scaled.0 - to.0), left: middle(scaled.1 - to.1), height: to.0, width: to.1 };
+    (scaled, crop)
+}
+
+impl ImagePlan {
+    /// Plans frames of `from` to input of `to`, both as (rows, columns).
+    ///
+    /// # Errors
+    /// A side is 0 or larger than 32768, or the frame is so long that its scaled form would be.
+    pub fn new(from: (usize, usize), format: PixelFormat, to: (usize, usize)) -> Result<Self, Error> {
+        let refuse = |what: &str, (h, w): (usize, usize)| Error::Input {
+            expected: format!("{what} of 1x1 to {MAX_SIDE}x{MAX_SIDE}"),
+            got: format!("{w}x{h}"),
+        };
+        let fits = |(h, w): (usize, usize)| (1..=MAX_SIDE).contains(&h) && (1..=MAX_SIDE).contains(&w);
+        for (what, size) in [("frames", from), ("model input", to)] {
+            if !fits(size) {
+                return Err(refuse(what, size));
+            }
+        }
+        let (scaled, crop) = cover(from, to);
+        if !fits(scaled) {
+            return Err(refuse("frames that scale to a size", scaled));
+        }
+        let planes: Vec<PlanePlan> = format
+            .planes()
+            .iter()
+            .enumerate()
+            .map(|(i, &channels)| {
+                let (halves, share) = if i == 0 { (1, 1.0) } else { (2, 0.5) };
+                let size = (from.0.div_ceil(halves), from.1.div_ceil(halves));
+                let part = (0.0..from.0 as f64 * share, 0.0..from.1 as f64 * share);
+                let resize = Resize::of_part(channels, size, part, scaled, crop);
+                let pixels = vec![0; resize.out_len()];
+                PlanePlan { rows: size.0, line: size.1 * channels, resize, pixels }
+            })
+            .collect();
+        let scratch = vec![0; planes.iter().map(|p| p.resize.scratch_len()).max().unwrap_or(0)];
+        let table = std::array::from_fn(|c| std::array::from_fn(|v| (v as f32 / 255.0 - MEAN[c]) / STD[c]));
+        Ok(Self { format, to, planes, scratch, table })
+    }
+
+    /// (rows, columns) of the input.
+    pub fn size(&self) -> (usize, usize) {
+        self.to
+    }
+
+    /// Makes a frame's input: planes R, G, B of rows × columns values each.
+    ///
+    /// # Errors
+    /// A plane is missing or too short, or `out` is of another length.
+    pub fn run(&mut self, cx: &Cx, frame: &[Plane<'_>], out: &mut [f32]) -> Result<(), Error> {
+        let pixels = self.to.0 * self.to.1;
+        if out.len() != 3 * pixels {
+            return Err(Error::Input {
+                expected: format!("room for {} values", 3 * pixels),
+                got: out.len().to_string(),
+            });
+        }
+        self.resize(cx, frame)?;
+        match (self.format.yuv(), &*self.planes) {
+            (Some(yuv), [y, u, v]) => self.convert(yuv, &y.pixels, (&u.pixels, 1), (&v.pixels, 1), out),
+            (Some(yuv), [y, uv]) => self.convert(yuv, &y.pixels, (&uv.pixels, 2), (&uv.pixels[1..], 2), out),
+            _ => {
+                let (step, order) = (self.format.planes()[0], self.format.order());
+                for ((out, table), at) in out.chunks_exact_mut(pixels).zip(&self.table).zip(order) {
+                    let bytes = self.planes[0].pixels.chunks_exact(step);
+                    out.iter_mut().zip(bytes).for_each(|(o, b)| *o = table[usize::from(b[at])]);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The resized part of every plane.
+    fn resize(&mut self, cx: &Cx, frame: &[Plane<'_>]) -> Result<(), Error> {
+        if frame.len() != self.planes.len() {
+            return Err(Error::Input {
+                expected: format!("a frame of {} planes", self.planes.len()),
+                got: frame.len().to_string(),
+            });
+        }
+        for (i, (plan, plane)) in self.planes.iter_mut().zip(frame).enumerate() {
+            let need = (plan.rows - 1).checked_mul(plane.stride).and_then(|n| n.checked_add(plan.line));
+            if plane.stride < plan.line || need.is_none_or(|need| need > plane.data.len()) {
+                return Err(Error::Input {
+                    expected: format!("plane {i} of {} rows of {} bytes", plan.rows, plan.line),
+                    got: format!("{} bytes, rows {} apart", plane.data.len(), plane.stride),
+                });
+            }
+            plan.resize.run(cx, plane.data, plane.stride, &mut self.scratch, &mut plan.pixels);
+        }
+        Ok(())
+    }
+
+    /// Luma and colour differences, each resized as such, to R, G, B; not rounded in between.
+    fn convert(&self, yuv: Yuv, y: &[u8], u: (&[u8], usize), v: (&[u8], usize), out: &mut [f32]) {
+        let (kr, kb) = match yuv {
+            Yuv::Bt601Limited | Yuv::Bt601Full => (0.299, 0.114),
+            Yuv::Bt709Limited | Yuv::Bt709Full => (0.2126, 0.0722),
+        };
+        let (black, luma, chroma) = match yuv {
+            Yuv::Bt601Limited | Yuv::Bt709Limited => (16.0, 255.0 / 219.0, 255.0 / 224.0),
+            Yuv::Bt601Full | Yuv::Bt709Full => (0.0, 1.0, 1.0),
+        };
+        let kg: f32 = 1.0 - kr - kb;
+        let (vr, ub) = (2.0 * (1.0 - kr) * chroma, 2.0 * (1.0 - kb) * chroma);
+        let (vg, ug) = (-vr * kr / kg, -ub * kb / kg);
+        let weights = [(0.0, vr), (ug, vg), (ub, 0.0)];
+        for (c, (out, (wu, wv))) in out.chunks_exact_mut(y.len()).zip(weights).enumerate() {
+            let bytes = y.iter().zip(u.0.iter().step_by(u.1)).zip(v.0.iter().step_by(v.1));
+            for (o, ((y, u), v)) in out.iter_mut().zip(bytes) {
+                let value =
+                    (f32::from(*y) - black) * luma + wu * (f32::from(*u) - 128.0) + wv * (f32::from(*v) - 128.0);
+                *o = (value.clamp(0.0, 255.0) / 255.0 - MEAN[c]) / STD[c];
+            }
+        }
+    }
+
+    /// What `run` resized of the first plane, as the golden files hold it.
+    pub(crate) fn cropped(&self) -> &[u8] {
+        self.planes.first().map_or(&[], |p| &p.pixels)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ssm_kernels::CpuLevel;
+
+    fn cx() -> Cx {
+        Cx::at(CpuLevel::best(), 2)
+    }
+
+    fn run(from: (usize, usize), format: PixelFormat, to: (usize, usize), planes: &[Plane<'_>]) -> Vec<f32> {
+        let mut plan = ImagePlan::new(from, format, to).unwrap();
+        let mut out = vec![f32::NAN; 3 * to.0 * to.1];
+        plan.run(&cx(), planes, &mut out).unwrap();
+        out
+    }
+
+    /// Waves, so that every plane has something to resize.
+    fn rgb(rows: usize, columns: usize) -> Vec<[u8; 3]> {
+        let wave = |x: usize, period: f32| (127.5 + 120.0 * (x as f32 / period).sin()) as u8;
+        (0..rows * columns)
+            .map(|i| [wave(i % columns, 9.0), wave(i / columns, 7.0), wave(i / columns + i, 13.0)])
+            .collect()
+    }
+
+    #[test]
+    fn sizes_as_torchvision_has_them() {
+        // (frame, model) to (scaled, top, left), as (rows, columns).
+        for (from, to, scaled, top, left) in [
+            ((360, 480), (224, 224), (256, 341), 16, 58),
+            ((61, 90), (32, 32), (36, 53), 2, 10),
+            ((133, 50), (64, 64), (194, 73), 65, 4),
+            ((96, 75), (224, 224), (327, 256), 52, 16),
+            ((1080, 1920), (224, 224), (256, 455), 16, 116),
+            ((224, 224), (224, 224), (256, 256), 16, 16),
+            ((100, 100), (224, 112), (256, 256), 16, 72),
+            ((100, 300), (224, 112), (256, 768), 16, 328),
+            ((300, 100), (112, 224), (768, 256), 328, 16),
+        ] {
+            let (got, crop) = cover(from, to);
+            assert_eq!((got, crop.top, crop.left), (scaled, top, left), "{from:?} to {to:?}");
+            assert_eq!((crop.height, crop.width), to);
+        }
+    }
+
+    #[test]
+    fn every_order_of_bytes_gives_the_same() {
+        use PixelFormat::*;
+        let (rows, columns, to) = (50, 67, (28, 28));
+        let image = rgb(rows, columns);
+        let tight: Vec<u8> = image.concat();
+        let want = run((rows, columns), Rgb, to, &[Plane { data: &tight, stride: 3 * columns }]);
+        assert!(want.iter().all(|v| v.is_finite()));
+        let orders = [
+            (Bgr, "bgr"),
+            (Rgbx, "rgb-"),
+            (Rgba, "rgb-"),
+            (Bgrx, "bgr-"),
+            (Bgra, "bgr-"),
+            (Xrgb, "-rgb"),
+            (Argb, "-rgb"),
+            (Xbgr, "-bgr"),
+            (Abgr, "-bgr"),
+        ];
+        for (format, order) in orders {
+            let stride = order.len() * columns + 5;
+            let mut data = vec![200; rows * stride];
+            for (i, pixel) in image.iter().enumerate() {
+                for (k, letter) in order.chars().enumerate() {
+                    if let Some(c) = "rgb".find(letter) {
+                        data[i / columns * stride + i % columns * order.len() + k] = pixel[c];
+                    }
+                }
+            }
+            data.truncate((rows - 1) * stride + order.len() * columns);
+            assert_eq!(run((rows, columns), format, to, &[Plane { data: &data, stride }]), want, "{format:?}");
+        }
+        let gray: Vec<u8> = image.iter().map(|p| p[0]).collect();
+        let spread: Vec<u8> = gray.iter().flat_map(|v| [*v; 3]).collect();
+        assert_eq!(
+            run((rows, columns), Gray8, to, &[Plane { data: &gray, stride: columns }]),
+            run((rows, columns), Rgb, to, &[Plane { data: &spread, stride: 3 * columns }])
+        );
+    }
+
+    /// Back from a model's input to R, G, B.
+    fn colour(out: &[f32], i: usize) -> [f32; 3] {
+        let pixels = out.len() / 3;
+        std::array::from_fn(|c| (out[c * pixels + i] * STD[c] + MEAN[c]) * 255.0)
+    }
+
+    #[test]
+    fn colours_of_each_matrix_and_range() {
+        // Y, U, V of pure colours from the standards' tables, rounded to bytes.
+        for (yuv, [y, u, v], want) in [
+            (Yuv::Bt601Limited, [81, 90, 240], [255.0, 0.0, 0.0]),
+            (Yuv::Bt601Limited, [145, 54, 34], [0.0, 255.0, 0.0]),
+            (Yuv::Bt601Limited, [41, 240, 110], [0.0, 0.0, 255.0]),
+            (Yuv::Bt601Full, [76, 85, 255], [254.0, 0.0, 0.0]),
+            (Yuv::Bt709Limited, [63, 102, 240], [255.0, 0.0, 0.0]),
+            (Yuv::Bt709Limited, [173, 42, 26], [0.0, 255.0, 0.0]),
+            (Yuv::Bt709Full, [18, 255, 116], [0.0, 0.0, 255.0]),
+            (Yuv::Bt601Limited, [235, 128, 128], [255.0; 3]),
+            (Yuv::Bt709Limited, [16, 128, 128], [0.0; 3]),
+            (Yuv::Bt709Full, [128, 128, 128], [128.0; 3]),
+            // Below black and above white there is nothing.
+            (Yuv::Bt601Limited, [0, 128, 128], [0.0; 3]),
+            (Yuv::Bt601Limited, [255, 128, 128], [255.0; 3]),
+        ] {
+            let (luma, us, vs, uv) = (vec![y; 35], vec![u; 12], vec![v; 12], [u, v].repeat(12));
+            let planes = |data: &'static [usize], parts: [&[u8]; 3]| -> Vec<f32> {
+                let frame: Vec<Plane<'_>> =
+                    data.iter().zip(parts).map(|(stride, data)| Plane { data, stride: *stride }).collect();
+                let format = if data.len() == 3 { PixelFormat::I420(yuv) } else { PixelFormat::Nv12(yuv) };
+                run((5, 7), format, (6, 6), &frame)
+            };
+            let (i420, nv12) = (planes(&[7, 4, 4], [&luma, &us, &vs]), planes(&[7, 8], [&luma, &uv, &[]]));
+            assert_eq!(i420, nv12);
+            for (got, want) in colour(&i420, 17).into_iter().zip(want) {
+                assert!((got - want).abs() < 3.0, "{yuv:?}: {y} {u} {v}: {got}, not {want}");
+            }
+        }
+    }
+
+    #[test]
+    fn resizing_planes_is_resizing_the_picture() {
+        // A smooth picture with odd sides; colour differences averaged over two by two pixels.
+        let (rows, columns, to) = (131, 175, (56, 56));
+        let at = |r: usize, c: usize| {
+            let (r, c) = (r.min(rows - 1) as f32, c.min(columns - 1) as f32);
+            let wave = |x: f32| 128.0 + 50.0 * x.sin();
+            [wave(c / 25.0), wave(r / 20.0), wave((r + c) / 30.0)]
+        };
+        let yuv = |[r, g, b]: [f32; 3]| {
+            let y = 0.299 * r + 0.587 * g + 0.114 * b;
+            [y, (b - y) / 1.772 + 128.0, (r - y) / 1.402 + 128.0]
+        };
+        let image: Vec<u8> =
+            (0..rows * columns).flat_map(|i| at(i / columns, i % columns).map(|v| v.round() as u8)).collect();
+        let luma: Vec<u8> = (0..rows * columns).map(|i| yuv(at(i / columns, i % columns))[0].round() as u8).collect();
+        let (half_rows, half) = (rows.div_ceil(2), columns.div_ceil(2));
+        let chroma = |k: usize| -> Vec<u8> {
+            let mean = |i: usize| {
+                let (r, c) = (2 * (i / half), 2 * (i % half));
+                [(0, 0), (0, 1), (1, 0), (1, 1)].iter().map(|(y, x)| yuv(at(r + y, c + x))[k]).sum::<f32>() / 4.0
+            };
+            (0..half_rows * half).map(|i| mean(i).round() as u8).collect()
+        };
+        let (u, v) = (chroma(1), chroma(2));
+        let planes = [(&luma, columns), (&u, half), (&v, half)].map(|(data, stride)| Plane { data, stride });
+        let got = run((rows, columns), PixelFormat::I420(Yuv::Bt601Full), to, &planes);
+        let want = run((rows, columns), PixelFormat::Rgb, to, &[Plane { data: &image, stride: 3 * columns }]);
+        for i in 0..to.0 * to.1 {
+            for (got, want) in colour(&got, i).into_iter().zip(colour(&want, i)) {
+                assert!((got - want).abs() < 4.0, "pixel {i}: {got}, not {want}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        use PixelFormat::*;
+        let new = |from, to| ImagePlan::new(from, Rgb, to).err().unwrap().to_string();
+        assert_eq!(new((0, 4), (8, 8)), "input: expected frames of 1x1 to 32768x32768, got 4x0");
+        assert_eq!(new((4, 4), (8, 40_000)), "input: expected model input of 1x1 to 32768x32768, got 40000x8");
+        assert!(
+            new((1, 32_768), (224, 224)).contains("frames that scale to a size"),
+            "{}",
+            new((1, 32_768), (224, 224))
+        );
+        let mut plan = ImagePlan::new((4, 4), I420(Yuv::Bt601Limited), (2, 2)).unwrap();
+        let (data, mut out) = ([0; 16], [0.0; 12]);
+        let plane = |len: usize, stride| Plane { data: &data[..len], stride };
+        let mut why =
+            |planes: &[Plane<'_>], n: usize| plan.run(&cx(), planes, &mut out[..n]).err().map(|e| e.to_string());
+        assert_eq!(why(&[plane(16, 4), plane(4, 2), plane(4, 2)], 12), None);
+        assert_eq!(why(&[plane(16, 4)], 12).unwrap(), "input: expected a frame of 3 planes, got 1");
+        assert_eq!(
+            why(&[plane(16, 4), plane(4, 2), plane(4, 2)], 11).unwrap(),
+            "input: expected room for 12 values, got 11"
+        );
+        assert_eq!(
+            why(&[plane(16, 4), plane(3, 2), plane(4, 2)], 12).unwrap(),
+            "input: expected plane 1 of 2 rows of 2 bytes, got 3 bytes, rows 2 apart"
+        );
+        assert!(why(&[plane(16, 3), plane(4, 2), plane(4, 2)], 12).is_some());
+        assert!(why(&[plane(16, usize::MAX), plane(4, 2), plane(4, 2)], 12).is_some());
+    }
+}
