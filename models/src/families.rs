@@ -9,6 +9,9 @@ use ssm_kernels::CpuLevel;
 use std::path::Path;
 use std::sync::Arc;
 
+/// Builds a network from tensors.
+pub type Open = fn(&Checkpoint, &Options) -> Result<Arc<dyn Model>, Error>;
+
 /// A family: how its files are known and opened.
 pub struct Family {
     /// Name, as `ssm inspect` prints it.
@@ -16,7 +19,7 @@ pub struct Family {
     /// Whether these tensors are the family's.
     pub detect: fn(&Checkpoint) -> bool,
     /// Builds the network.
-    pub open: fn(&Checkpoint, &Options) -> Result<Arc<dyn Model>, Error>,
+    pub open: Open,
     /// Runs a golden file of the family.
     pub(crate) verify: fn(&mut Golden<'_>) -> Result<(), Error>,
 }

@@ -20,11 +20,14 @@ pub struct Args {
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Network {
     /// Vim-Ti at 224x224, 7.1 M parameters.
-    VimTiny,
+    #[value(name = "vim-tiny")]
+    Tiny,
     /// Vim-S at 224x224, 25.8 M parameters.
-    VimSmall,
+    #[value(name = "vim-small")]
+    Small,
     /// Vim-B at 224x224, 97.6 M parameters.
-    VimBase,
+    #[value(name = "vim-base")]
+    Base,
 }
 
 /// Uniform values in -1..1 from a seed (xorshift64*, Vigna 2016).
@@ -80,9 +83,9 @@ fn vim(d: usize, seed: u64) -> Vec<(String, Vec<usize>, Vec<f32>)> {
 
 pub fn run(args: &Args) -> Result<(), Failure> {
     let (name, d) = match args.network {
-        Network::VimTiny => ("Vim-Ti", 192),
-        Network::VimSmall => ("Vim-S", 384),
-        Network::VimBase => ("Vim-B", 768),
+        Network::Tiny => ("Vim-Ti", 192),
+        Network::Small => ("Vim-S", 384),
+        Network::Base => ("Vim-B", 768),
     };
     let tensors = vim(d, args.seed);
     let parameters: usize = tensors.iter().map(|t| t.2.len()).sum();

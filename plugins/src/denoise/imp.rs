@@ -283,7 +283,7 @@ impl Denoise {
                 return Err(gst::FlowError::NotNegotiated);
             };
             let bpf = flow.info.bpf() as usize;
-            if buffer.size() % bpf != 0 {
+            if !buffer.size().is_multiple_of(bpf) {
                 gst::element_imp_error!(
                     self,
                     gst::StreamError::Format,

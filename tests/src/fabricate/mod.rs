@@ -15,8 +15,11 @@ mod spec_mamba;
 mod vim;
 mod vmamba;
 
+/// Draws a model.
+pub type Draw = fn(&mut Rng) -> Fabricated;
+
 /// A family's name and what draws a model of it.
-pub const FAMILIES: &[(&str, fn(&mut Rng) -> Fabricated)] = &[
+pub const FAMILIES: &[(&str, Draw)] = &[
     ("vim", vim::random),
     ("vmamba", vmamba::random),
     ("cleanumamba", cleanumamba::random),
