@@ -27,7 +27,7 @@ test: lint
 	$(CARGO) test --workspace
 
 bench: deps
-	$(CARGO) bench -p ssm-kernels -p ssm-models
+	$(CARGO) run --release --manifest-path tests/bench/Cargo.toml
 
 demo: build
 	@./pipelines/demo.sh

@@ -34,6 +34,9 @@ fn element(model: &str, properties: &[(&str, &str)]) -> gst::Element {
     make("ssmdenoise", &[&[("model", model)], properties].concat())
 }
 
+/// Time, duration and frames of a buffer.
+type Piece = (Option<ClockTime>, Option<ClockTime>, usize);
+
 struct Bench {
     h: Harness,
     bpf: usize,
@@ -69,7 +72,7 @@ impl Bench {
     }
 
     /// What has come out so far: bytes, and for each buffer its time and its frames.
-    fn pull(&mut self) -> (Vec<u8>, Vec<(Option<ClockTime>, Option<ClockTime>, usize)>) {
+    fn pull(&mut self) -> (Vec<u8>, Vec<Piece>) {
         let (mut bytes, mut times) = (Vec::new(), Vec::new());
         while let Some(buffer) = self.h.try_pull() {
             times.push((buffer.pts(), buffer.duration(), buffer.size() / self.bpf));
