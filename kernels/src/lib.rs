@@ -18,6 +18,7 @@
 //! | [`activation`] | SiLU, sigmoid, GELU (erf), ReLU, GLU, softmax |
 //! | [`stft`] | `X = RFFT(w·x)`, `y = w·IRFFT(Y)`, frames that overlap by half |
 //! | [`patch`] | image patches to rows, four pixels to one |
+//! | [`fbank`] | `y = ln(max(M·|FFT(w·x)|², floor))`, log-mel frames of audio |
 //! | [`resize`] | Pillow's 8-bit bicubic resize, PyTorch's bicubic grid |
 #![warn(missing_docs)]
 
@@ -33,6 +34,7 @@ pub mod activation;
 pub mod causal_conv1d;
 pub mod conv2d;
 pub mod cross_scan;
+pub mod fbank;
 pub mod linear;
 pub mod moe_route;
 pub mod norm;
