@@ -278,6 +278,11 @@ impl<'a> Golden<'a> {
         Ok((self.data.shape(name).unwrap_or_default().to_vec(), values))
     }
 
+    /// Values of a tensor in f64.
+    pub(crate) fn f64(&self, name: &str) -> Result<Vec<f64>, Error> {
+        Ok(self.data.f64(name)?)
+    }
+
     /// A tensor of `u8`.
     pub(crate) fn bytes(&self, name: &str) -> Result<(Vec<usize>, Vec<u8>), Error> {
         let values = self.data.u8(name)?;
@@ -374,6 +379,17 @@ impl<'a> Golden<'a> {
         Ok(())
     }
 
+    /// [`Golden::check_state`] of all rows of a batch.
+    pub(crate) fn check_states(
+        &mut self,
+        prefix: &str,
+        model: &dyn Model,
+        rows: &[Row],
+        tol: f32,
+    ) -> Result<(), Error> {
+        rows.iter().enumerate().try_for_each(|(i, row)| self.check_state(prefix, model, &row.state, i, tol))
+    }
+
     /// Lengths that add up to `len`, as the chunk option says.
     pub(crate) fn cuts(&mut self, len: usize) -> Vec<usize> {
         let mut cuts = Vec::new();
@@ -416,6 +432,23 @@ impl<'a> Golden<'a> {
         let mut rows: Vec<Row> = x.chunks(n).map(|x| Row { x: x.to_vec(), ..Row::new(model, 1) }).collect();
         self.forward(model, &mut rows, 1);
         Ok(rows.into_iter().flat_map(|r| r.y).collect())
+    }
+
+    /// A stream through a model, cut as the options say: the output of its last step. What does not fill a step is left
+    /// out.
+    pub(crate) fn run_last(&mut self, model: &dyn Model, x: &[f32]) -> Vec<f32> {
+        let (n, out) = (model.info().input.len().max(1), model.info().output.len());
+        let steps = x.len() / n;
+        let (mut rows, mut at, mut last) = ([Row::new(model, steps)], 0, vec![]);
+        for len in self.cuts(steps) {
+            rows[0].x[..len * n].copy_from_slice(&x[at * n..(at + len) * n]);
+            self.forward(model, &mut rows, len);
+            at += len;
+            if len > 0 {
+                last = rows[0].y[(len - 1) * out..len * out].to_vec();
+            }
+        }
+        last
     }
 
     /// A clip through a model of samples, cut as the options say. `whole`: ended by [`Model::drain`], so that as many

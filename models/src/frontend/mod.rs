@@ -1,1 +1,3 @@
 //! Pixels, samples and tokens to model input.
+
+pub mod audio;
