@@ -19,6 +19,7 @@
 //! | [`stft`] | `X = RFFT(w·x)`, `y = w·IRFFT(Y)`, frames that overlap by half |
 //! | [`patch`] | image patches to rows, four pixels to one |
 //! | [`fbank`] | `y = ln(max(M·|FFT(w·x)|², floor))`, log-mel frames of audio |
+//! | [`bilinear`] | PyTorch's antialiased bilinear grid |
 //! | [`resize`] | Pillow's 8-bit bicubic resize, PyTorch's bicubic grid |
 #![warn(missing_docs)]
 
@@ -31,6 +32,7 @@ mod team;
 mod testing;
 
 pub mod activation;
+pub mod bilinear;
 pub mod causal_conv1d;
 pub mod conv2d;
 pub mod cross_scan;

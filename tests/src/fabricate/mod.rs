@@ -8,6 +8,7 @@ use ssm_models::{Error, Model, Options, open_checkpoint};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+pub mod aum;
 mod cleanumamba;
 mod mixer;
 mod s4;
@@ -22,6 +23,7 @@ pub const FAMILIES: &[(&str, fn(&mut Rng) -> Fabricated)] = &[
     ("cleanumamba", cleanumamba::random),
     ("s4", s4::random),
     ("spec_mamba", spec_mamba::random),
+    ("aum", aum::random),
 ];
 
 /// A checkpoint that no file holds.
