@@ -14,6 +14,7 @@
 //! | [`causal_conv1d`] | `y_t = act(bias + Σ_j w_j x_{t-K+1+j})`, per channel |
 //! | [`conv2d`] | `y = act(bias + Σ w x)` over square windows of an image, dense or per channel |
 //! | [`cross_scan`] | the four orders in which an image is scanned |
+//! | [`complex_scan`] | `s ← λ s + u`, `y = Re s` or `Σ g Re s`, complex diagonal λ |
 //! | [`norm`] | RMSNorm and LayerNorm over channels, with the residual add |
 //! | [`activation`] | SiLU, sigmoid, GELU (erf), ReLU, GLU, softmax |
 //! | [`stft`] | `X = RFFT(w·x)`, `y = w·IRFFT(Y)`, frames that overlap by half |
@@ -36,6 +37,7 @@ pub mod bilinear;
 pub mod causal_conv1d;
 pub mod conv2d;
 pub mod cross_scan;
+pub mod complex_scan;
 pub mod fbank;
 pub mod linear;
 pub mod moe_route;
