@@ -32,6 +32,7 @@ pub const FAMILIES: &[Family] = &[
     crate::s4::FAMILY,
     crate::spec_mamba::FAMILY,
     crate::aum::FAMILY,
+    crate::attenuate::FAMILY,
 ];
 
 /// How a denoiser's running level is made from the samples so far.

@@ -10,6 +10,7 @@ pub mod frontend;
 pub mod golden;
 pub mod hippo;
 
+mod attenuate;
 mod audio;
 mod aum;
 mod builtin;

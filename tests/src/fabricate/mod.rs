@@ -8,6 +8,7 @@ use ssm_models::{Error, Model, Options, open_checkpoint};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+pub mod attenuate;
 pub mod aum;
 mod cleanumamba;
 mod mixer;
@@ -24,6 +25,7 @@ pub const FAMILIES: &[(&str, fn(&mut Rng) -> Fabricated)] = &[
     ("s4", s4::random),
     ("spec_mamba", spec_mamba::random),
     ("aum", aum::random),
+    ("attenuate", attenuate::random),
 ];
 
 /// A checkpoint that no file holds.
