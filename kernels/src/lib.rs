@@ -14,10 +14,13 @@
 //! | [`causal_conv1d`] | `y_t = act(bias + Σ_j w_j x_{t-K+1+j})`, per channel |
 //! | [`conv2d`] | `y = act(bias + Σ w x)` over square windows of an image, dense or per channel |
 //! | [`cross_scan`] | the four orders in which an image is scanned |
+//! | [`complex_scan`] | `s ← λ s + u`, `y = Re s` or `Σ g Re s`, complex diagonal λ |
 //! | [`norm`] | RMSNorm and LayerNorm over channels, with the residual add |
 //! | [`activation`] | SiLU, sigmoid, GELU (erf), ReLU, GLU, softmax |
 //! | [`stft`] | `X = RFFT(w·x)`, `y = w·IRFFT(Y)`, frames that overlap by half |
 //! | [`patch`] | image patches to rows, four pixels to one |
+//! | [`fbank`] | `y = ln(max(M·|FFT(w·x)|², floor))`, log-mel frames of audio |
+//! | [`bilinear`] | PyTorch's antialiased bilinear grid |
 //! | [`resize`] | Pillow's 8-bit bicubic resize, PyTorch's bicubic grid |
 #![warn(missing_docs)]
 
@@ -30,9 +33,12 @@ mod team;
 mod testing;
 
 pub mod activation;
+pub mod bilinear;
 pub mod causal_conv1d;
+pub mod complex_scan;
 pub mod conv2d;
 pub mod cross_scan;
+pub mod fbank;
 pub mod linear;
 pub mod moe_route;
 pub mod norm;

@@ -34,6 +34,8 @@ pub const FAMILIES: &[Family] = &[
     crate::moe_mamba::FAMILY,
     crate::s4::FAMILY,
     crate::spec_mamba::FAMILY,
+    crate::aum::FAMILY,
+    crate::attenuate::FAMILY,
 ];
 
 /// How a denoiser's running level is made from the samples so far.
@@ -60,6 +62,18 @@ pub enum PosRule {
     Upstream,
 }
 
+/// What an audio classifier takes in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Listen {
+    /// Whole clips of normalised frames, one a step, as upstream does.
+    #[default]
+    Clip,
+    /// A stream of normalised frames, so many a step; 0: the family's own number.
+    Frames(usize),
+    /// A stream of samples, those of so many frames a step; 0: the family's own number.
+    Samples(usize),
+}
+
 /// What a user may choose when opening a model.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -71,6 +85,10 @@ pub struct Options {
     pub pos_rule: PosRule,
     /// Whether the forward scans continue from the frame before (Vim, VMamba); off reproduces upstream.
     pub carry: bool,
+    /// What comes in (audio classifiers).
+    pub listen: Listen,
+    /// Frames and mel bins of a clip (audio classifiers); `None`: those the network was trained for.
+    pub clip: Option<(usize, usize)>,
     /// Running level (denoisers).
     pub level_rule: LevelRule,
     /// Configuration: the file's `config` metadata, overlaid by a `config.json` beside it.
@@ -84,6 +102,8 @@ impl Default for Options {
             image: None,
             pos_rule: PosRule::default(),
             carry: false,
+            listen: Listen::default(),
+            clip: None,
             level_rule: LevelRule::default(),
             config: None,
         }

@@ -195,20 +195,32 @@ fn named_weights(path: &Path, config: &Value, options: &VerifyOptions) -> Result
         return Ok(Err("the file holds no weights and names none".into()));
     };
     let base = Path::new(name).file_name().unwrap_or_default();
-    for folder in &options.search {
-        for sub in std::iter::once(folder.clone())
-            .chain(std::fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path()))
-        {
-            let file = sub.join(base);
-            if file.is_file() {
-                let file = Checkpoint::open(&file)?;
-                if config.get("checkpoint_sha256").and_then(Value::as_str).is_none_or(|h| h == file.sha256()) {
-                    return Ok(Ok(file));
-                }
+    let wanted = config.get("checkpoint_sha256").and_then(Value::as_str);
+    // Where the caller says, then in folders `checkpoints` beside the file or above it.
+    let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let above = path.ancestors().skip(1).take(4).map(|folder| folder.join("checkpoints"));
+    for folder in options.search.iter().cloned().chain(above) {
+        for file in files_named(&folder, base, 2) {
+            let file = Checkpoint::open(&file)?;
+            if wanted.is_none_or(|h| h == file.sha256()) {
+                return Ok(Ok(file));
             }
         }
     }
     Ok(Err(format!("checkpoint {name} not found; name its folder with --checkpoints or SSM_CHECKPOINTS")))
+}
+
+/// Files of a name in a folder and `depth` levels of folders below it.
+fn files_named(folder: &Path, name: &std::ffi::OsStr, depth: usize) -> Vec<PathBuf> {
+    let mut found = vec![folder.join(name)];
+    found.retain(|f| f.is_file());
+    if depth > 0 {
+        let mut below: Vec<PathBuf> =
+            std::fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path()).collect();
+        below.sort();
+        found.extend(below.iter().filter(|p| p.is_dir()).flat_map(|p| files_named(p, name, depth - 1)));
+    }
+    found
 }
 
 impl<'a> Golden<'a> {
@@ -278,6 +290,11 @@ impl<'a> Golden<'a> {
         Ok((self.data.shape(name).unwrap_or_default().to_vec(), values))
     }
 
+    /// Values of a tensor in f64.
+    pub(crate) fn f64(&self, name: &str) -> Result<Vec<f64>, Error> {
+        Ok(self.data.f64(name)?)
+    }
+
     /// A tensor of `u8`.
     pub(crate) fn bytes(&self, name: &str) -> Result<(Vec<usize>, Vec<u8>), Error> {
         let values = self.data.u8(name)?;
@@ -330,7 +347,7 @@ impl<'a> Golden<'a> {
         row: usize,
         tol: f32,
     ) -> Result<(), Error> {
-        self.check_states(prefix, model, state, row, |_| tol)
+        self.compare_state(prefix, model, state, row, |_| tol)
     }
 
     /// As [`Golden::check_state`], within `tol` times each tensor's largest value.
@@ -342,10 +359,10 @@ impl<'a> Golden<'a> {
         row: usize,
         tol: f32,
     ) -> Result<(), Error> {
-        self.check_states(prefix, model, state, row, |want| tol * largest(want))
+        self.compare_state(prefix, model, state, row, |want| tol * largest(want))
     }
 
-    fn check_states(
+    fn compare_state(
         &mut self,
         prefix: &str,
         model: &dyn Model,
@@ -372,6 +389,17 @@ impl<'a> Golden<'a> {
             }
         }
         Ok(())
+    }
+
+    /// [`Golden::check_state`] of all rows of a batch.
+    pub(crate) fn check_states(
+        &mut self,
+        prefix: &str,
+        model: &dyn Model,
+        rows: &[Row],
+        tol: f32,
+    ) -> Result<(), Error> {
+        rows.iter().enumerate().try_for_each(|(i, row)| self.check_state(prefix, model, &row.state, i, tol))
     }
 
     /// Lengths that add up to `len`, as the chunk option says.
@@ -416,6 +444,23 @@ impl<'a> Golden<'a> {
         let mut rows: Vec<Row> = x.chunks(n).map(|x| Row { x: x.to_vec(), ..Row::new(model, 1) }).collect();
         self.forward(model, &mut rows, 1);
         Ok(rows.into_iter().flat_map(|r| r.y).collect())
+    }
+
+    /// A stream through a model, cut as the options say: the output of its last step. What does not fill a step is left
+    /// out.
+    pub(crate) fn run_last(&mut self, model: &dyn Model, x: &[f32]) -> Vec<f32> {
+        let (n, out) = (model.info().input.len().max(1), model.info().output.len());
+        let steps = x.len() / n;
+        let (mut rows, mut at, mut last) = ([Row::new(model, steps)], 0, vec![]);
+        for len in self.cuts(steps) {
+            rows[0].x[..len * n].copy_from_slice(&x[at * n..(at + len) * n]);
+            self.forward(model, &mut rows, len);
+            at += len;
+            if len > 0 {
+                last = rows[0].y[(len - 1) * out..len * out].to_vec();
+            }
+        }
+        last
     }
 
     /// A clip through a model of samples, cut as the options say. `whole`: ended by [`Model::drain`], so that as many

@@ -2,6 +2,7 @@
 
 use crate::checkpoint::Checkpoint;
 use crate::error::Error;
+use crate::frontend::audio::AudioFrontend;
 use crate::frontend::image::{ImagePlan, PixelFormat, Plane};
 use crate::golden::Golden;
 use serde_json::Value;
@@ -29,12 +30,18 @@ const OPS: &[Op] = &[
     Op { name: "patch_merge_ln2d", detect: |f| ends(f, &["pm4x6.in"]) || ends(f, &["ln2d.in"]), verify: patch_merge },
     Op { name: "add_norm", detect: |f| f.shape("rms_x").is_some(), verify: add_norms },
     Op { name: "bicubic_grid", detect: |f| ends(f, &[".in", ".out"]), verify: bicubic },
+    Op { name: "fbank", detect: waveform_only, verify: fbank },
     Op { name: "preprocess", detect: |f| ends(f, &[".image_u8", ".cropped_u8"]), verify: preprocess },
 ];
 
 /// Whether for each ending some name has it.
 fn ends(f: &Checkpoint, endings: &[&str]) -> bool {
     endings.iter().all(|e| f.names().any(|n| n.ends_with(e)))
+}
+
+/// Whether the file goes from samples to frames and holds no network.
+fn waveform_only(f: &Checkpoint) -> bool {
+    f.shape("__waveform__").is_some() && f.names().all(|n| n.starts_with("__"))
 }
 
 /// The operation that a file is about.
@@ -269,6 +276,43 @@ fn bicubic(g: &mut Golden<'_>) -> Result<(), Error> {
         resize::bicubic_grid(&x, planes, (shape[2], shape[3]), (to[2], to[3]), &mut y);
         // Values up to 3, rounded at each of sixteen products.
         g.check(&format!("{case}.out"), &y, 5e-6)?;
+    }
+    Ok(())
+}
+
+/// The front end of the audio classifiers: window, mel bank, frames, the network's input (audio-mamba.md 4).
+fn fbank(g: &mut Golden<'_>) -> Result<(), Error> {
+    let front = AudioFrontend::from_config(&g.config, 128, "config")?;
+    let f32s = |x: &[f64]| x.iter().map(|v| *v as f32).collect::<Vec<f32>>();
+    if g.has("__tap__.window") {
+        g.check("__tap__.window", &f32s(front.fbank().window()), 1e-6)?;
+    }
+    if g.has("__tap__.mel_banks") {
+        // In the file the triangles were computed in f32, from values of some thousand mel.
+        g.check("__tap__.mel_banks", &f32s(&front.fbank().mel_bank()), 1e-4)?;
+    }
+    let (shape, waves) = g.tensor("__waveform__")?;
+    let samples = shape.last().copied().unwrap_or(0).max(1);
+    let (mut raw, mut inputs) = (vec![], vec![]);
+    let target = if g.has("__model_input__") { g.tensor("__model_input__")?.0 } else { vec![] };
+    let target = target.len().checked_sub(2).map_or(0, |i| target[i]);
+    for wave in waves.chunks(samples) {
+        let fbank = front.fbank();
+        let (mut state, mut work, mut at) = (vec![0.0; fbank.state_len()], fbank.work(), 0);
+        for n in g.cuts(wave.len()) {
+            fbank.push(&mut state, &wave[at..at + n], &mut work, |frame| raw.extend_from_slice(frame));
+            at += n;
+        }
+        fbank.finish(&mut state, &mut work, |frame| raw.extend_from_slice(frame));
+        inputs.extend(front.clip(wave, target));
+    }
+    // Where little energy is, f32 transforms are noise: the file's own f32 frames differ so much from f64.
+    g.check("__output__", &raw, 5e-3)?;
+    let exact = if g.has("__output_f64__") { g.f64("__output_f64__")? } else { g.f64("__output__")? };
+    let mean = raw.iter().zip(&exact).map(|(a, b)| (f64::from(*a) - b).abs()).sum::<f64>() / exact.len().max(1) as f64;
+    g.compare("mean of the frames' differences", &[mean as f32], &[0.0], 5e-5);
+    if g.has("__model_input__") {
+        g.check("__model_input__", &inputs, 5e-3)?;
     }
     Ok(())
 }

@@ -10,7 +10,9 @@ pub mod frontend;
 pub mod golden;
 pub mod hippo;
 
+mod attenuate;
 mod audio;
+mod aum;
 mod builtin;
 mod cleanumamba;
 mod config;
@@ -37,7 +39,7 @@ mod vmamba;
 pub use audio::AudioStream;
 pub use engine::{Device, Engine, EngineKey, Stream};
 pub use error::Error;
-pub use families::{FAMILIES, Family, LevelRule, Options, PosRule, family, open, open_checkpoint};
+pub use families::{FAMILIES, Family, LevelRule, Listen, Options, PosRule, family, open, open_checkpoint};
 pub use model::{Info, Model, Row, Scratch, Signal};
 pub use snapshot::{Snapshot, SnapshotHeader};
 pub use ssm_kernels as kernels;

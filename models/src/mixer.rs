@@ -143,6 +143,16 @@ impl Mixer {
         self.n
     }
 
+    /// Whether the sequence is scanned a second time, last row first.
+    pub(crate) fn is_bidirectional(&self) -> bool {
+        !matches!(self.backward, Backward::None)
+    }
+
+    /// Whether the second scan has projections of its own.
+    pub(crate) fn has_own_backward(&self) -> bool {
+        matches!(self.backward, Backward::Own(_))
+    }
+
     /// Rank R of the step projection.
     pub(crate) fn dt_rank(&self) -> usize {
         self.r

@@ -1,4 +1,5 @@
 use crate::state::{State, StateLayout};
+use ssm_kernels::fbank::{Fbank, Work};
 use ssm_kernels::{Cx, Slab};
 
 /// What one step of a stream is.
@@ -19,6 +20,13 @@ pub enum Signal {
         hop: usize,
         /// Hz.
         rate: u32,
+    },
+    /// Frames of a spectrogram, frame by frame (TF), normalised.
+    Clip {
+        /// Frames.
+        frames: usize,
+        /// Values of a frame.
+        bins: usize,
     },
     /// A vector.
     Vector {
@@ -43,6 +51,7 @@ impl Signal {
         match *self {
             Signal::Image { channels, height, width } => channels * height * width,
             Signal::Samples { hop, .. } => hop,
+            Signal::Clip { frames, bins } => frames * bins,
             Signal::Vector { dim } => dim,
             Signal::Token { .. } => 1,
             Signal::Logits { classes } => classes,
@@ -108,6 +117,7 @@ impl Row {
 #[derive(Default)]
 pub struct Scratch {
     slab: Option<Slab>,
+    fbank: Option<Work>,
 }
 
 impl Scratch {
@@ -117,6 +127,14 @@ impl Scratch {
             self.slab = Some(Slab::zeros(len));
         }
         self.slab.as_mut().map_or(&mut [], |s| &mut s[..len])
+    }
+
+    /// Working memory of a front end, and `len` values as [`Scratch::take`] gives them.
+    pub(crate) fn with_fbank(&mut self, fbank: &Fbank, len: usize) -> (&mut Work, &mut [f32]) {
+        self.take(len);
+        self.fbank.take_if(|work| !fbank.fits(work));
+        let slab = self.slab.as_mut().map_or(&mut [][..], |s| &mut s[..len]);
+        (self.fbank.get_or_insert_with(|| fbank.work()), slab)
     }
 }
 

@@ -1,3 +1,4 @@
 //! Pixels, samples and tokens to model input.
 
+pub mod audio;
 pub mod image;

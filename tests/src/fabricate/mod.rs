@@ -8,6 +8,8 @@ use ssm_models::{Error, Model, Options, open_checkpoint};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+pub mod attenuate;
+pub mod aum;
 mod cleanumamba;
 mod mixer;
 mod s4;
@@ -25,6 +27,8 @@ pub const FAMILIES: &[(&str, Draw)] = &[
     ("cleanumamba", cleanumamba::random),
     ("s4", s4::random),
     ("spec_mamba", spec_mamba::random),
+    ("aum", aum::random),
+    ("attenuate", attenuate::random),
 ];
 
 /// A checkpoint that no file holds.

@@ -1,0 +1,63 @@
+//! `make bench`: kernels against the machine's own roof and against other crates, then whole models.
+//!
+//! Every figure is the median of runs that alternate with their peers in one sitting. A rate above the measured roof is a
+//! mistake of the benchmark and ends it.
+
+mod kernels;
+mod models;
+mod roof;
+
+use std::time::Instant;
+
+/// Median seconds of one call of each of `runs`, in turns, for about `budget` seconds in all.
+pub fn race(budget: f64, runs: &mut [&mut dyn FnMut()]) -> Vec<f64> {
+    let mut times: Vec<Vec<f64>> = runs.iter_mut().map(|_| Vec::new()).collect();
+    runs.iter_mut().for_each(|run| run());
+    let start = Instant::now();
+    while start.elapsed().as_secs_f64() < budget || times[0].len() < 5 {
+        for (run, times) in runs.iter_mut().zip(&mut times) {
+            // Calls of less than a tenth of a millisecond are timed together.
+            let (begin, mut calls) = (Instant::now(), 0);
+            while calls == 0 || begin.elapsed().as_secs_f64() < 1e-4 {
+                run();
+                calls += 1;
+            }
+            times.push(begin.elapsed().as_secs_f64() / f64::from(calls));
+        }
+    }
+    times
+        .iter_mut()
+        .map(|t| {
+            t.sort_by(f64::total_cmp);
+            t[t.len() / 2]
+        })
+        .collect()
+}
+
+/// Values that no compiler can foresee.
+pub fn values(n: usize, scale: f32) -> Vec<f32> {
+    let mut state = 0x9E37_79B9_7F4A_7C15u64 ^ n as u64;
+    (0..n)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            ((state >> 40) as f32 / (1u64 << 23) as f32 - 1.0) * scale
+        })
+        .collect()
+}
+
+fn main() {
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let model = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = model.lines().find_map(|l| l.strip_prefix("model name")).unwrap_or(": unknown").to_owned();
+    println!("machine{}, {cores} cores, level {}", model.trim_start(), ssm_kernels::CpuLevel::best());
+    let roof = roof::measure();
+    println!(
+        "roof of one core: {:.0} GFLOP/s (f32 multiply-add), {:.1} GB/s (read)",
+        roof.flops / 1e9,
+        roof.read / 1e9
+    );
+    kernels::run(&roof, cores);
+    models::run(cores);
+}
