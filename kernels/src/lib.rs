@@ -15,6 +15,7 @@
 //! | [`conv2d`] | `y = act(bias + Σ w x)` over square windows of an image, dense or per channel |
 //! | [`cross_scan`] | the four orders in which an image is scanned |
 //! | [`complex_scan`] | `s ← λ s + u`, `y = Re s` or `Σ g Re s`, complex diagonal λ |
+//! | [`attention`] | `y = Σ softmax((q·k + bias)·scale) v` over a bounded window |
 //! | [`norm`] | RMSNorm and LayerNorm over channels, with the residual add |
 //! | [`activation`] | SiLU, sigmoid, GELU (erf), ReLU, GLU, softmax |
 //! | [`stft`] | `X = RFFT(w·x)`, `y = w·IRFFT(Y)`, frames that overlap by half |
@@ -34,6 +35,7 @@ mod testing;
 
 pub mod activation;
 pub mod bilinear;
+pub mod attention;
 pub mod causal_conv1d;
 pub mod complex_scan;
 pub mod conv2d;
