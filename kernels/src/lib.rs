@@ -34,8 +34,8 @@ mod team;
 mod testing;
 
 pub mod activation;
-pub mod bilinear;
 pub mod attention;
+pub mod bilinear;
 pub mod causal_conv1d;
 pub mod complex_scan;
 pub mod conv2d;

@@ -33,6 +33,7 @@ pub const FAMILIES: &[Family] = &[
     crate::mamba::MAMBA2,
     crate::moe_mamba::FAMILY,
     crate::s4::FAMILY,
+    crate::bst::FAMILY,
     crate::spec_mamba::FAMILY,
     crate::aum::FAMILY,
     crate::attenuate::FAMILY,

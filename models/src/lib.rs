@@ -13,6 +13,7 @@ pub mod hippo;
 mod attenuate;
 mod audio;
 mod aum;
+mod bst;
 mod builtin;
 mod cleanumamba;
 mod config;
