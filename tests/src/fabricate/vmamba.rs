@@ -39,6 +39,8 @@ pub fn random(rng: &mut Rng) -> Fabricated {
     }
 
     let (n, conv_bias, taps) = (rng.pick(&[1, 1, 2, 5, 16]), yes(rng), rng.pick(&[1, 3, 3, 3, 5]));
+    // The vanilla type has no choice here.
+    let (conv_bias, taps) = if forward_type == "v0" { (true, 3) } else { (conv_bias, taps) };
     let (mlp, gmlp) = (rng.range(0, 3) > 0, rng.range(0, 3) == 0);
     for i in 0..stages {
         let c = dims[i];
