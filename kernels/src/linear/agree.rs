@@ -2,7 +2,7 @@
 #![cfg(test)]
 
 use super::*;
-use crate::testing::{Rng, levels};
+use crate::testing::{Rng, levels, max_diff};
 
 /// |x|·|w| grows the rounding of a k-term sum by k/2 half-ulps at worst; measured far below this.
 const TOLERANCE: f32 = 2e-6;
@@ -113,6 +113,25 @@ fn rows_come_back_as_packed() {
         for (i, want) in w.chunks_exact(k).enumerate() {
             packed.row(i, &mut row);
             assert_eq!(row, want, "{level} row {i}");
+        }
+    }
+}
+
+#[test]
+fn ndarray_gives_the_same_product() {
+    let mut rng = Rng::new(77);
+    for level in levels() {
+        let cx = Cx::at(level, 2);
+        for (m, n, k) in [(1, 1, 1), (7, 33, 19), (50, 44, 384), (197, 192, 96)] {
+            let (x, w, bias) = (rng.vec(m * k), rng.vec(n * k), rng.vec(n));
+            let mut y = vec![0.0; m * n];
+            let packed = Linear::pack(level, &w, n, k, Some(&bias));
+            linear(&cx, Mat::new(&x, m, k), &packed, Act::None, Store::Set, MatMut::new(&mut y, m, n));
+            let view = |v: &[f32], rows, cols| ndarray::Array2::from_shape_vec((rows, cols), v.to_vec()).expect("fits");
+            let want = view(&x, m, k).dot(&view(&w, n, k).t()) + ndarray::Array1::from(bias.clone());
+            // Sums of k products of variance 1 in another order.
+            let off = max_diff(&y, want.as_slice().expect("row-major"));
+            assert!(off < 2e-6 * k as f32, "{level} {m}x{n}x{k}: off by {off}");
         }
     }
 }
