@@ -38,7 +38,8 @@ impl Drop for Folder {
 #[test]
 fn verify_passes_good_files_and_ends_with_failure_otherwise() {
     let good = golden("vim_tiny_cfg_a.safetensors");
-    let done = ssm(&["verify", &good, &golden("mamba_block_tiny.safetensors"), "--chunks", "random:5", "--threads", "2"]);
+    let done =
+        ssm(&["verify", &good, &golden("mamba_block_tiny.safetensors"), "--chunks", "random:5", "--threads", "2"]);
     assert!(done.status.success(), "{}", text(&done));
     let lines = text(&done);
     assert!(lines.lines().next().is_some_and(|l| l.contains("vim  max_abs=") && l.ends_with("PASS")), "{lines}");
@@ -63,7 +64,8 @@ fn verify_passes_good_files_and_ends_with_failure_otherwise() {
 #[test]
 fn a_level_that_is_none_is_told() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ssm"));
-    let done = command.args(["verify", &golden("ops_add_norm.safetensors")]).env("SSM_CPU", "mmx").output().expect("runs");
+    let done =
+        command.args(["verify", &golden("ops_add_norm.safetensors")]).env("SSM_CPU", "mmx").output().expect("runs");
     assert!(!done.status.success());
     assert!(text(&done).contains("SSM_CPU: expected scalar, avx2 or avx512, got \"mmx\""), "{}", text(&done));
     let cuda = ssm(&["verify", &golden("ops_add_norm.safetensors"), "--device", "cuda"]);

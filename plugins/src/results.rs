@@ -25,8 +25,13 @@ pub struct ClassScore {
     /// Its name, where a labels file gave one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
-    /// Probability, 0 to 1.
+    /// Probability, 0 to 1; computed in f32, so a line of JSON has no more digits.
+    #[serde(serialize_with = "single")]
     pub score: f64,
+}
+
+fn single<S: serde::Serializer>(value: &f64, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_f32(*value as f32)
 }
 
 /// What one element found in one buffer.
