@@ -226,7 +226,7 @@ def manifest(minutes):
         "festvox-ru": ("speech", "train_speech_festvox_ru", "test_speech_festvox_ru", tail),
         "asterisk-core-sounds-it-g722": ("speech", None, "test_speech_asterisk_it", "all"),
         "asterisk-core-sounds-ru-g722": ("speech", None, "test_speech_asterisk_ru", "all"),
-        "sonic-pi-samples": ("noise", "train_noise_sonic_pi", None, "nothing"),
+        "sonic-pi-samples": ("noise", "train_noise_sonic_pi", None, "loop_3d_printer, vinyl_hiss (mixing.py)"),
     }
     for name, (use, train, test, out) in held.items():
         version, licence = DEBIAN[name]

@@ -126,7 +126,7 @@ def main():
     p.add_argument("--json", type=Path, help="also write the figures here")
     args = p.parse_args()
     torch.set_num_threads(1)
-    model, _ = read(args.file)
+    model = read(args.file)
     rows = noisy_sets(model, args.cache)
 
     def line(title, chosen):
@@ -141,6 +141,9 @@ def main():
         scores[name] = line(name, [r for r in rows if r["set"] == name])
     for snr in SNRS:
         scores[f"{snr} dB"] = line(f"all at {snr} dB", [r for r in rows if r["snr"] == snr])
+    scores["unseen speakers at 15 dB"] = line(
+        "unseen speakers at 15 dB", [r for r in rows if r["set"] in UNSEEN and r["snr"] == 15]
+    )
     scores["unseen speakers"] = line("**unseen speakers**", [r for r in rows if r["set"] in UNSEEN])
     scores["all"] = line("**all**", rows)
     print()

@@ -1,15 +1,25 @@
-"""Noisy examples made on the fly: sentences with other speed, equaliser, room and level, in recorded and made noise."""
+"""Noisy examples. Sentences with other speed, equaliser and room, and noises recorded and made, are prepared once as two
+pools of pieces; an example is a sentence and a noise drawn from them, at a drawn distance and level.
 
+    python mixing.py --cache CACHE      makes the pools (train.py does it by itself when they are missing)
+"""
+
+import argparse
 from math import gcd
+from multiprocessing import Pool
+from pathlib import Path
 
 import numpy as np
 from scipy.signal import fftconvolve, lfilter, resample_poly
 
 from data import RATE, load
-from model import FLOOR, HORIZON, smoothed_level
 
 VOICES = {"kerstin": 0.22, "kathleen": 0.22, "nathalie": 0.2, "festvox_ru": 0.36}  # share of the examples
 NOISES = {"esc10": 0.6, "blanket": 0.25, "sonic_pi": 0.15}
+KEPT_OUT = ("loop_3d_printer", "vinyl_hiss")  # of sonic_pi: the demonstrations use them
+PIECE = 5 * RATE
+POOLS = {"speech": 3600, "noise": 3000}  # pieces
+VALIDATION = 60  # pieces of each pool kept for validation, the last ones
 
 
 def active_rms(x):
@@ -57,13 +67,15 @@ def envelope(rng, n, low, high):
     return 10 ** (np.interp(np.arange(n), np.linspace(0, n, points), rng.uniform(-25, 0, points)) / 20)
 
 
-class Mixer:
-    """Draws batches. Everything of batch `i` follows from (seed, i)."""
+class Maker:
+    """Makes the pieces of the pools."""
 
-    def __init__(self, cache, seed, hop, frame, level_rule):
-        self.seed, self.hop, self.frame, self.level_rule = seed, hop, frame, level_rule
+    def __init__(self, cache):
         self.speech = {v: load(cache, f"train_speech_{v}") for v in VOICES}
-        self.noise = {v: load(cache, f"train_noise_{v}") for v in NOISES}
+        self.noise = {}
+        for v in NOISES:
+            samples, clips = load(cache, f"train_noise_{v}")
+            self.noise[v] = samples, [c for c in clips if c[0] not in KEPT_OUT]
 
     @staticmethod
     def draw(rng, sets, shares, n):
@@ -149,35 +161,83 @@ class Mixer:
             x = x + part / max(float(part.std()), 1e-6) * rng.uniform(0.3, 1)
         return x.astype(np.float32)
 
+    def piece(self, kind, seed, i):
+        """Piece i of a pool, int16 (PIECE,)."""
+        rng = np.random.default_rng([seed, i, kind == "noise"])
+        x = self.sentence(rng, PIECE) if kind == "speech" else self.noise_of(rng, PIECE)
+        x = x * min(0.1 / max(active_rms(x), 1e-6), 0.99 / max(float(np.abs(x).max()), 1e-6))
+        return np.round(x * 32768).astype(np.int16)
+
+
+def work(job):
+    """Pieces `first` to `last` of a pool, in a process of its own."""
+    cache, kind, seed, first, last = job
+    maker = Maker(cache)
+    return np.stack([maker.piece(kind, seed, i) for i in range(first, last)])
+
+
+def pools(cache, seed, counts=None, workers=2):
+    """{"speech": (n, PIECE), "noise": (n, PIECE)}, int16; made and stored in the cache if they are not there."""
+    found = {}
+    for kind, n in (counts or POOLS).items():
+        path = Path(cache) / f"pool_{kind}_{seed}_{n}.npy"
+        if not path.is_file():
+            jobs = [(cache, kind, seed, i, min(i + 50, n)) for i in range(0, n, 50)]
+            with Pool(workers) as pool:
+                parts = pool.map(work, jobs, 1)
+            np.save(path, np.concatenate(parts))
+        found[kind] = np.load(path, mmap_mode="r")
+    return found
+
+
+class Mixer:
+    """Draws batches from the pools. Everything of batch `i` follows from (seed, i)."""
+
+    def __init__(self, found, seed, validation=False):
+        self.pools, self.seed, self.validation = found, seed, validation
+
+    def draw(self, rng, kind, n):
+        """n samples of a piece, full scale 1."""
+        pool = self.pools[kind]
+        kept = min(VALIDATION, len(pool) // 4)
+        i = rng.integers(len(pool) - kept, len(pool)) if self.validation else rng.integers(len(pool) - kept)
+        at = int(rng.integers(PIECE - n + 1))
+        return pool[i, at : at + n].astype(np.float32) / 32768
+
     def example(self, rng, n):
-        """(noisy, clean): n samples each, full scale 1."""
-        kind = rng.random()
-        speech = self.sentence(rng, n) if kind > 0.06 else np.zeros(n, np.float32)
-        if rng.random() < 0.12:
-            speech[: int(rng.uniform(0.1, 0.7) * n)] = 0
+        """(noisy, clean): n samples each, full scale 1. 5 % clean, 5 % without speech."""
+        kind = 0.5 if self.validation else rng.random()
+        speech = self.draw(rng, "speech", n) if kind > 0.05 else np.zeros(n, np.float32)
+        if kind > 0.05 and rng.random() < 0.1:
+            speech[: int(rng.uniform(0.1, 0.5) * n)] = 0
+        noise = self.draw(rng, "noise", n)
         loudness = active_rms(speech) or 0.1
-        noise = self.noise_of(rng, n) if kind < 0.92 else rng.standard_normal(n).astype(np.float32) * 1e-3
-        snr = rng.uniform(-6, 20) if kind < 0.92 else rng.uniform(35, 60)
+        if kind > 0.95:
+            noise[:] = 0
+        snr = rng.uniform(-5, 20)
         noise *= loudness / max(active_rms(noise), 1e-6) * 10 ** (-snr / 20)
         if rng.random() < 0.05:
             noise[: int(rng.uniform(0.1, 0.6) * n)] *= 1e-3
-        gain = 10 ** (rng.uniform(-45, -14) / 20) / loudness
+        gain = 10 ** (rng.uniform(-45, -12) / 20) / loudness
         gain = min(gain, 0.99 / max(float(np.abs(speech + noise).max()), 1e-6))
         return (speech + noise) * gain, speech * gain
 
     def batch(self, i, size, n):
-        """(noisy, clean, divisors): (size, n), (size, n), (size, hops), float32."""
-        rng = np.random.default_rng([self.seed, i])
+        """(noisy, clean), each float32 (size, n)."""
+        rng = np.random.default_rng([self.seed, i, self.validation])
         noisy, clean = np.zeros((2, size, n), np.float32)
-        hops = max(0, -(-(n - self.frame) // self.hop)) + 1
-        divisors = np.ones((size, hops), np.float32)
         for k in range(size):
             noisy[k], clean[k] = self.example(rng, n)
-            if self.level_rule == "smoothed":
-                start = None
-                if rng.random() < 0.5:
-                    # As if the stream had been running before, a little louder or softer.
-                    steps = np.exp(rng.uniform(np.log(3), np.log(HORIZON * RATE / self.hop)))
-                    start = (np.mean(noisy[k] ** 2) * 10 ** (rng.normal(0, 4) / 10) + FLOOR**2 * 0.01, steps)
-                divisors[k] = smoothed_level(noisy[k], hops, self.hop, self.frame, start)
-        return noisy, clean, divisors
+        return noisy, clean
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--cache", type=Path, required=True, help="folder that data.py prepared")
+    p.add_argument("--seed", type=int, default=1)
+    args = p.parse_args()
+    pools(args.cache, args.seed)
+
+
+if __name__ == "__main__":
+    main()

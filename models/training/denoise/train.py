@@ -9,114 +9,122 @@ configuration).
 
 import argparse
 import csv
+import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import torch
+from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from mixing import Mixer
-from model import CONFIG, Denoiser
+from mixing import Mixer, pools
+from model import CONFIG, POWER_FLOOR, Denoiser
 
 RECIPE = {
-    "steps": 3000,
-    "batch": {0: 8, 300: 4},  # examples from a step on
+    "steps": 4000,
+    "batch": 8,
     "samples": 32_000,  # 2 s
-    "long_from": 0.85,  # share of the steps after which examples are twice as long and half as many
+    "long_from": 0.88,  # share of the steps after which examples are twice as long and half as many
     "lr": 2e-3,
-    "warmup": 150,
-    "fall": 0.3,  # share of the steps over which the learning rate goes down
+    "least_lr": 2e-5,
+    "warmup": 200,  # steps
     "weight_decay": 0.01,
-    "clip": 3.0,
+    "clip": 1.0,
     "ema": 0.998,
-    "stft_weight": 4.0,
+    "spectral_weight": 1.0,
+    "vad_weight": 0.1,
     "seed": 1,
     "validation": 6,  # batches
-    "log": 25,  # steps
-    "save": 100,  # steps
+    "log": 50,  # steps
+    "save": 200,  # steps
 }
-SMOKE = {
-    **RECIPE,
-    "steps": 12,
-    "batch": {0: 2},
-    "samples": 8_000,
-    "warmup": 3,
-    "ema": 0.8,
-    "validation": 1,
-    "log": 2,
-    "save": 6,
-}
-SMOKE_CONFIG = {"channels": [4, 4, 6, 6, 8, 8], "d_model": 8, "layers": 2, "expand": 2, "d_state": 4, "d_conv": 4}
-WINDOWS = (256, 512, 1024)
+SMOKE = {**RECIPE, "steps": 20, "batch": 4, "samples": 16_000, "validation": 1, "log": 5, "save": 10}
+SMOKE_CONFIG = {**CONFIG, "d_model": 16, "layers": 2, "dt_rank": 1}
+SMOKE_POOLS = {"speech": 24, "noise": 24}
+LONGEST_WAVE = 25.0  # dB; more is not asked for
 
 
 class Batches(Dataset):
-    """Batch i of the recipe."""
+    """Batch i of the recipe; twice as long and half as many for i = -1 - j."""
 
-    def __init__(self, mixer, recipe, steps, first=0, long_from=None):
-        self.mixer, self.recipe, self.steps, self.first = mixer, recipe, steps, first
-        self.long = steps if long_from is None else int(steps * long_from)
-
-    def __len__(self):
-        return self.steps
+    def __init__(self, mixer, recipe):
+        self.mixer, self.size, self.samples = mixer, recipe["batch"], recipe["samples"]
 
     def __getitem__(self, i):
-        twice = 2 if i >= self.long else 1
-        size = [b for step, b in self.recipe["batch"].items() if step <= i][-1]
-        size, n = max(size // twice, 1), self.recipe["samples"] * twice
-        return tuple(torch.from_numpy(a) for a in self.mixer.batch(self.first + i, size, n))
+        size, n = (self.size, self.samples) if i >= 0 else (self.size // 2, self.samples * 2)
+        return tuple(torch.from_numpy(a) for a in self.mixer.batch(i if i >= 0 else 10**9 - i, size, n))
+
+
+def order(step, progress, long_from):
+    """Numbers of batches until `progress(step)` is 1, negative ones, which are long, from `long_from` on."""
+    while progress(step) < 1:
+        yield step if progress(step) < long_from else -1 - step
+        step += 1
 
 
 def db(ratio):
     return 10 * torch.log10(ratio)
 
 
-def si_sdr(estimate, clean):
-    """Scale-invariant signal to distortion ratio in dB of (B, T)."""
-    scale = (estimate * clean).sum(1, keepdim=True) / clean.pow(2).sum(1, keepdim=True).clamp_min(1e-12)
+def si_sdr(estimate, clean, most=None):
+    """Scale-invariant signal to distortion ratio in dB of (B, n), softly limited to `most`."""
+    scale = (estimate * clean).sum(1, keepdim=True) / clean.square().sum(1, keepdim=True).clamp_min(1e-12)
     target = scale * clean
-    return db(target.pow(2).sum(1).clamp_min(1e-12) / (estimate - target).pow(2).sum(1).clamp_min(1e-12))
+    power, error = target.square().sum(1), (estimate - target).square().sum(1)
+    if most is not None:
+        error = error + power * 10 ** (-most / 10)
+    return db((power + 1e-12) / (error + 1e-12))
 
 
-def losses(estimate, clean, noisy):
-    """(waveform loss in dB, spectral loss), means over the batch.
-
-    Waveform: the error's energy against the clean one's, in dB, with a bottom at -35 dB; where nobody speaks, the
-    energy left over against the input's. Spectral: distance of magnitudes to the power 0.3 at three resolutions, levels
-    evened out.
-    """
-    power = clean.pow(2).sum(1)
-    total = noisy.pow(2).sum(1).clamp_min(1e-9)
-    silent = power < 1e-6 * total
-    error = (estimate - clean).pow(2).sum(1)
-    against = torch.where(silent, total, power)
-    wave = db((error / against).clamp_min(1e-9) + 10**-3.5).mean()
-    spectral, level = 0.0, noisy.pow(2).mean(1, keepdim=True).sqrt().clamp_min(1e-5)
-    for n in WINDOWS:
-        window = torch.hann_window(n)
-        bins = [torch.stft(x / level, n, n // 4, window=window, return_complex=True) for x in (estimate, clean)]
-        a, b = ((torch.view_as_real(z).pow(2).sum(-1) + 1e-6).pow(0.15) / n**0.15 for z in bins)
-        spectral = spectral + (a - b).abs().mean() / len(WINDOWS)
-    return wave, spectral
+def compressed(s):
+    """Magnitude to the power 0.3 of a spectrum, and the complex numbers (..., 2) with that magnitude."""
+    s = torch.view_as_real(s)
+    power = s.square().sum(-1) + 1e-6
+    magnitude = power.pow(0.15)
+    return magnitude, s * (magnitude * power.rsqrt())[..., None]
 
 
-def learning_rate(step, recipe):
-    """Linear rise, then steady, then linear fall to nothing over the last steps: until the fall begins, a run can be
-    made longer or shorter with --resume and other --steps."""
-    rise = (step + 1) / recipe["warmup"]
-    fall = (recipe["steps"] - step) / (recipe["steps"] * recipe["fall"])
-    return recipe["lr"] * min(rise, fall, 1.0)
+def spectral_loss(estimate, clean):
+    """Squared distance of compressed spectra, magnitudes and complex."""
+    with torch.no_grad():
+        mb, cb = compressed(clean)
+    ma, ca = compressed(estimate)
+    return 0.7 * (ma - mb).square().mean() + 0.6 * (ca - cb).square().mean()
+
+
+def losses(model, noisy, clean):
+    """(mean loss of the waveform in dB, spectral loss, loss of the speech probability)."""
+    enhanced, spectrum, _, vad = model(noisy, details=True)
+    # The level is evened out, so that soft clips count as much as loud ones.
+    level = noisy.square().mean(1, keepdim=True).sqrt().clamp_min(1e-5)
+    talking = clean.square().sum(1) > 1e-6 * noisy.square().sum(1)
+    wave = -si_sdr(enhanced / level, clean / level, LONGEST_WAVE)[talking].sum() / len(noisy)
+    target = model.spectrum(clean)
+    spectral = spectral_loss(spectrum / level[..., None], target / level[..., None])
+    energy = target.real.square().sum(-1) + target.imag.square().sum(-1)
+    loud = energy > energy.amax(1, keepdim=True) * 1e-3
+    active = (energy * loud).sum(1, keepdim=True) / loud.sum(1, keepdim=True).clamp_min(1)
+    speech = (energy > active * 10**-3.5) & talking[:, None]
+    return wave, spectral, functional.binary_cross_entropy_with_logits(vad, speech.float())
 
 
 def validate(model, batches):
-    """Mean gain of SI-SDR in dB over the noisy examples with speech among `batches` (training voices, other draws)."""
+    """Mean gain of SI-SDR in dB over `batches` (kept-out pieces of the pools)."""
     gains = []
     with torch.no_grad():
-        for noisy, clean, divisors in batches:
-            before, after = si_sdr(noisy, clean), si_sdr(model(noisy, divisors), clean)
-            gains.append((after - before)[(clean.pow(2).sum(1) > 0) & (before < 25)])
+        for noisy, clean in batches:
+            gains.append(si_sdr(model(noisy), clean) - si_sdr(noisy, clean))
     return float(torch.cat(gains).mean())
+
+
+def set_statistics(model, batches):
+    """Mean and scale of the features from examples."""
+    with torch.no_grad():
+        f = [torch.log(model.spectrum(noisy).abs().square() + POWER_FLOOR).flatten(0, 1) for noisy, _ in batches]
+        f = torch.cat(f)
+        model.input_norm.mean.copy_(f.mean(0))
+        model.input_norm.scale.copy_(1 / f.std(0))
 
 
 def curves(out, rows):
@@ -126,15 +134,15 @@ def curves(out, rows):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    _, axes = plt.subplots(1, 3, figsize=(13, 3.5))
-    labels = {"wave": "error against speech, dB", "spectral": "spectral loss", "gain": "SI-SDR gain, dB"}
+    _, axes = plt.subplots(1, 3, figsize=(12, 3.2))
+    labels = {"wave": "-SI-SDR, dB", "spectral": "spectral loss", "gain": "SI-SDR gain, dB"}
     for axis, (key, label) in zip(axes, labels.items()):
         at = [(int(r["step"]), float(r[key])) for r in rows if r[key] != ""]
         axis.plot(*zip(*at)) if at else None
         axis.set(xlabel="step", ylabel=label)
         axis.grid(True)
     plt.tight_layout()
-    plt.savefig(out / "curves.png", dpi=90)
+    plt.savefig(out / "curves.png", dpi=70)
     plt.close("all")
 
 
@@ -144,24 +152,34 @@ def main():
     p.add_argument("--out", type=Path, required=True, help="folder of this run")
     p.add_argument("--smoke", action="store_true", help="tiny settings, under two minutes")
     p.add_argument("--steps", type=int, help="instead of the recipe's")
-    p.add_argument("--level-rule", choices=["none", "smoothed"], default="smoothed")
-    p.add_argument("--threads", type=int, default=1, help="of the network; one more process mixes")
+    p.add_argument("--minutes", type=float, help="as many steps as this time allows; the clock sets the learning rate")
+    p.add_argument("--threads", type=int, default=2, help="parts of a batch worked on at once; one more process mixes")
     p.add_argument("--resume", action="store_true", help="go on from checkpoint.pt")
     args = p.parse_args()
     recipe, config = (dict(SMOKE), SMOKE_CONFIG) if args.smoke else (dict(RECIPE), CONFIG)
     recipe["steps"] = args.steps or recipe["steps"]
     args.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(1)
     torch.manual_seed(recipe["seed"])
 
-    model = Denoiser(**config, level_rule=args.level_rule)
-    average = Denoiser(**config, level_rule=args.level_rule)
+    found = pools(args.cache, recipe["seed"], SMOKE_POOLS if args.smoke else None)
+    mixer = Mixer(found, recipe["seed"])
+    held = Batches(Mixer(found, recipe["seed"], validation=True), recipe)
+    validation = [held[i] for i in range(recipe["validation"])]
+    model, average = Denoiser(**config), Denoiser(**config)
+    examples = Batches(mixer, recipe)
+    set_statistics(model, [examples[10**8 + i] for i in range(2 if args.smoke else 12)])
     average.load_state_dict(model.state_dict())
-    print(f"{model.parameters_count()} parameters, {model.macs_per_second() / 1e6:.0f} M MAC/s", flush=True)
+    count = sum(w.numel() for w in model.parameters())
+    print(f"{count} parameters", flush=True)
     free = lambda name, w: w.ndim <= 1 or name.endswith("A_log")  # noqa: E731
-    decayed = [w for name, w in model.named_parameters() if not free(name, w)]
-    other = [w for name, w in model.named_parameters() if free(name, w)]
-    groups = [{"params": decayed, "weight_decay": recipe["weight_decay"]}, {"params": other, "weight_decay": 0.0}]
+    groups = [
+        {
+            "params": [w for name, w in model.named_parameters() if free(name, w) == flag],
+            "weight_decay": 0.0 if flag else recipe["weight_decay"],
+        }
+        for flag in (False, True)
+    ]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99))
     start, rows, spent = 0, [], 0.0
     if args.resume:
@@ -171,61 +189,71 @@ def main():
         optimizer.load_state_dict(saved["optimizer"])
         start, rows, spent = saved["step"], saved["rows"], saved["spent"]
 
-    mixer = Mixer(args.cache, recipe["seed"], model.hop, model.frame, args.level_rule)
-    held = Batches(mixer, recipe, recipe["validation"], first=1_000_000_000)
-    validation = [held[i] for i in range(len(held))]
-    batches = Batches(mixer, recipe, recipe["steps"], long_from=recipe["long_from"])
-    order = range(start, recipe["steps"])
-    loader = DataLoader(batches, batch_size=None, sampler=order, num_workers=1, prefetch_factor=4)
-    began, sums, count = time.time() - spent, np.zeros(2), 0
-    for step, (noisy, clean, divisors) in enumerate(loader, start):
+    began = time.time() - spent
+
+    def progress(step):
+        return (time.time() - began) / (args.minutes * 60) if args.minutes else step / recipe["steps"]
+
+    numbers = order(start, progress, recipe["long_from"])
+    loader = DataLoader(examples, batch_size=None, sampler=numbers, num_workers=1, prefetch_factor=4)
+    sums, count, step = torch.zeros(3), 0, start
+    threads = ThreadPoolExecutor(args.threads, initializer=torch.set_num_threads, initargs=(1,))
+
+    def gradients(part):
+        """Adds the gradients of a part of the batch to those of the network; its losses (3,)."""
+        wave, spectral, vad = losses(model, *part)
+        loss = wave * 0.1 + recipe["spectral_weight"] * spectral + recipe["vad_weight"] * vad
+        (loss / args.threads).backward()
+        return torch.stack([wave, spectral, vad]).detach()
+
+    for noisy, clean in loader:
+        fall = 0.5 + 0.5 * math.cos(math.pi * min(progress(step), 1))
+        lr = recipe["least_lr"] + (recipe["lr"] - recipe["least_lr"]) * fall
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, recipe)
-        wave, spectral = losses(model(noisy, divisors), clean, noisy)
-        loss = wave * 0.1 + recipe["stft_weight"] * spectral
+            group["lr"] = lr * min(1.0, (step + 1) / recipe["warmup"])
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        parts = [(noisy[k :: args.threads], clean[k :: args.threads]) for k in range(args.threads)]
+        found = torch.stack(list(threads.map(gradients, parts))).mean(0)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe["clip"])
         if torch.isfinite(norm):
             optimizer.step()
-        keep = min(recipe["ema"], (step + 1) / (step + 10))
+        step += 1
+        keep = min(recipe["ema"], step / (step + 10))
         with torch.no_grad():
             for a, w in zip(average.parameters(), model.parameters()):
                 a.lerp_(w, 1 - keep)
-        sums += [wave.item(), spectral.item()]
+        sums += found
         count += 1
-        last = step + 1 == recipe["steps"]
-        if (step + 1) % recipe["log"] == 0 or last:
-            gain = f"{validate(average, validation):.2f}" if (step + 1) % recipe["save"] == 0 or last else ""
+        last = progress(step) >= 1
+        if step % recipe["log"] == 0 or last:
+            mean = sums / count
             row = {
-                "step": step + 1,
-                "wave": f"{sums[0] / count:.3f}",
-                "spectral": f"{sums[1] / count:.4f}",
+                "step": step,
+                "wave": f"{mean[0]:.3f}",
+                "spectral": f"{mean[1]:.4f}",
+                "vad": f"{mean[2]:.3f}",
                 "lr": f"{optimizer.param_groups[0]['lr']:.2e}",
                 "norm": f"{norm:.2f}",
-                "gain": gain,
+                "gain": f"{validate(average, validation):.2f}" if step % recipe["save"] == 0 or last else "",
                 "seconds": f"{time.time() - began:.0f}",
             }
             rows.append(row)
             print(row, flush=True)
-            sums[:], count = 0, 0
-            with open(args.out / "log.csv", "w", newline="") as f:
-                writer = csv.DictWriter(f, row.keys())
-                writer.writeheader()
-                writer.writerows(rows)
-            if gain:
-                saved = {
-                    "model": model.state_dict(),
-                    "average": average.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "step": step + 1,
-                    "rows": rows,
-                    "spent": time.time() - began,
-                }
-                torch.save(saved, args.out / "checkpoint.pt")
-                info = {"config": {**config, "level_rule": args.level_rule}, "recipe": recipe, "step": step + 1}
-                torch.save({**info, "weights": average.state_dict()}, args.out / "model.pt")
+            sums, count = torch.zeros(3), 0
+            if row["gain"]:
+                with open(args.out / "log.csv", "w", newline="") as f:
+                    writer = csv.DictWriter(f, row.keys())
+                    writer.writeheader()
+                    writer.writerows(rows)
+                saved = {"model": model.state_dict(), "average": average.state_dict(), "step": step, "rows": rows}
+                more = {"optimizer": optimizer.state_dict(), "spent": time.time() - began}
+                torch.save({**saved, **more}, args.out / "checkpoint.pt")
+                info = {"config": config, "recipe": recipe, "step": step, "weights": average.state_dict()}
+                torch.save(info, args.out / "model.part")
+                (args.out / "model.part").rename(args.out / "model.pt")
                 curves(args.out, rows)
+        if last:
+            break
 
 
 if __name__ == "__main__":
