@@ -1,0 +1,287 @@
+"""Gets the recordings and turns them into 16 kHz mono arrays in a cache folder.
+
+    python data.py --cache CACHE --repos REPOS
+
+Debian packages are downloaded here (``apt-get download``, any Debian or Ubuntu machine with the Debian archive in its
+sources) and unpacked, never installed. REPOS is a folder that holds clones of the public repositories; they are read
+blob by blob with git, so bare clones do, and a blob that a clone lacks is skipped:
+
+    git clone --bare https://github.com/rhasspy/dataset-voice-kerstin REPOS/dataset-voice-kerstin
+    git clone --bare https://github.com/rhasspy/dataset-voice-kathleen REPOS/dataset-voice-kathleen
+    git clone --bare https://github.com/rhasspy/dataset-voice-nathalie REPOS/dataset-voice-nathalie
+    git clone --bare https://github.com/karolpiczak/ESC-10 REPOS/ESC-10
+    git clone --bare https://github.com/rafaelmardojai/blanket REPOS/blanket
+
+What the cache holds afterwards, for every set: ``NAME.npy``, int16 samples at 16 kHz (full scale 32768), all clips one
+behind the other; ``NAME.json``, ``{"clips": [[clip name, first sample, samples], ...]}``. Sets whose name begins with
+``train_`` may be trained on; those that begin with ``test_`` are only for evaluate.py. ``manifest.json`` beside this
+file lists sources, licences and the minutes found.
+"""
+
+import argparse
+import io
+import json
+import os
+import re
+import subprocess
+from math import gcd
+from pathlib import Path
+
+import av
+import numpy as np
+import soundfile
+from scipy.signal import resample_poly
+
+RATE = 16_000  # Hz
+HERE = Path(__file__).resolve().parent
+
+# Where things come from. `licence` is what debian/copyright, LICENSE or the table of sounds says.
+VOICES = {
+    "kerstin": ("dataset-voice-kerstin", "f731271", r"verified/.*\.flac$", "CC0-1.0", 300),
+    "kathleen": ("dataset-voice-kathleen", "c51cb97", r"data/.*\.wav$", "CC0-1.0", 300),
+    "nathalie": ("dataset-voice-nathalie", "3b3e91f", r"verified/.*\.flac$", "CC0-1.0", 300),
+}
+FESTVOX_HELD_OUT = 60
+ESC10_COMMIT = "553c8f17"
+BLANKET_COMMIT = "8b1c27a"
+# CC0, CC-BY or public domain; the pink and white noise loops are CC-BY-SA and made here instead.
+BLANKET_TRAIN = ["birds", "boat", "fireplace", "rain", "stream", "summer-night", "waves"]
+BLANKET_TEST = ["coffee-shop", "city", "train", "wind", "storm"]
+DEBIAN = {
+    "festvox-ru": ("0.5+dfsg-6", "BSD-like (notice in README.md)"),
+    "sonic-pi-samples": ("3.2.2~repack-8", "CC0-1.0"),
+    "asterisk-core-sounds-it-g722": ("1.6.1-1", "CC-BY-3.0"),
+    "asterisk-core-sounds-ru-g722": ("1.6.1-1", "CC-BY-3.0"),
+}
+PROMPTS = 150  # prompts of each language used for the test, the longest that stay under 8 s
+
+
+def to_16k(samples, rate):
+    """Mono float32 at 16 kHz of ``samples`` (frames,) or (frames, channels) at ``rate`` Hz. Channels are averaged."""
+    x = np.asarray(samples, dtype=np.float32)
+    if x.ndim == 2:
+        x = x.mean(axis=1)
+    if rate != RATE:
+        g = gcd(rate, RATE)
+        x = resample_poly(x, RATE // g, rate // g).astype(np.float32)
+    return x
+
+
+class Writer:
+    """Collects the clips of one set and writes them into the cache."""
+
+    def __init__(self, cache, name):
+        self.cache, self.name = cache, name
+        self.clips, self.parts, self.length = [], [], 0
+
+    def add(self, name, x):
+        """One clip: float samples at 16 kHz, full scale 1. Empty clips are left out."""
+        if len(x) == 0:
+            return
+        pcm = np.clip(np.round(x * 32768), -32768, 32767).astype(np.int16)
+        self.clips.append([name, self.length, len(pcm)])
+        self.parts.append(pcm)
+        self.length += len(pcm)
+
+    def close(self):
+        """Writes the set; returns its minutes."""
+        np.save(self.cache / f"{self.name}.npy", np.concatenate(self.parts) if self.parts else np.zeros(0, np.int16))
+        (self.cache / f"{self.name}.json").write_text(json.dumps({"clips": self.clips}))
+        minutes = self.length / RATE / 60
+        print(f"{self.name}: {len(self.clips)} clips, {minutes:.1f} min", flush=True)
+        return round(minutes, 1)
+
+
+class Repository:
+    """A git repository whose blobs are read singly."""
+
+    def __init__(self, repos, name):
+        self.name = name
+        places = [repos / name, repos / f"{name}.git"]
+        self.path = next((p for p in places if p.is_dir()), None)
+        if self.path is None:
+            raise SystemExit(f"no clone of {name} in {repos}; see the head of data.py for the commands")
+        self.env = {**os.environ, "GIT_NO_LAZY_FETCH": "1"}
+
+    def files(self, commit, pattern):
+        """Paths and blob names of the files of ``commit`` that match, sorted by path, numbers by value."""
+        out = subprocess.run(
+            ["git", "-C", str(self.path), "ls-tree", "-r", "-z", commit], capture_output=True, check=True, env=self.env
+        ).stdout
+        found = []
+        for entry in out.decode().split("\0"):
+            head, _, path = entry.partition("\t")
+            if path and re.search(pattern, path):
+                found.append((path, head.split()[2]))
+        return sorted(found, key=lambda f: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", f[0])])
+
+    def read(self, files):
+        """Yields (path, bytes) of ``files``; those whose blob is missing are skipped and counted."""
+        missing = 0
+        for path, blob in files:
+            got = subprocess.run(
+                ["git", "-C", str(self.path), "cat-file", "blob", blob], capture_output=True, env=self.env
+            )
+            if got.returncode == 0:
+                yield path, got.stdout
+            else:
+                missing += 1
+        if missing:
+            print(f"{self.name}: {missing} of {len(files)} blobs are not in this clone", flush=True)
+
+
+def package(cache, name):
+    """The folder of an unpacked Debian package; downloaded when it is not there yet."""
+    folder = cache / "debian" / name
+    if not folder.is_dir():
+        store = cache / "debian"
+        store.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["apt-get", "download", name], cwd=store, check=True)
+        deb = next(store.glob(f"{name}_*.deb"))
+        subprocess.run(["dpkg-deb", "-x", str(deb), str(folder)], check=True)
+    return folder
+
+
+def decode_g722(path):
+    """Float samples (n,) of a raw G.722 file (64 kbit/s, 16 kHz)."""
+    with av.open(str(path), format="g722") as file:
+        parts = [frame.to_ndarray().reshape(-1) for frame in file.decode(audio=0)]
+    return np.concatenate(parts).astype(np.float32) / 32768
+
+
+def speech(cache, repos):
+    """Training and held-out sentences of every voice."""
+    minutes = {}
+    for voice, (repo, commit, pattern, _, held_out) in VOICES.items():
+        r = Repository(repos, repo)
+        train, test = Writer(cache, f"train_speech_{voice}"), Writer(cache, f"test_speech_{voice}")
+        files = r.files(commit, pattern)
+        last = {path for path, _ in files[-held_out:]}
+        for path, data in r.read(files):
+            samples, rate = soundfile.read(io.BytesIO(data), dtype="float32")
+            (test if path in last else train).add(Path(path).stem, to_16k(samples, rate))
+        minutes[train.name], minutes[test.name] = train.close(), test.close()
+    train, test = Writer(cache, "train_speech_festvox_ru"), Writer(cache, "test_speech_festvox_ru")
+    files = sorted(package(cache, "festvox-ru").rglob("*.wav"))
+    for i, path in enumerate(files):
+        samples, rate = soundfile.read(path, dtype="float32")
+        (test if i >= len(files) - FESTVOX_HELD_OUT else train).add(path.stem, to_16k(samples, rate))
+    minutes[train.name], minutes[test.name] = train.close(), test.close()
+    for language in ("it", "ru"):
+        test = Writer(cache, f"test_speech_asterisk_{language}")
+        files = package(cache, f"asterisk-core-sounds-{language}-g722").rglob("*.g722")
+        # 8000 bytes are a second.
+        files = [p for p in files if 12_000 < p.stat().st_size < 64_000]
+        files.sort(key=lambda p: (-p.stat().st_size, str(p)))
+        for path in files[:PROMPTS]:
+            test.add(path.stem, decode_g722(path))
+        minutes[test.name] = test.close()
+    return minutes
+
+
+def noise(cache, repos):
+    """Training and held-out noises."""
+    minutes = {}
+    train, test = Writer(cache, "train_noise_esc10"), Writer(cache, "test_noise_esc10")
+    r = Repository(repos, "ESC-10")
+    for path, data in r.read(r.files(ESC10_COMMIT, r"\.ogg$")):
+        samples, rate = soundfile.read(io.BytesIO(data), dtype="float32")
+        (test if Path(path).name.startswith("5-") else train).add(path, to_16k(samples, rate))
+    minutes[train.name], minutes[test.name] = train.close(), test.close()
+    train, test = Writer(cache, "train_noise_blanket"), Writer(cache, "test_noise_blanket")
+    r = Repository(repos, "blanket")
+    for path, data in r.read(r.files(BLANKET_COMMIT, r"resources/sounds/.*\.ogg$")):
+        name = Path(path).stem
+        writer = train if name in BLANKET_TRAIN else test if name in BLANKET_TEST else None
+        if writer:
+            samples, rate = soundfile.read(io.BytesIO(data), dtype="float32")
+            writer.add(name, to_16k(samples, rate))
+    minutes[train.name], minutes[test.name] = train.close(), test.close()
+    train = Writer(cache, "train_noise_sonic_pi")
+    for path in sorted(package(cache, "sonic-pi-samples").rglob("*.flac")):
+        samples, rate = soundfile.read(path, dtype="float32")
+        train.add(path.stem, to_16k(samples, rate))
+    minutes[train.name] = train.close()
+    return minutes
+
+
+def manifest(minutes):
+    """The list of sources, licences, minutes and what is held out."""
+    git = "https://github.com/"
+    sources = []
+    for voice, (repo, commit, _, licence, held_out) in VOICES.items():
+        sources.append(
+            {
+                "source": f"{git}rhasspy/{repo}",
+                "version": commit,
+                "licence": licence,
+                "use": "speech",
+                "train_minutes": minutes[f"train_speech_{voice}"],
+                "test_minutes": minutes[f"test_speech_{voice}"],
+                "held_out": f"last {held_out} sentences",
+            }
+        )
+    tail = f"last {FESTVOX_HELD_OUT} sentences"
+    held = {
+        "festvox-ru": ("speech", "train_speech_festvox_ru", "test_speech_festvox_ru", tail),
+        "asterisk-core-sounds-it-g722": ("speech", None, "test_speech_asterisk_it", "all"),
+        "asterisk-core-sounds-ru-g722": ("speech", None, "test_speech_asterisk_ru", "all"),
+        "sonic-pi-samples": ("noise", "train_noise_sonic_pi", None, "loop_3d_printer, vinyl_hiss (mixing.py)"),
+    }
+    for name, (use, train, test, out) in held.items():
+        version, licence = DEBIAN[name]
+        sources.append(
+            {
+                "source": f"Debian package {name}",
+                "version": version,
+                "licence": licence,
+                "use": use,
+                "train_minutes": minutes.get(train, 0),
+                "test_minutes": minutes.get(test, 0),
+                "held_out": out,
+            }
+        )
+    sources.append(
+        {
+            "source": f"{git}karolpiczak/ESC-10",
+            "version": ESC10_COMMIT,
+            "licence": "each clip CC0 or CC-BY; set CC-BY-3.0",
+            "use": "noise",
+            "train_minutes": minutes["train_noise_esc10"],
+            "test_minutes": minutes["test_noise_esc10"],
+            "held_out": "fold 5",
+        }
+    )
+    sources.append(
+        {
+            "source": f"{git}rafaelmardojai/blanket",
+            "version": BLANKET_COMMIT,
+            "licence": "by file: CC0 (birds, boat, stream, wind), PD (fireplace, summer-night, coffee-shop), "
+            "CC-BY (rain, waves, city, storm, train)",
+            "use": "noise",
+            "train_minutes": minutes["train_noise_blanket"],
+            "test_minutes": minutes["test_noise_blanket"],
+            "held_out": ", ".join(BLANKET_TEST),
+        }
+    )
+    return {"rate": RATE, "sources": sources}
+
+
+def load(cache, name):
+    """A set of the cache: (int16 samples (n,), [(clip name, first sample, samples)])."""
+    clips = json.loads((Path(cache) / f"{name}.json").read_text())["clips"]
+    return np.load(Path(cache) / f"{name}.npy", mmap_mode="r"), [tuple(c) for c in clips]
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--cache", type=Path, required=True, help="folder for what is downloaded and prepared")
+    p.add_argument("--repos", type=Path, required=True, help="folder with clones of the public repositories")
+    args = p.parse_args()
+    args.cache.mkdir(parents=True, exist_ok=True)
+    minutes = {**noise(args.cache, args.repos), **speech(args.cache, args.repos)}
+    (HERE / "manifest.json").write_text(json.dumps(manifest(minutes), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+r"""Writes trained weights as safetensors, and golden files to judge other implementations by.
+
+    python export.py RUN/model.pt ../../builtin/denoise.safetensors --half \
+        --golden ../../../tests/golden/spec_mamba_denoise.safetensors
+    python export.py --tiny ../../../tests/golden/spec_mamba_tiny.safetensors
+
+A golden file holds an input (n,), the output in line with it (n,) and the mask (frames, bins, 2), computed in double
+precision from the stored weights.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from model import CONFIG, RATE, Denoiser
+
+FAMILY = "spec_mamba"
+
+
+def metadata(config, **more):
+    """What stands in the file beside the tensors; the other sizes follow from their shapes."""
+    fields = {"family": FAMILY, "sample_rate": RATE, **{k: config[k] for k in ("window", "hop", "d_state")}, **more}
+    return {"config": json.dumps(fields), "format": "pt"}
+
+
+def write(model_pt, path, half):
+    """RUN/model.pt to safetensors: f32, or f16 with `half`."""
+    saved = torch.load(model_pt, weights_only=False)
+    kind = torch.float16 if half else torch.float32
+    weights = {k: w.contiguous().to(kind) for k, w in saved["weights"].items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(weights, path, metadata(saved["config"], name="denoise"))
+    print(f"{path}: {sum(w.numel() for w in weights.values())} parameters, {path.stat().st_size} bytes")
+
+
+def read(path):
+    """A file of `write` as a network that is ready to run."""
+    with safe_open(path, "pt") as f:
+        config = json.loads(f.metadata()["config"])
+    weights = {k: w.float() for k, w in load_file(path).items()}
+    layers = len({k.split(".")[1] for k in weights if k.startswith("layers.")})
+    model = Denoiser(
+        config["window"],
+        config["hop"],
+        d_model=len(weights["norm_f.weight"]),
+        layers=layers,
+        d_state=config["d_state"],
+        dt_rank=weights["layers.0.mixer.dt_proj.weight"].shape[1],
+    )
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def synthetic(n, seed=7):
+    """A noisy, voice-like signal, full scale 1: float32 (n,)."""
+    rng = np.random.default_rng(seed)
+    time = np.arange(n) / RATE
+    phase = 2 * np.pi * np.cumsum(130 + 30 * np.sin(2 * np.pi * 3 * time)) / RATE
+    voice = np.zeros(n)
+    for k in range(1, 30):
+        formants = sum(np.exp(-(((k * 130 - f) / 180) ** 2)) for f in (600, 1400, 2600))
+        voice += (formants + 0.02) * np.sin(k * phase)
+    voice *= np.clip(np.sin(2 * np.pi * 2.5 * time), 0, 1)
+    return (0.05 * voice + 0.02 * rng.standard_normal(n)).astype(np.float32)
+
+
+def judged(model, n):
+    """Tensors of a golden file."""
+    x = synthetic(n)
+    with torch.no_grad():
+        y, _, mask, _ = model.double()(torch.from_numpy(x).double()[None], details=True)
+    tensors = {"__input__": torch.from_numpy(x), "__output__": y[0].float()}
+    tensors["__tap__.mask"] = torch.view_as_real(mask[0]).float().contiguous()
+    return tensors
+
+
+def golden(weights, path):
+    """The golden file of a file of `write`."""
+    with safe_open(weights, "pt") as f:
+        config = json.loads(f.metadata()["config"])
+    model = read(weights)
+    fields = metadata(config, name="denoise", weights_from=f"../../models/builtin/{weights.name}")
+    save_file(judged(model, 9600), path, fields)
+
+
+def tiny(path):
+    """A small random network, its weights inside the file, and what it gives."""
+    torch.manual_seed(3)
+    config = {**CONFIG, "d_model": 12, "layers": 2, "d_state": 4, "dt_rank": 1}
+    model = Denoiser(**config)
+    with torch.no_grad():
+        # Nothing stays at a value that hides an error.
+        for name, w in model.named_parameters():
+            if "norm" in name or name.endswith((".D", "A_log", "bias")) and "dt_proj" not in name:
+                w.add_(torch.randn_like(w) * 0.3)
+        model.mask.weight.mul_(8)
+        model.input_norm.mean.add_(torch.randn_like(model.input_norm.mean))
+        model.input_norm.scale.mul_(1 + 0.5 * torch.rand_like(model.input_norm.scale))
+    weights = {k: w.clone() for k, w in model.state_dict().items()}
+    save_file({**weights, **judged(model, 1600)}, path, metadata(config, name="tiny"))
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("model", type=Path, nargs="?", help="model.pt of train.py")
+    p.add_argument("file", type=Path, nargs="?", help="safetensors to write")
+    p.add_argument("--half", action="store_true", help="store f16")
+    p.add_argument("--golden", type=Path, help="also write this golden file")
+    p.add_argument("--tiny", type=Path, help="write the golden file of a small random network")
+    args = p.parse_args()
+    if args.tiny:
+        tiny(args.tiny)
+    if args.model and args.file:
+        write(args.model, args.file, args.half)
+        if args.golden:
+            golden(args.file, args.golden)
+
+
+if __name__ == "__main__":
+    main()

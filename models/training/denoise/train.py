@@ -1,0 +1,260 @@
+"""Trains the denoiser.
+
+    python train.py --cache CACHE --out RUN            the recipe of the shipped weights
+    python train.py --cache CACHE --out RUN --smoke    all of it in under two minutes, tiny
+
+Writes into RUN: log.csv, curves.png, checkpoint.pt (to go on from with --resume), and model.pt (averaged weights and
+configuration).
+"""
+
+import argparse
+import csv
+import math
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
+
+from mixing import Mixer, pools
+from model import CONFIG, POWER_FLOOR, Denoiser
+
+RECIPE = {
+    "steps": 4000,
+    "batch": 8,
+    "samples": 32_000,  # 2 s
+    "long_from": 0.88,  # share of the steps after which examples are twice as long and half as many
+    "lr": 2e-3,
+    "least_lr": 2e-5,
+    "warmup": 200,  # steps
+    "weight_decay": 0.01,
+    "clip": 1.0,
+    "ema": 0.998,
+    "spectral_weight": 1.0,
+    "vad_weight": 0.1,
+    "seed": 1,
+    "validation": 6,  # batches
+    "log": 50,  # steps
+    "save": 200,  # steps
+}
+SMOKE = {**RECIPE, "steps": 20, "batch": 4, "samples": 16_000, "validation": 1, "log": 5, "save": 10}
+SMOKE_CONFIG = {**CONFIG, "d_model": 16, "layers": 2, "dt_rank": 1}
+SMOKE_POOLS = {"speech": 24, "noise": 24}
+LONGEST_WAVE = 25.0  # dB; more is not asked for
+
+
+class Batches(Dataset):
+    """Batch i of the recipe; twice as long and half as many for i = -1 - j."""
+
+    def __init__(self, mixer, recipe):
+        self.mixer, self.size, self.samples = mixer, recipe["batch"], recipe["samples"]
+
+    def __getitem__(self, i):
+        size, n = (self.size, self.samples) if i >= 0 else (self.size // 2, self.samples * 2)
+        return tuple(torch.from_numpy(a) for a in self.mixer.batch(i if i >= 0 else 10**9 - i, size, n))
+
+
+def order(step, progress, long_from):
+    """Numbers of batches until `progress(step)` is 1, negative ones, which are long, from `long_from` on."""
+    while progress(step) < 1:
+        yield step if progress(step) < long_from else -1 - step
+        step += 1
+
+
+def db(ratio):
+    return 10 * torch.log10(ratio)
+
+
+def si_sdr(estimate, clean, most=None):
+    """Scale-invariant signal to distortion ratio in dB of (B, n), softly limited to `most`."""
+    scale = (estimate * clean).sum(1, keepdim=True) / clean.square().sum(1, keepdim=True).clamp_min(1e-12)
+    target = scale * clean
+    power, error = target.square().sum(1), (estimate - target).square().sum(1)
+    if most is not None:
+        error = error + power * 10 ** (-most / 10)
+    return db((power + 1e-12) / (error + 1e-12))
+
+
+def compressed(s):
+    """Magnitude to the power 0.3 of a spectrum, and the complex numbers (..., 2) with that magnitude."""
+    s = torch.view_as_real(s)
+    power = s.square().sum(-1) + 1e-6
+    magnitude = power.pow(0.15)
+    return magnitude, s * (magnitude * power.rsqrt())[..., None]
+
+
+def spectral_loss(estimate, clean):
+    """Squared distance of compressed spectra, magnitudes and complex."""
+    with torch.no_grad():
+        mb, cb = compressed(clean)
+    ma, ca = compressed(estimate)
+    return 0.7 * (ma - mb).square().mean() + 0.6 * (ca - cb).square().mean()
+
+
+def losses(model, noisy, clean):
+    """(mean loss of the waveform in dB, spectral loss, loss of the speech probability)."""
+    enhanced, spectrum, _, vad = model(noisy, details=True)
+    # The level is evened out, so that soft clips count as much as loud ones.
+    level = noisy.square().mean(1, keepdim=True).sqrt().clamp_min(1e-5)
+    talking = clean.square().sum(1) > 1e-6 * noisy.square().sum(1)
+    wave = -si_sdr(enhanced / level, clean / level, LONGEST_WAVE)[talking].sum() / len(noisy)
+    target = model.spectrum(clean)
+    spectral = spectral_loss(spectrum / level[..., None], target / level[..., None])
+    energy = target.real.square().sum(-1) + target.imag.square().sum(-1)
+    loud = energy > energy.amax(1, keepdim=True) * 1e-3
+    active = (energy * loud).sum(1, keepdim=True) / loud.sum(1, keepdim=True).clamp_min(1)
+    speech = (energy > active * 10**-3.5) & talking[:, None]
+    return wave, spectral, functional.binary_cross_entropy_with_logits(vad, speech.float())
+
+
+def validate(model, batches):
+    """Mean gain of SI-SDR in dB over `batches` (kept-out pieces of the pools)."""
+    gains = []
+    with torch.no_grad():
+        for noisy, clean in batches:
+            gains.append(si_sdr(model(noisy), clean) - si_sdr(noisy, clean))
+    return float(torch.cat(gains).mean())
+
+
+def set_statistics(model, batches):
+    """Mean and scale of the features from examples."""
+    with torch.no_grad():
+        f = [torch.log(model.spectrum(noisy).abs().square() + POWER_FLOOR).flatten(0, 1) for noisy, _ in batches]
+        f = torch.cat(f)
+        model.input_norm.mean.copy_(f.mean(0))
+        model.input_norm.scale.copy_(1 / f.std(0))
+
+
+def curves(out, rows):
+    """Draws log.csv."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    _, axes = plt.subplots(1, 3, figsize=(12, 3.2))
+    labels = {"wave": "-SI-SDR, dB", "spectral": "spectral loss", "gain": "SI-SDR gain, dB"}
+    for axis, (key, label) in zip(axes, labels.items()):
+        at = [(int(r["step"]), float(r[key])) for r in rows if r[key] != ""]
+        axis.plot(*zip(*at)) if at else None
+        axis.set(xlabel="step", ylabel=label)
+        axis.grid(True)
+    plt.tight_layout()
+    plt.savefig(out / "curves.png", dpi=70)
+    plt.close("all")
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--cache", type=Path, required=True, help="folder that data.py prepared")
+    p.add_argument("--out", type=Path, required=True, help="folder of this run")
+    p.add_argument("--smoke", action="store_true", help="tiny settings, under two minutes")
+    p.add_argument("--steps", type=int, help="instead of the recipe's")
+    p.add_argument("--minutes", type=float, help="as many steps as this time allows; the clock sets the learning rate")
+    p.add_argument("--threads", type=int, default=2, help="parts of a batch worked on at once; one more process mixes")
+    p.add_argument("--resume", action="store_true", help="go on from checkpoint.pt")
+    args = p.parse_args()
+    recipe, config = (dict(SMOKE), SMOKE_CONFIG) if args.smoke else (dict(RECIPE), CONFIG)
+    recipe["steps"] = args.steps or recipe["steps"]
+    args.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    torch.manual_seed(recipe["seed"])
+
+    found = pools(args.cache, recipe["seed"], SMOKE_POOLS if args.smoke else None)
+    mixer = Mixer(found, recipe["seed"])
+    held = Batches(Mixer(found, recipe["seed"], validation=True), recipe)
+    validation = [held[i] for i in range(recipe["validation"])]
+    model, average = Denoiser(**config), Denoiser(**config)
+    examples = Batches(mixer, recipe)
+    set_statistics(model, [examples[10**8 + i] for i in range(2 if args.smoke else 12)])
+    average.load_state_dict(model.state_dict())
+    count = sum(w.numel() for w in model.parameters())
+    print(f"{count} parameters", flush=True)
+    free = lambda name, w: w.ndim <= 1 or name.endswith("A_log")  # noqa: E731
+    groups = [
+        {
+            "params": [w for name, w in model.named_parameters() if free(name, w) == flag],
+            "weight_decay": 0.0 if flag else recipe["weight_decay"],
+        }
+        for flag in (False, True)
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99))
+    start, rows, spent = 0, [], 0.0
+    if args.resume:
+        saved = torch.load(args.out / "checkpoint.pt", weights_only=False)
+        model.load_state_dict(saved["model"])
+        average.load_state_dict(saved["average"])
+        optimizer.load_state_dict(saved["optimizer"])
+        start, rows, spent = saved["step"], saved["rows"], saved["spent"]
+
+    began = time.time() - spent
+
+    def progress(step):
+        return (time.time() - began) / (args.minutes * 60) if args.minutes else step / recipe["steps"]
+
+    numbers = order(start, progress, recipe["long_from"])
+    loader = DataLoader(examples, batch_size=None, sampler=numbers, num_workers=1, prefetch_factor=4)
+    sums, count, step = torch.zeros(3), 0, start
+    threads = ThreadPoolExecutor(args.threads, initializer=torch.set_num_threads, initargs=(1,))
+
+    def gradients(part):
+        """Adds the gradients of a part of the batch to those of the network; its losses (3,)."""
+        wave, spectral, vad = losses(model, *part)
+        loss = wave * 0.1 + recipe["spectral_weight"] * spectral + recipe["vad_weight"] * vad
+        (loss / args.threads).backward()
+        return torch.stack([wave, spectral, vad]).detach()
+
+    for noisy, clean in loader:
+        fall = 0.5 + 0.5 * math.cos(math.pi * min(progress(step), 1))
+        lr = recipe["least_lr"] + (recipe["lr"] - recipe["least_lr"]) * fall
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1.0, (step + 1) / recipe["warmup"])
+        optimizer.zero_grad(set_to_none=True)
+        parts = [(noisy[k :: args.threads], clean[k :: args.threads]) for k in range(args.threads)]
+        found = torch.stack(list(threads.map(gradients, parts))).mean(0)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe["clip"])
+        if torch.isfinite(norm):
+            optimizer.step()
+        step += 1
+        keep = min(recipe["ema"], step / (step + 10))
+        with torch.no_grad():
+            for a, w in zip(average.parameters(), model.parameters()):
+                a.lerp_(w, 1 - keep)
+        sums += found
+        count += 1
+        last = progress(step) >= 1
+        if step % recipe["log"] == 0 or last:
+            mean = sums / count
+            row = {
+                "step": step,
+                "wave": f"{mean[0]:.3f}",
+                "spectral": f"{mean[1]:.4f}",
+                "vad": f"{mean[2]:.3f}",
+                "lr": f"{optimizer.param_groups[0]['lr']:.2e}",
+                "norm": f"{norm:.2f}",
+                "gain": f"{validate(average, validation):.2f}" if step % recipe["save"] == 0 or last else "",
+                "seconds": f"{time.time() - began:.0f}",
+            }
+            rows.append(row)
+            print(row, flush=True)
+            sums, count = torch.zeros(3), 0
+            if row["gain"]:
+                with open(args.out / "log.csv", "w", newline="") as f:
+                    writer = csv.DictWriter(f, row.keys())
+                    writer.writeheader()
+                    writer.writerows(rows)
+                saved = {"model": model.state_dict(), "average": average.state_dict(), "step": step, "rows": rows}
+                more = {"optimizer": optimizer.state_dict(), "spent": time.time() - began}
+                torch.save({**saved, **more}, args.out / "checkpoint.pt")
+                info = {"config": config, "recipe": recipe, "step": step, "weights": average.state_dict()}
+                torch.save(info, args.out / "model.part")
+                (args.out / "model.part").rename(args.out / "model.pt")
+                curves(args.out, rows)
+        if last:
+            break
+
+
+if __name__ == "__main__":
+    main()
