@@ -4,7 +4,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::Error;
 
 /// Name and file of each.
-const BUILTIN: &[(&str, &[u8])] = &[];
+const BUILTIN: &[(&str, &[u8])] = &[("denoise", include_bytes!("../builtin/denoise.safetensors"))];
 
 /// The checkpoint of a builtin name, given without `builtin:`.
 pub(crate) fn checkpoint(name: &str) -> Result<Checkpoint, Error> {

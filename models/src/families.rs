@@ -116,15 +116,31 @@ impl Default for Options {
 /// # Errors
 /// The file cannot be read, belongs to no family, or lacks, misshapes or adds tensors.
 pub fn open(model: &str, options: &Options) -> Result<Arc<dyn Model>, Error> {
-    let file = match model.strip_prefix("builtin:") {
-        Some(name) => crate::builtin::checkpoint(name)?,
-        None => Checkpoint::open(Path::new(model))?,
-    };
+    let file = read(model)?;
+    open_checkpoint(&file, &configure(&file, options)?)
+}
+
+/// Reads the tensors of a file, a folder or a builtin name.
+///
+/// # Errors
+/// They cannot be read.
+pub fn read(model: &str) -> Result<Checkpoint, Error> {
+    match model.strip_prefix("builtin:") {
+        Some(name) => crate::builtin::checkpoint(name),
+        None => Ok(Checkpoint::open(Path::new(model))?),
+    }
+}
+
+/// Options with the configuration that belongs to a file, where they have none of their own.
+///
+/// # Errors
+/// The configuration is no JSON.
+pub fn configure(file: &Checkpoint, options: &Options) -> Result<Options, Error> {
     let mut options = options.clone();
     if options.config.is_none() {
-        options.config = config(&file)?;
+        options.config = config(file)?;
     }
-    open_checkpoint(&file, &options)
+    Ok(options)
 }
 
 /// Opens a model from tensors already read.

@@ -40,7 +40,9 @@ mod vmamba;
 pub use audio::AudioStream;
 pub use engine::{Device, Engine, EngineKey, Stream};
 pub use error::Error;
-pub use families::{FAMILIES, Family, LevelRule, Listen, Options, PosRule, family, open, open_checkpoint};
+pub use families::{
+    FAMILIES, Family, LevelRule, Listen, Options, PosRule, configure, family, open, open_checkpoint, read,
+};
 pub use model::{Info, Model, Row, Scratch, Signal};
 pub use snapshot::{Snapshot, SnapshotHeader};
 pub use ssm_kernels as kernels;

@@ -1,6 +1,7 @@
 //! The `ssm` command line.
 
 mod generate;
+mod inspect;
 mod mix;
 mod random;
 mod score;
@@ -21,6 +22,8 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Say what a checkpoint is: family, sizes, input and output, state, hash.
+    Inspect(inspect::Args),
     /// Run golden files: weights, inputs and the published code's outputs in one file.
     Verify(verify::Args),
     /// Continue a sequence of token ids, the likeliest one each time.
@@ -57,6 +60,7 @@ pub enum Failure {
 
 fn main() -> ExitCode {
     let done = match Args::parse().command {
+        Command::Inspect(args) => inspect::run(&args),
         Command::Verify(args) => verify::run(args),
         Command::Mix(args) => mix::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Score(args) => score::run(&args).map(|()| ExitCode::SUCCESS),

@@ -2,6 +2,9 @@
 
 use half::{bf16, f16};
 
+/// Longest side of a tensor.
+const MAX_SIDE: usize = 1 << 31;
+
 /// Number type of a tensor in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -70,8 +73,13 @@ impl Tensor {
         if shape.len() != stride.len() {
             return Err(misfit(format!("{} sizes and {} strides", shape.len(), stride.len())));
         }
+        // A tensor without values fits anywhere, so its sizes are bounded here; those of others by their bytes, too.
+        if shape.iter().any(|s| *s > MAX_SIDE)
+            || shape.iter().try_fold(1usize, |n, s| n.checked_mul((*s).max(1))).is_none()
+        {
+            return Err(misfit(format!("{dtype} {shape:?}")));
+        }
         let end = || {
-            shape.iter().try_fold(1usize, |n, s| n.checked_mul((*s).max(1)))?;
             let last = shape
                 .iter()
                 .zip(&stride)

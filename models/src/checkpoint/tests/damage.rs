@@ -116,6 +116,8 @@ fn sizes_are_compared_with_the_bytes_that_are_there() {
         (&[1 << 31, 1 << 31, 4], &[0, 0, 1], 0),
         (&[2], &[i64::MAX], 0),
         (&[i64::MAX], &[1], 0),
+        (&[0, i64::MAX], &[1, 1], 0),
+        (&[1 << 30, 1 << 30, 1 << 30, 0], &[0, 0, 0, 1], 0),
     ] {
         let why = refused_entry(Entry { size, stride, offset, ..entry() });
         assert!(why.starts_with(far), "{why}");
@@ -133,7 +135,7 @@ fn sizes_are_compared_with_the_bytes_that_are_there() {
         (Entry { class: "QInt8Storage", ..entry() }, "of real, complex or whole numbers, got a QInt8Storage"),
         // One number for a tebibyte: a view may be large, but not out of all proportion.
         (
-            Entry { size: &[1 << 38], stride: &[0], ..entry() },
+            Entry { size: &[1 << 19, 1 << 19], stride: &[0, 0], ..entry() },
             "expected no more than 64 times the file's length in all",
         ),
     ] {
@@ -169,6 +171,8 @@ fn giant_headers_are_refused() {
     refusal("x", safetensors("F32", "[4294967296,4294967296]", &[0; 8]));
     refusal("x", safetensors("F32", "[3]", &[0; 8]));
     refusal("x", safetensors("I64", "[-1]", &[0; 8]));
+    refusal("x", safetensors("F32", "[0,4294967296,4294967296]", &[]));
+    refusal("x", safetensors("F32", "[0,9223372036854775807]", &[]));
 
     // The end of a zip archive, its 64-bit form and its own: entries, size and place of the directory.
     let long = [(22 + 20 + 24, 8), (22 + 20 + 16, 8), (22 + 20 + 8, 8)];

@@ -1,0 +1,183 @@
+//! Every published configuration, made of names and shapes alone: its family is known and its size is the published one.
+//!
+//! A new family adds a list: names and shapes of its tensors per published model, and the number of parameters that the
+//! publication gives.
+
+use ssm_models::checkpoint::Checkpoint;
+use ssm_models::{Options, family, open_checkpoint};
+
+/// Tensors by name and shape.
+#[derive(Default)]
+struct Tensors(Vec<(String, Vec<usize>)>);
+
+impl Tensors {
+    fn add(&mut self, name: impl Into<String>, shape: &[usize]) {
+        self.0.push((name.into(), shape.to_vec()));
+    }
+
+    /// A layer with bias.
+    fn with_bias(&mut self, name: &str, shape: &[usize]) {
+        self.add(format!("{name}.weight"), shape);
+        self.add(format!("{name}.bias"), &shape[..1]);
+    }
+
+    /// One direction of a Mamba mixer with d_conv 4 and N 16: all but what the directions share.
+    fn direction(&mut self, prefix: &str, b: &str, e: usize, r: usize) {
+        self.with_bias(&format!("{prefix}conv1d{b}"), &[e, 1, 4]);
+        self.add(format!("{prefix}x_proj{b}.weight"), &[r + 32, e]);
+        self.with_bias(&format!("{prefix}dt_proj{b}"), &[e, r]);
+        let (a, d) = if b.is_empty() { ("A_log", "D") } else { ("A_b_log", "D_b") };
+        self.add(format!("{prefix}{a}"), &[e, 16]);
+        self.add(format!("{prefix}{d}"), &[e]);
+    }
+
+    fn mixer(&mut self, prefix: &str, d: usize, directions: &[&str]) {
+        self.add(format!("{prefix}in_proj.weight"), &[4 * d, d]);
+        self.add(format!("{prefix}out_proj.weight"), &[d, 2 * d]);
+        directions.iter().for_each(|b| self.direction(prefix, b, 2 * d, d.div_ceil(16)));
+    }
+}
+
+struct Published {
+    family: &'static str,
+    name: &'static str,
+    parameters: u64,
+    tensors: Tensors,
+}
+
+/// vim.md 1: width and tokens.
+fn vim() -> Vec<Published> {
+    let models = [
+        ("Vim-Ti", 192, 197, 7_148_008),
+        ("Vim-Ti+", 192, 730, 7_250_344),
+        ("Vim-S", 384, 197, 25_796_584),
+        ("Vim-S+", 384, 730, 26_001_256),
+        ("Vim-B", 768, 197, 97_598_440),
+    ];
+    let model = |(name, d, tokens, parameters)| {
+        let mut t = Tensors::default();
+        t.add("cls_token", &[1, 1, d]);
+        t.add("pos_embed", &[1, tokens, d]);
+        t.with_bias("patch_embed.proj", &[d, 3, 16, 16]);
+        for i in 0..24 {
+            t.mixer(&format!("layers.{i}.mixer."), d, &["", "_b"]);
+            t.add(format!("layers.{i}.norm.weight"), &[d]);
+        }
+        t.add("norm_f.weight", &[d]);
+        t.with_bias("head", &[1000, d]);
+        Published { family: "vim", name, parameters, tensors: t }
+    };
+    models.map(model).into()
+}
+
+/// vmamba.md 1: width, blocks per stage, ratio; `vanilla` in the last three.
+fn vmamba() -> Vec<Published> {
+    let models = [
+        ("VMamba-T s1l8", 96, [2, 2, 8, 2], 1, 30_249_064),
+        ("VMamba-S s1l20", 96, [2, 2, 20, 2], 1, 49_012_840),
+        ("VMamba-B s1l20", 128, [2, 2, 20, 2], 1, 86_614_504),
+        ("VMamba-T s2l5", 96, [2, 2, 5, 2], 2, 30_705_832),
+        ("VMamba-S s2l15", 96, [2, 2, 15, 2], 2, 50_147_752),
+        ("VMamba-B s2l15", 128, [2, 2, 15, 2], 2, 88_557_800),
+        ("Vanilla-VMamba-T", 96, [2, 2, 9, 2], 2, 22_893_448),
+        ("Vanilla-VMamba-S", 96, [2, 2, 27, 2], 2, 44_417_416),
+        ("Vanilla-VMamba-B", 128, [2, 2, 27, 2], 2, 76_254_056),
+    ];
+    let model = |(name, dims, depths, ratio, parameters): (&'static str, usize, [usize; 4], usize, u64)| {
+        let vanilla = name.starts_with("Vanilla");
+        let mut t = Tensors::default();
+        if vanilla {
+            t.with_bias("patch_embed.0", &[dims, 3, 4, 4]);
+            t.with_bias("patch_embed.2", &[dims]);
+        } else {
+            t.with_bias("patch_embed.0", &[dims / 2, 3, 3, 3]);
+            t.with_bias("patch_embed.2", &[dims / 2]);
+            t.with_bias("patch_embed.5", &[dims, dims / 2, 3, 3]);
+            t.with_bias("patch_embed.7", &[dims]);
+        }
+        for (i, depth) in depths.into_iter().enumerate() {
+            let c = dims << i;
+            let (di, r, n) = (ratio * c, c.div_ceil(16), if vanilla { 16 } else { 1 });
+            for j in 0..depth {
+                let block = format!("layers.{i}.blocks.{j}.");
+                let op = format!("{block}op.");
+                t.with_bias(&format!("{block}norm"), &[c]);
+                t.add(format!("{op}in_proj.weight"), &[if vanilla { 2 * di } else { di }, c]);
+                t.add(format!("{op}conv2d.weight"), &[di, 1, 3, 3]);
+                t.add(format!("{op}x_proj_weight"), &[4, r + 2 * n, di]);
+                t.add(format!("{op}dt_projs_weight"), &[4, di, r]);
+                t.add(format!("{op}dt_projs_bias"), &[4, di]);
+                t.add(format!("{op}A_logs"), &[4 * di, n]);
+                t.add(format!("{op}Ds"), &[4 * di]);
+                t.with_bias(&format!("{op}out_norm"), &[di]);
+                t.add(format!("{op}out_proj.weight"), &[c, di]);
+                if vanilla {
+                    t.add(format!("{op}conv2d.bias"), &[di]);
+                } else {
+                    t.with_bias(&format!("{block}norm2"), &[c]);
+                    t.with_bias(&format!("{block}mlp.fc1"), &[4 * c, c]);
+                    t.with_bias(&format!("{block}mlp.fc2"), &[c, 4 * c]);
+                }
+            }
+            let down = format!("layers.{i}.downsample.");
+            match (i, vanilla) {
+                (3, _) => {}
+                (_, true) => {
+                    t.with_bias(&format!("{down}norm"), &[4 * c]);
+                    t.add(format!("{down}reduction.weight"), &[2 * c, 4 * c]);
+                }
+                (_, false) => {
+                    t.with_bias(&format!("{down}1"), &[2 * c, c, 3, 3]);
+                    t.with_bias(&format!("{down}3"), &[2 * c]);
+                }
+            }
+        }
+        t.with_bias("classifier.norm", &[8 * dims]);
+        t.with_bias("classifier.head", &[1000, 8 * dims]);
+        Published { family: "vmamba", name, parameters, tensors: t }
+    };
+    models.map(model).into()
+}
+
+/// mamba.md 5: width and layers; the head shares the embedding's weights.
+fn mamba() -> Vec<Published> {
+    let models = [
+        ("mamba-130m", 768, 24, 129_135_360),
+        ("mamba-370m", 1024, 48, 371_516_416),
+        ("mamba-790m", 1536, 48, 793_204_224),
+        ("mamba-1.4b", 2048, 48, 1_372_178_432),
+        ("mamba-2.8b", 2560, 64, 2_768_345_600),
+    ];
+    let model = |(name, d, layers, parameters)| {
+        let mut t = Tensors::default();
+        t.add("backbone.embedding.weight", &[50_280, d]);
+        for i in 0..layers {
+            t.mixer(&format!("backbone.layers.{i}.mixer."), d, &[""]);
+            t.add(format!("backbone.layers.{i}.norm.weight"), &[d]);
+        }
+        t.add("backbone.norm_f.weight", &[d]);
+        Published { family: "mamba", name, parameters, tensors: t }
+    };
+    models.map(model).into()
+}
+
+#[test]
+fn families_and_sizes_are_the_published_ones() {
+    for Published { family: expected, name, parameters, tensors } in [vim(), vmamba(), mamba()].into_iter().flatten() {
+        let file = Checkpoint::of_shapes(name, tensors.0);
+        let family = family(&file).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(family.name, expected, "{name}");
+        assert_eq!(file.parameters(), parameters, "{name}");
+    }
+}
+
+/// All of a small model's tensors are asked for, and no others.
+#[test]
+fn a_published_model_opens() {
+    let tiny = vim().remove(0);
+    let file = Checkpoint::of_shapes(tiny.name, tiny.tensors.0);
+    let model = open_checkpoint(&file, &Options::default()).unwrap_or_else(|e| panic!("{e}"));
+    let info = model.info();
+    assert_eq!((info.parameters, info.output.len(), info.input.len()), (tiny.parameters, 1000, 3 * 224 * 224));
+    assert!(info.sizes.starts_with("D 192, 24 layers, E 384, N 16, R 12, patch 16/16, frame 224x224, 197 tokens"));
+}

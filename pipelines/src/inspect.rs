@@ -1,0 +1,184 @@
+//! `ssm inspect`: what a file is. Sizes, input and output, state, hash, and what the file says about itself; for a file
+//! of no known family, its tensors.
+
+use crate::Failure;
+use serde_json::{Map, Value, json};
+use ssm_models::checkpoint::Checkpoint;
+use ssm_models::kernels::CpuLevel;
+use ssm_models::{FAMILIES, Model, Options, Signal, configure, family, open_checkpoint, read};
+use std::process::ExitCode;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Checkpoint, folder with one, or `builtin:NAME`.
+    model: String,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    /// Print the tensors of known families, too.
+    #[arg(long)]
+    tensors: bool,
+}
+
+/// Metadata that is longer is cut for people, not in JSON.
+const LINE: usize = 160;
+
+pub fn run(args: &Args) -> Result<ExitCode, Failure> {
+    let file = read(&args.model)?;
+    let known = family(&file).is_ok();
+    let facts = facts(&file, args.tensors || !known)?;
+    if args.json {
+        println!("{facts:#}");
+    } else {
+        print!("{}", lines(&facts));
+    }
+    // So that a script can ask whether a file is a model.
+    Ok(if known { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What there is to say, in order.
+fn facts(file: &Checkpoint, tensors: bool) -> Result<Value, Failure> {
+    let mut facts = Map::new();
+    let mut say = |key: &str, value: Value| _ = facts.insert(key.into(), value);
+    say("file", json!(file.path.display().to_string()));
+    say("format", json!(file.format()));
+    match family(file) {
+        Ok(family) => {
+            say("family", json!(family.name));
+            let options =
+                Options { level: CpuLevel::from_env().map_err(ssm_models::Error::from)?, ..Options::default() };
+            let model = open_checkpoint(file, &configure(file, &options)?)?;
+            let info = model.info();
+            say("sizes", json!(info.sizes));
+            say("parameters", json!(info.parameters));
+            say("input", signal(&info.input));
+            say("output", signal(&info.output));
+            say("delay", json!(info.delay));
+            say("state_bytes", json!(model.layout().bytes()));
+            say("state", spans(&*model));
+            say("hash", json!(info.hash));
+        }
+        Err(_) => {
+            say("family", Value::Null);
+            say("families", json!(FAMILIES.iter().map(|f| f.name).collect::<Vec<_>>()));
+            say("parameters", json!(file.parameters()));
+        }
+    }
+    say("sha256", json!(file.sha256()));
+    // JSON inside metadata (config, args) stays JSON.
+    let metadata = file
+        .metadata
+        .iter()
+        .map(|(key, text)| (key.clone(), serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.clone()))));
+    say("metadata", Value::Object(metadata.collect()));
+    if tensors {
+        let tensors = file.names().map(|name| {
+            let dtype = file.dtype(name).map(|d| d.to_string());
+            (name.to_owned(), json!({ "dtype": dtype, "shape": file.shape(name) }))
+        });
+        say("tensors", Value::Object(tensors.collect()));
+    }
+    Ok(Value::Object(facts))
+}
+
+fn signal(signal: &Signal) -> Value {
+    match *signal {
+        Signal::Image { channels, height, width } => {
+            json!({ "kind": "image", "channels": channels, "height": height, "width": width })
+        }
+        Signal::Samples { hop, rate } => json!({ "kind": "samples", "hop": hop, "rate": rate }),
+        Signal::Vector { dim } => json!({ "kind": "vector", "dim": dim }),
+        Signal::Token { vocab } => json!({ "kind": "token", "vocab": vocab }),
+        Signal::Logits { classes } => json!({ "kind": "logits", "classes": classes }),
+    }
+}
+
+/// The state's parts by name.
+fn spans(model: &dyn Model) -> Value {
+    Value::Object(model.layout().spans().iter().map(|s| (s.name.clone(), json!(s.shape))).collect())
+}
+
+/// The facts for people: a key and a value per line.
+fn lines(facts: &Value) -> String {
+    let mut out = String::new();
+    let mut line = |key: &str, value: String| out += &format!("{key:<14}{value}\n");
+    for (key, value) in facts.as_object().into_iter().flatten() {
+        match (key.as_str(), value) {
+            ("family", Value::Null) => line(key, "none".into()),
+            ("families", Value::Array(names)) => {
+                line("known", names.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", "));
+            }
+            ("input" | "output", value) => line(key, words(value)),
+            ("delay", value) if *value == 0 => {}
+            ("delay", value) => line(key, format!("{value} samples")),
+            ("state_bytes", value) => line("state", format!("{value} bytes per stream")),
+            ("state", _) => {}
+            ("metadata", Value::Object(entries)) => {
+                for (name, value) in entries {
+                    let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+                    let cut = text.char_indices().nth(LINE).map_or(text.len(), |(at, _)| at);
+                    line(key, format!("{name} = {}{}", &text[..cut], if cut < text.len() { "…" } else { "" }));
+                }
+            }
+            ("tensors", Value::Object(tensors)) => {
+                for (name, t) in tensors {
+                    line("tensor", format!("{name} {} {}", t["dtype"].as_str().unwrap_or("?"), t["shape"]));
+                }
+            }
+            (_, Value::String(text)) => line(key, text.clone()),
+            (_, other) => line(key, other.to_string()),
+        }
+    }
+    out
+}
+
+/// A signal in words.
+fn words(signal: &Value) -> String {
+    match signal["kind"].as_str() {
+        Some("image") => format!("frames of {}x{}, {} channels", signal["width"], signal["height"], signal["channels"]),
+        Some("samples") => format!("blocks of {} samples at {} Hz", signal["hop"], signal["rate"]),
+        Some("vector") => format!("vectors of {} values", signal["dim"]),
+        Some("token") => format!("tokens, {} ids", signal["vocab"]),
+        _ => format!("{} classes", signal["classes"]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    fn golden(name: &str) -> Checkpoint {
+        Checkpoint::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name)).unwrap()
+    }
+
+    #[test]
+    fn a_model_in_words_and_as_json() {
+        let file = golden("vim_train_style.pth");
+        let facts = facts(&file, false).unwrap();
+        assert_eq!(facts["family"], "vim");
+        assert_eq!(facts["format"], "torch zip");
+        assert_eq!(facts["input"]["kind"], "image");
+        assert_eq!(facts["output"], json!({ "kind": "logits", "classes": facts["output"]["classes"] }));
+        assert_eq!(facts["parameters"], file.parameters());
+        assert_eq!(facts["state_bytes"], 0);
+        assert_eq!(facts["sha256"].as_str().map(str::len), Some(64));
+        assert!(facts["metadata"]["torch.args"].is_object(), "{facts:#}");
+        assert!(facts.get("tensors").is_none());
+        let text = lines(&facts);
+        for line in ["family        vim\n", "state         0 bytes per stream\n", "metadata      torch.args = {"] {
+            assert!(text.contains(line), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_no_family_lists_its_tensors() {
+        let text = lines(&facts(&golden("ops_add_norm.safetensors"), true).unwrap());
+        let known = FAMILIES.iter().map(|f| f.name).collect::<Vec<_>>().join(", ");
+        for line in
+            ["family        none\n".to_owned(), format!("known         {known}\n"), "tensor        rms_x F32 [".into()]
+        {
+            assert!(text.contains(&line), "{text}");
+        }
+    }
+}
