@@ -87,6 +87,7 @@ fn signal(signal: &Signal) -> Value {
             json!({ "kind": "image", "channels": channels, "height": height, "width": width })
         }
         Signal::Samples { hop, rate } => json!({ "kind": "samples", "hop": hop, "rate": rate }),
+        Signal::Clip { frames, bins } => json!({ "kind": "clip", "frames": frames, "bins": bins }),
         Signal::Vector { dim } => json!({ "kind": "vector", "dim": dim }),
         Signal::Token { vocab } => json!({ "kind": "token", "vocab": vocab }),
         Signal::Logits { classes } => json!({ "kind": "logits", "classes": classes }),
