@@ -21,8 +21,7 @@
 //! | [`stft`] | `X = RFFT(w·x)`, `y = w·IRFFT(Y)`, frames that overlap by half |
 //! | [`patch`] | image patches to rows, four pixels to one |
 //! | [`fbank`] | `y = ln(max(M·|FFT(w·x)|², floor))`, log-mel frames of audio |
-//! | [`bilinear`] | PyTorch's antialiased bilinear grid |
-//! | [`resize`] | Pillow's 8-bit bicubic resize, PyTorch's bicubic grid |
+//! | [`resize`] | Pillow's 8-bit bicubic resize, PyTorch's bicubic and antialiased bilinear grids |
 #![warn(missing_docs)]
 
 mod array;
@@ -35,7 +34,6 @@ mod testing;
 
 pub mod activation;
 pub mod attention;
-pub mod bilinear;
 pub mod causal_conv1d;
 pub mod complex_scan;
 pub mod conv2d;

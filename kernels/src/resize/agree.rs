@@ -107,8 +107,48 @@ fn grids_keep_constants_and_stay_themselves_at_their_own_size() {
             assert!(y.iter().all(|v| (v - 1.5).abs() < 3e-6), "{to:?}: {y:?}");
         }
     }
-    // Halving by the triangle: weights (3 3 1) / 7 and (1 3 3) / 7 at the edges.
-    let mut y = [0.0; 2];
-    bilinear_grid(&[8.0, 4.0, 0.0, 0.0], 1, (1, 4), (1, 2), &mut y);
-    assert!((y[0] - 36.0 / 7.0).abs() < 1e-6 && (y[1] - 4.0 / 7.0).abs() < 1e-6, "{y:?}");
+}
+
+/// What comes out, the size before, the size after.
+type Case = (&'static [f32], (usize, usize), (usize, usize));
+
+#[test]
+fn bilinear_grids_are_pytorchs() {
+    // PyTorch 2.15, of squares: a row of six, and a grid of three by four.
+    let squares = |n: u16| (0..n).map(|v| f32::from(v * v)).collect::<Vec<f32>>();
+    let cases: [Case; 7] = [
+        (&[0.375, 3.555_555_6, 10.777_778, 21.625], (1, 6), (1, 4)),
+        (&[1.0, 7.0, 18.857_143], (1, 6), (1, 3)),
+        (&[0.0, 0.5, 1.5, 3.5, 6.5, 10.166_667, 14.833_333, 20.5, 25.0], (1, 6), (1, 9)),
+        (&[8.722_222], (1, 6), (1, 1)),
+        (
+            &[
+                6.0, 7.428_573, 9.714_286, 13.0, 16.571_432, 21.142_859, 24.0, 46.0, 51.0, 59.0, 68.0, 77.285_72,
+                87.571_43, 94.0,
+            ],
+            (3, 4),
+            (2, 7),
+        ),
+        (
+            &[1.0, 5.714_286, 9.685_715, 19.428_574, 22.714_285, 40.0, 54.942_867, 79.771_44, 76.428_57, 106.285_71],
+            (3, 4),
+            (5, 2),
+        ),
+        (&[0.0, 1.0, 4.0, 9.0, 16.0, 25.0, 36.0, 49.0, 64.0, 81.0, 100.0, 121.0], (3, 4), (3, 4)),
+    ];
+    for (want, from, to) in cases {
+        let mut y = vec![0.0; want.len()];
+        bilinear_grid(&squares((from.0 * from.1) as u16), 1, from, to, &mut y);
+        let off = y.iter().zip(want).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+        assert!(off < 2e-5, "{from:?} to {to:?}: expected {want:?}, got {y:?}");
+    }
+}
+
+#[test]
+fn planes_of_a_grid_are_apart() {
+    let x = [1.0, 2.0, 3.0, 4.0, 10.0, 20.0, 30.0, 40.0];
+    let (mut both, mut one) = ([0.0; 12], [0.0; 6]);
+    bilinear_grid(&x, 2, (2, 2), (3, 2), &mut both);
+    bilinear_grid(&x[4..], 1, (2, 2), (3, 2), &mut one);
+    assert_eq!(both[6..], one);
 }
