@@ -138,6 +138,7 @@ fn words(signal: &Value) -> String {
     match signal["kind"].as_str() {
         Some("image") => format!("frames of {}x{}, {} channels", signal["width"], signal["height"], signal["channels"]),
         Some("samples") => format!("blocks of {} samples at {} Hz", signal["hop"], signal["rate"]),
+        Some("clip") => format!("clips of {} frames, {} bins", signal["frames"], signal["bins"]),
         Some("vector") => format!("vectors of {} values", signal["dim"]),
         Some("token") => format!("tokens, {} ids", signal["vocab"]),
         _ => format!("{} classes", signal["classes"]),
