@@ -161,9 +161,49 @@ fn mamba() -> Vec<Published> {
     models.map(model).into()
 }
 
+/// audio-mamba.md 2: width, kind of mixer, classes; speech commands are one second long, the others ten.
+fn aum() -> Vec<Published> {
+    let models = [
+        ("AuM-B Fo-Fo AudioSet", 768, "fofo", 527, 91_517_711),
+        ("AuM-B Fo-Bi AudioSet", 768, "fobi", 527, 92_107_535),
+        ("AuM-B Bi-Bi AudioSet", 768, "bibi", 527, 97_084_175),
+        ("AuM-B Fo-Bi VGGSound", 768, "fobi", 309, 91_939_893),
+        ("AuM-B Fo-Bi VoxCeleb", 768, "fobi", 1251, 92_664_291),
+        ("AuM-B Fo-Bi Speech Commands", 768, "fobi", 35, 91_385_123),
+        ("AuM-B Fo-Bi Epic-Sounds", 768, "fobi", 44, 91_736_108),
+        ("AuM-S Fo-Bi AudioSet", 384, "fobi", 527, 23_935_631),
+        ("AuM-S Bi-Bi VGGSound", 384, "bibi", 309, 25_455_285),
+        ("AuM-S Bi-Bi Speech Commands", 384, "bibi", 35, 25_177_763),
+        ("AuM-Ti Fo-Fo AudioSet", 192, "fofo", 527, 6_291_023),
+        ("AuM-Ti Fo-Bi VoxCeleb", 192, "fobi", 1251, 6_578_211),
+        ("AuM-Ti Bi-Bi Epic-Sounds", 192, "bibi", 44, 6_925_868),
+    ];
+    let model = |(name, d, kind, classes, parameters): (&'static str, usize, &str, usize, u64)| {
+        let patches = if name.ends_with("Speech Commands") { 64 } else { 512 };
+        let mut t = Tensors::default();
+        t.add("cls_token", &[1, 1, d]);
+        t.add("pos_embed.pos_embed", &[1, patches + 1, d]);
+        t.with_bias("patch_embed.proj", &[d, 1, 16, 16]);
+        for i in 0..24 {
+            let mixer = format!("layers.{i}.mixer.");
+            t.mixer(&mixer, d, if kind == "bibi" { &["", "_b"] } else { &[""] });
+            if kind == "fobi" {
+                t.add(format!("{mixer}A_b_log"), &[2 * d, 16]);
+            }
+            t.add(format!("layers.{i}.norm.weight"), &[d]);
+        }
+        t.add("norm_f.weight", &[d]);
+        t.with_bias("head", &[classes, d]);
+        Published { family: "aum", name, parameters, tensors: t }
+    };
+    models.map(model).into()
+}
+
 #[test]
 fn families_and_sizes_are_the_published_ones() {
-    for Published { family: expected, name, parameters, tensors } in [vim(), vmamba(), mamba()].into_iter().flatten() {
+    for Published { family: expected, name, parameters, tensors } in
+        [vim(), vmamba(), mamba(), aum()].into_iter().flatten()
+    {
         let file = Checkpoint::of_shapes(name, tensors.0);
         let family = family(&file).unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(family.name, expected, "{name}");
