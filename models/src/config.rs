@@ -51,6 +51,11 @@ impl<'a> Fields<'a> {
         Self { file: file.into(), parts }
     }
 
+    /// The file that is named in errors.
+    pub(crate) fn file(&self) -> &str {
+        &self.file
+    }
+
     /// The first of `names` that is there and not null.
     pub(crate) fn get(&self, names: &[&str]) -> Option<(String, &'a Value)> {
         let mut all = self.parts.iter().flat_map(|p| names.iter().map(move |n| (n, p.get(n))));

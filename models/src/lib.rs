@@ -26,6 +26,7 @@ mod golden_sequence;
 mod mamba;
 mod mixer;
 mod mixer2;
+mod mixer_s4;
 mod mixers;
 mod model;
 mod moe_mamba;

@@ -4,6 +4,7 @@ use crate::checkpoint::Reader;
 use crate::config::Fields;
 use crate::error::Error;
 use crate::mixer::{Mixer, MixerState};
+use crate::mixer_s4::MixerS4;
 use crate::mixer2::{self, Mixer2};
 use crate::model::Row;
 use crate::state::StateLayout;
@@ -13,6 +14,7 @@ use ssm_kernels::{CpuLevel, Cx, Mat, MatMut};
 pub(crate) enum AnyMixer {
     Mamba(Mixer),
     Mamba2(Mixer2),
+    S4(MixerS4),
 }
 
 impl AnyMixer {
@@ -22,6 +24,9 @@ impl AnyMixer {
             let config = mixer2::Config::read(fields)?;
             return Ok(Self::Mamba2(Mixer2::load(w, level, d, &config, fields)?));
         }
+        if MixerS4::detect(w) {
+            return Ok(Self::S4(MixerS4::load(w, level, d, fields.file())?));
+        }
         Ok(Self::Mamba(Mixer::load(w, level, d, false)?))
     }
 
@@ -30,6 +35,7 @@ impl AnyMixer {
         match self {
             Self::Mamba(m) => m.state(layout, prefix),
             Self::Mamba2(m) => m.state(layout, prefix),
+            Self::S4(m) => m.state(layout, prefix),
         }
     }
 
@@ -38,6 +44,7 @@ impl AnyMixer {
         match self {
             Self::Mamba(m) => format!("E {}, N {}, R {}", m.d_inner(), m.d_state(), m.dt_rank()),
             Self::Mamba2(m) => m.sizes(),
+            Self::S4(m) => m.sizes(),
         }
     }
 
@@ -46,6 +53,7 @@ impl AnyMixer {
         match self {
             Self::Mamba(m) => m.scratch_len(rows),
             Self::Mamba2(m) => m.scratch_len(rows),
+            Self::S4(m) => m.scratch_len(rows),
         }
     }
 
@@ -64,6 +72,7 @@ impl AnyMixer {
         match self {
             Self::Mamba(m) => m.forward(cx, x, rows, len, Some(at), scratch, out),
             Self::Mamba2(m) => m.forward(cx, x, rows, len, at, scratch, out),
+            Self::S4(m) => m.forward(cx, x, rows, len, at, scratch, out),
         }
     }
 
@@ -72,14 +81,16 @@ impl AnyMixer {
         match self {
             Self::Mamba(m) => m.gap(state, at, periods),
             Self::Mamba2(m) => m.gap(state, at, periods),
+            Self::S4(m) => m.gap(state, at, periods),
         }
     }
 
-    /// The layer's state as upstream lays it out: `conv` (channels, K-1), `ssm` (E, N) or (H, P, N).
+    /// The layer's state as upstream lays it out: `conv` (channels, K-1), `ssm` (E, N), (H, P, N) or (H, N, 2).
     pub(crate) fn upstream_state(&self, state: &[f32], at: &MixerState, what: &str) -> Option<(Vec<usize>, Vec<f32>)> {
         match self {
             Self::Mamba(m) => m.upstream_state(state, at, what),
             Self::Mamba2(m) => m.upstream_state(state, at, what),
+            Self::S4(m) => m.upstream_state(state, at, what),
         }
     }
 }

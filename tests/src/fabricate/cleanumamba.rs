@@ -2,6 +2,7 @@
 
 use super::Fabricated;
 use super::mixer::{Sizes, mamba};
+use super::s4;
 use crate::Rng;
 use serde_json::json;
 
@@ -33,7 +34,12 @@ pub fn random(rng: &mut Rng) -> Fabricated {
             d_conv: rng.range(2, 4),
             dt_rank: rng.range(1, 4),
         };
-        mamba(&mut f, rng, &format!("tsfm_Mamba_layers.{i}.mixer."), &sizes);
+        let name = format!("tsfm_Mamba_layers.{i}.mixer.");
+        if rng.range(0, 2) == 0 {
+            s4::mixer(&mut f, rng, &name, &sizes);
+        } else {
+            mamba(&mut f, rng, &name, &sizes);
+        }
     }
     f.ones(rng, "norm_f.weight", &[d]);
     f.normal(rng, "norm_f.bias", &[d], 0.2);

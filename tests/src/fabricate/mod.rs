@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 pub mod attenuate;
 pub mod aum;
+mod bst;
 mod cleanumamba;
 mod mixer;
 mod s4;
@@ -26,6 +27,7 @@ pub const FAMILIES: &[(&str, Draw)] = &[
     ("vmamba", vmamba::random),
     ("cleanumamba", cleanumamba::random),
     ("s4", s4::random),
+    ("bst", bst::random),
     ("spec_mamba", spec_mamba::random),
     ("aum", aum::random),
     ("attenuate", attenuate::random),

@@ -1,6 +1,6 @@
 //! S4 and S4D: all published forms, shared systems, channels, every option, systems from HiPPO so that they are stable.
 
-use super::Fabricated;
+use super::{Fabricated, mixer};
 use crate::Rng;
 use serde_json::json;
 use ssm_models::hippo::{Diagonal, Measure};
@@ -106,6 +106,21 @@ pub fn block(f: &mut Fabricated, rng: &mut Rng, prefix: &str, s: &Sizes) {
     let rows = if f.config["final_act"].as_str().is_none_or(|a| a == "glu") { 2 } else { 1 } * s.d_model;
     f.weight(rng, &format!("{prefix}output_linear.0.weight"), &[rows, inner]);
     f.normal(rng, &format!("{prefix}output_linear.0.bias"), &[rows], 0.2);
+}
+
+/// Adds a Mamba block with an S4 layer of low rank in the place of its scan.
+pub fn mixer(f: &mut Fabricated, rng: &mut Rng, prefix: &str, s: &mixer::Sizes) {
+    let name = |n: &str| format!("{prefix}{n}");
+    let h = rng.range(1, 6);
+    f.weight(rng, &name("in_proj.weight"), &[2 * s.d_inner, s.d_model]);
+    f.weight(rng, &name("conv1d.weight"), &[s.d_inner, 1, s.d_conv]);
+    f.normal(rng, &name("conv1d.bias"), &[s.d_inner], 0.2);
+    f.weight(rng, &name("ssm.input_linear.weight"), &[h, s.d_inner]);
+    f.normal(rng, &name("ssm.input_linear.bias"), &[h], 0.2);
+    system(f, rng, &name("ssm.layer."), h, 1, 1);
+    f.weight(rng, &name("ssm.output_linear.0.weight"), &[2 * s.d_inner, h]);
+    f.normal(rng, &name("ssm.output_linear.0.bias"), &[2 * s.d_inner], 0.2);
+    f.weight(rng, &name("out_proj.weight"), &[s.d_model, s.d_inner]);
 }
 
 /// Adds the tutorial's module.
