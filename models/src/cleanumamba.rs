@@ -9,10 +9,12 @@
 //! The network was trained on clips divided by their standard deviation. A stream has no whole clip: see [`LevelRule`].
 
 use crate::checkpoint::{Checkpoint, Reader};
+use crate::config::Fields;
 use crate::error::Error;
 use crate::families::{Family, LevelRule, Options};
 use crate::golden::Golden;
-use crate::mixer::{Mixer, MixerState};
+use crate::mixer::MixerState;
+use crate::mixers::AnyMixer;
 use crate::model::{Info, Model, Row, Scratch, Signal, carve, line};
 use crate::state::{State, StateLayout};
 use ssm_kernels::activation::glu;
@@ -52,7 +54,7 @@ struct Decoder {
 
 struct Layer {
     norm: Norm,
-    mixer: Mixer,
+    mixer: AnyMixer,
 }
 
 /// Places in the state.
@@ -120,10 +122,12 @@ impl CleanUMamba {
             let weight = w.take(&format!("{name}.weight"), &[d])?;
             Ok(Norm::new(Kind::Layer, weight, Some(w.take(&format!("{name}.bias"), &[d])?), 1e-5))
         };
+        let fields = Fields::new(options.config.as_ref(), file.path.display().to_string());
         let mut layers = Vec::new();
         while w.has(&format!("tsfm_Mamba_layers.{}.norm.weight", layers.len())) {
             let w = w.at(&format!("tsfm_Mamba_layers.{}.", layers.len()));
-            layers.push(Layer { norm: norm(&w, "norm")?, mixer: Mixer::load(&w.at("mixer."), level, d, false)? });
+            let mixer = AnyMixer::load(&w.at("mixer."), level, d, &fields)?;
+            layers.push(Layer { norm: norm(&w, "norm")?, mixer });
         }
         let norm_f = norm(&w, "norm_f")?;
         let conv2 = w.take("tsfm_conv2.weight", &[channels, d, 1])?;
@@ -183,12 +187,11 @@ impl CleanUMamba {
             }
             (chosen, _) => chosen,
         };
-        let inner: Vec<String> =
-            layers.iter().map(|l| format!("({}, {})", l.mixer.d_inner(), l.mixer.d_state())).collect();
+        let inner: Vec<String> = layers.iter().map(|l| format!("({})", l.mixer.sizes())).collect();
         let info = Info {
             family: FAMILY.name,
             sizes: format!(
-                "{levels} levels, d_model {d}, (d_inner, N) {}, frame {}, hop {hop}, {RATE} Hz",
+                "{levels} levels, d_model {d}, mixers {}, frame {}, hop {hop}, {RATE} Hz",
                 inner.join(" "),
                 3 * hop - 2
             ),
@@ -364,7 +367,7 @@ impl CleanUMamba {
         for (layer, at) in self.layers.iter().zip(&self.places.layers) {
             norm(&layer.norm, hidden, residual, normed);
             let (x, out) = (Mat::new(normed, hops, d), MatMut::new(hidden, hops, d));
-            layer.mixer.forward(cx, x, std::slice::from_mut(row), hops, Some(at), s, out);
+            layer.mixer.forward(cx, x, std::slice::from_mut(row), hops, at, s, out);
         }
         norm(&self.norm_f, hidden, residual, normed);
         let (up, next) = (carve(s, widest), carve(s, widest));
