@@ -2,6 +2,7 @@
 //!
 //! The stream's state is all that is carried: time and memory per token do not grow with the length.
 
+use crate::Failure;
 use ssm_models::kernels::{CpuLevel, Cx};
 use ssm_models::{Device, Error, Model, Options, Row, Scratch, Signal, open};
 use std::fs::File;
@@ -42,25 +43,26 @@ pub struct Args {
 }
 
 /// Runs it.
-pub fn run(args: Args) -> Result<ExitCode, Error> {
+pub fn run(args: Args) -> Result<ExitCode, Failure> {
     args.device.parse::<Device>()?.resolve()?;
-    let model = open(&args.model, &Options { level: CpuLevel::from_env()?, ..Options::default() })?;
+    let model =
+        open(&args.model, &Options { level: CpuLevel::from_env().map_err(Error::from)?, ..Options::default() })?;
     let info = model.info();
     let (Signal::Token { vocab }, Signal::Logits { classes }) = (info.input, info.output) else {
         let expected = "a model of tokens that scores the next one".into();
-        return Err(Error::Input { expected, got: format!("{}: {:?} to {:?}", info.family, info.input, info.output) });
+        let got = format!("{}: {:?} to {:?}", info.family, info.input, info.output);
+        return Err(Error::Input { expected, got }.into());
     };
-    let mut prompt: Box<dyn Iterator<Item = Result<u32, Error>>> = match args.prompt_file {
+    let mut prompt: Box<dyn Iterator<Item = Result<u32, Failure>>> = match args.prompt_file {
         Some(path) => {
-            let name = path.display().to_string();
-            let file = File::open(&path).map_err(|e| unreadable(&name, &e))?;
-            Box::new(Ids { bytes: BufReader::new(file).bytes(), name })
+            let file = File::open(&path).map_err(|e| failed(&path, e))?;
+            Box::new(Ids { bytes: BufReader::new(file).bytes(), path })
         }
         None => Box::new(args.tokens.into_iter().map(Ok)),
     };
     let mut writer = Writer {
         model: &*model,
-        cx: Cx::new(args.threads)?,
+        cx: Cx::new(args.threads).map_err(Error::from)?,
         scratch: Scratch::default(),
         rows: [Row::new(&*model, CHUNK)],
     };
@@ -71,7 +73,7 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
         let id = prompt.next().transpose()?;
         if let Some(id) = id {
             if id as usize >= vocab {
-                return Err(Error::Input { expected: format!("token ids below {vocab}"), got: id.to_string() });
+                return Err(Error::Input { expected: format!("token ids below {vocab}"), got: id.to_string() }.into());
             }
             writer.rows[0].tokens[waiting] = id;
             waiting += 1;
@@ -86,7 +88,7 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
         }
     }
     if taken == 0 {
-        return Err(Error::Input { expected: "a prompt of one token or more".into(), got: "none".into() });
+        return Err(Failure::Usage("expected a prompt of one token or more, got none".into()));
     }
     stats.prompt(taken);
 
@@ -96,7 +98,7 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
         let id = likeliest(&writer.rows[0].y[last * classes..][..classes])?;
         match writeln!(out, "{id}").and_then(|()| out.flush()) {
             Err(e) if e.kind() == ErrorKind::BrokenPipe => break,
-            result => result.map_err(|e| unreadable("standard output", &e))?,
+            result => result.map_err(|e| failed("standard output", e))?,
         }
         done += 1;
         if done != args.count {
@@ -125,11 +127,11 @@ impl Writer<'_> {
 }
 
 /// The best score's index, the lowest of equal ones.
-fn likeliest(scores: &[f32]) -> Result<u32, Error> {
+fn likeliest(scores: &[f32]) -> Result<u32, Failure> {
     let mut best = 0;
     for (i, score) in scores.iter().enumerate() {
         if !score.is_finite() {
-            return Err(Error::Input { expected: "finite scores".into(), got: format!("{score} for token {i}") });
+            return Err(Failure::Usage(format!("expected finite scores, got {score} for token {i}")));
         }
         if *score > scores[best] {
             best = i;
@@ -138,31 +140,23 @@ fn likeliest(scores: &[f32]) -> Result<u32, Error> {
     Ok(best as u32)
 }
 
-fn unreadable(file: &str, error: &std::io::Error) -> Error {
-    Error::Config {
-        file: file.into(),
-        field: "tokens".into(),
-        expected: "a file of token ids".into(),
-        got: error.to_string(),
-    }
+fn failed(path: impl Into<PathBuf>, reason: impl ToString) -> Failure {
+    Failure::File { path: path.into(), reason: reason.to_string() }
 }
 
 /// Token ids as the bytes of a file come.
 struct Ids<B> {
     bytes: B,
-    name: String,
+    path: PathBuf,
 }
 
 impl<B: Iterator<Item = std::io::Result<u8>>> Iterator for Ids<B> {
-    type Item = Result<u32, Error>;
+    type Item = Result<u32, Failure>;
 
     fn next(&mut self) -> Option<Self::Item> {
         let mut id: Option<u32> = None;
-        let bad = |name: &str, got: String| Error::Config {
-            file: name.into(),
-            field: "tokens".into(),
-            expected: "token ids separated by commas or white space".into(),
-            got,
+        let bad = |path: &PathBuf, got: String| {
+            failed(path, format!("expected token ids separated by commas or white space, got {got}"))
         };
         for byte in &mut self.bytes {
             match byte {
@@ -170,7 +164,7 @@ impl<B: Iterator<Item = std::io::Result<u8>>> Iterator for Ids<B> {
                     let digit = u32::from(b - b'0');
                     match id.unwrap_or(0).checked_mul(10).and_then(|v| v.checked_add(digit)) {
                         Some(v) => id = Some(v),
-                        None => return Some(Err(bad(&self.name, "a number above 2^32".into()))),
+                        None => return Some(Err(bad(&self.path, "a number of 2^32 or more".into()))),
                     }
                 }
                 Ok(b) if b == b',' || b.is_ascii_whitespace() => {
@@ -178,8 +172,8 @@ impl<B: Iterator<Item = std::io::Result<u8>>> Iterator for Ids<B> {
                         break;
                     }
                 }
-                Ok(b) => return Some(Err(bad(&self.name, format!("{:?}", char::from(b))))),
-                Err(e) => return Some(Err(unreadable(&self.name, &e))),
+                Ok(b) => return Some(Err(bad(&self.path, format!("{:?}", char::from(b))))),
+                Err(e) => return Some(Err(failed(&self.path, e))),
             }
         }
         id.map(Ok)
@@ -240,8 +234,8 @@ fn resident() -> String {
 mod tests {
     use super::*;
 
-    fn ids(text: &str) -> Result<Vec<u32>, Error> {
-        Ids { bytes: text.bytes().map(Ok), name: "f".into() }.collect()
+    fn ids(text: &str) -> Result<Vec<u32>, Failure> {
+        Ids { bytes: text.bytes().map(Ok), path: "f".into() }.collect()
     }
 
     #[test]

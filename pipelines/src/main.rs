@@ -66,7 +66,7 @@ fn main() -> ExitCode {
         Command::Score(args) => score::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Spectrogram(args) => spectrogram::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Random(args) => random::run(&args).map(|()| ExitCode::SUCCESS),
-        Command::Generate(args) => generate::run(args).map_err(Failure::from),
+        Command::Generate(args) => generate::run(args),
     };
     done.unwrap_or_else(|error| {
         eprintln!("ssm: {error}");
