@@ -23,8 +23,12 @@ lint: deps
 	$(CARGO) fmt --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 
+# The last line adds up what the test binaries said.
 test: lint
-	$(CARGO) test --workspace
+	@mkdir -p target
+	@set -o pipefail; $(CARGO) test --workspace --no-fail-fast 2>&1 | tee target/test.log; code=$$?; \
+	awk '/^test result:/ { passed += $$4; failed += $$6 } END { print passed + 0 " passed, " failed + 0 " failed" }' \
+	  target/test.log; exit $$code
 
 bench: deps
 	$(CARGO) run --release --manifest-path tests/bench/Cargo.toml
