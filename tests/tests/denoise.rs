@@ -284,7 +284,7 @@ fn a_discont_flag_alone_changes_nothing() {
 #[test]
 fn a_gap_lets_out_what_is_inside_and_ages_the_state() {
     let folder = Folder::new("gap");
-    let (model, latency) = model(&folder, 3);
+    let (model, latency) = model(&folder, 0);
     let mut rng = Rng::new(6);
     let (first, second) = (rng.normals(1003, 0.1), rng.normals(900, 0.1));
     let gap = ClockTime::from_mseconds(300);
@@ -306,7 +306,9 @@ fn a_gap_lets_out_what_is_inside_and_ages_the_state() {
     }
     assert!(latency < 900);
     assert!(tails[2] == clean(&model, &second), "reset: the state is fresh");
-    assert!(tails[0] != tails[1] && tails[1] != tails[2] && tails[0] != tails[2], "the three policies differ");
+    assert!(tails[0] != tails[1], "step differs from hold");
+    assert!(tails[1] != tails[2], "hold differs from reset");
+    assert!(tails[0] != tails[2], "step differs from reset");
 }
 
 #[test]
