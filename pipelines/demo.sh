@@ -47,7 +47,7 @@ voice=$cache/asterisk-core-sounds-en-g722/usr/share/asterisk/sounds/en_US_f_Alli
 keys=$cache/bucklespring-data/usr/share/buckle/wav
 if [ ! -f $out/noisy.wav ]; then
   for name in demo-congrats demo-instruct; do
-    gst-launch-1.0 -q filesrc location="$voice/$name.g722" blocksize=160 ! audio/G722,channels=1,rate=16000 ! avdec_g722 ! \
+    gst-launch-1.0 -q pushfilesrc location="$voice/$name.g722" time-segment=true ! audio/G722,channels=1,rate=16000 ! avdec_g722 ! \
       audioconvert ! audio/x-raw,format=S16LE,channels=1 ! wavenc ! filesink location="$cache/$name.wav"
   done
   mkdir -p "$cache/keys"
