@@ -36,7 +36,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     Ok(if known { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// What there is to say, in order.
+/// What there is to say.
 fn facts(file: &Checkpoint, tensors: bool) -> Result<Value, Failure> {
     let mut facts = Map::new();
     let mut say = |key: &str, value: Value| _ = facts.insert(key.into(), value);
@@ -99,12 +99,30 @@ fn spans(model: &dyn Model) -> Value {
     Value::Object(model.layout().spans().iter().map(|s| (s.name.clone(), json!(s.shape))).collect())
 }
 
+/// The facts that people read, in order.
+const ORDER: [&str; 14] = [
+    "file",
+    "format",
+    "family",
+    "families",
+    "sizes",
+    "parameters",
+    "input",
+    "output",
+    "delay",
+    "state_bytes",
+    "hash",
+    "sha256",
+    "metadata",
+    "tensors",
+];
+
 /// The facts for people: a key and a value per line.
 fn lines(facts: &Value) -> String {
     let mut out = String::new();
     let mut line = |key: &str, value: String| out += &format!("{key:<14}{value}\n");
-    for (key, value) in facts.as_object().into_iter().flatten() {
-        match (key.as_str(), value) {
+    for (key, value) in ORDER.iter().filter_map(|key| Some((*key, facts.get(key)?))) {
+        match (key, value) {
             ("family", Value::Null) => line(key, "none".into()),
             ("families", Value::Array(names)) => {
                 line("known", names.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", "));
@@ -113,7 +131,6 @@ fn lines(facts: &Value) -> String {
             ("delay", value) if *value == 0 => {}
             ("delay", value) => line(key, format!("{value} samples")),
             ("state_bytes", value) => line("state", format!("{value} bytes per stream")),
-            ("state", _) => {}
             ("metadata", Value::Object(entries)) => {
                 for (name, value) in entries {
                     let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
@@ -168,6 +185,7 @@ mod tests {
         assert!(facts["metadata"]["torch.args"].is_object(), "{facts:#}");
         assert!(facts.get("tensors").is_none());
         let text = lines(&facts);
+        assert!(text.starts_with("file          ") && text.find("\nfamily") < text.find("\nhash"), "{text}");
         for line in ["family        vim\n", "state         0 bytes per stream\n", "metadata      torch.args = {"] {
             assert!(text.contains(line), "{text}");
         }
