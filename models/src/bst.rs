@@ -52,6 +52,9 @@ enum Context {
 /// First distance of each bucket of the position bias from the 16th on; below 16 each distance has its own.
 const BUCKETS: [usize; 16] = [16, 19, 21, 24, 27, 31, 35, 40, 46, 52, 59, 67, 77, 87, 99, 113];
 
+/// Bytes of a stream's state at most: the window comes from a configuration, which nothing else bounds.
+const MAX_STATE: usize = 1 << 30;
+
 /// The bucket of a distance into the past.
 fn bucket(distance: usize) -> usize {
     if distance < 16 { distance } else { 15 + BUCKETS.iter().filter(|b| **b <= distance).count() }
@@ -129,6 +132,10 @@ impl Config {
         }
         if context == Context::Prev && variant != Variant::Mf && num_states > window {
             return Err(bad(&path, "ctx_pos", format!("{window} rows at most, as the window"), num_states));
+        }
+        let sizes = [("embed.weight", 0), ("embed.weight", 1), ("layers.0.ffn.hidden0.weight", 0)];
+        if let Some((name, axis)) = sizes.into_iter().find(|(name, axis)| dim(name, *axis) == 0) {
+            return Err(bad(&path, name, "no empty axis", format!("axis {axis} empty")));
         }
         let eps = |name: &str| field(config, name).and_then(Value::as_f64).unwrap_or(1e-6) as f32;
         Ok(Self {
@@ -322,6 +329,10 @@ impl Bst {
                 }
             }
             places.push(at);
+        }
+        if layout.bytes() > MAX_STATE {
+            let got = format!("{}, whose state takes {} MiB", c.window, layout.bytes() >> 20);
+            return Err(bad(&path, "window", format!("a window whose state fits {} MiB", MAX_STATE >> 20), got));
         }
         let final_norm = rms(&w, "final_norm")?;
         let head = w.take("lm_head.weight", &[c.vocab_size, d])?;
@@ -968,6 +979,7 @@ mod tests {
         for (config, said) in [
             (serde_json::json!({ "window": 0 }), "window: expected 1 to 65536, got 0"),
             (serde_json::json!({ "window": 2 }), "ctx_pos: expected 2 rows at most"),
+            (serde_json::json!({ "window": 65_537 }), "window: expected 1 to 65536, got 65537"),
             (serde_json::json!({ "variant": "XX" }), "variant: expected SH, MH or MF"),
             (serde_json::json!({ "variant": "MH" }), "ssm: expected 2 channels of 6 features"),
             (serde_json::json!({ "rel_buckets": 64 }), "rel_buckets: expected 32"),
