@@ -1,4 +1,4 @@
-//! `ssm random`: weights from a seed, of the sizes that were published. They classify nothing; they show speed, memory
+//! `ssm random`: weights from a seed, of the sizes that were published. They have learned nothing; they show speed, memory
 //! and that the pipeline runs, where no trained file is at hand.
 
 use crate::Failure;
@@ -28,6 +28,15 @@ enum Network {
     /// Vim-B at 224x224, 97.6 M parameters.
     #[value(name = "vim-base")]
     Base,
+    /// Mamba, 129 M parameters.
+    #[value(name = "mamba-130m")]
+    Mamba130m,
+    /// Mamba, 372 M parameters.
+    #[value(name = "mamba-370m")]
+    Mamba370m,
+    /// Mamba-2, 129 M parameters.
+    #[value(name = "mamba2-130m")]
+    Mamba2At130m,
 }
 
 /// Uniform values in -1..1 from a seed (xorshift64*, Vigna 2016).
@@ -42,52 +51,119 @@ impl Uniform {
     }
 }
 
+/// Tensors drawn one after the other: name, shape, values.
+struct Weights {
+    random: Uniform,
+    tensors: Vec<(String, Vec<usize>, Vec<f32>)>,
+}
+
+impl Weights {
+    fn new(seed: u64) -> Self {
+        Self { random: Uniform(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1), tensors: Vec::new() }
+    }
+
+    /// A tensor of `value(index, uniform in -1..1)`.
+    fn add(&mut self, name: String, shape: &[usize], mut value: impl FnMut(usize, f32) -> f32) {
+        let values = (0..shape.iter().product()).map(|i| value(i, self.random.next())).collect();
+        self.tensors.push((name, shape.to_vec(), values));
+    }
+}
+
+/// Uniform within ±1/√inputs, as PyTorch starts linear maps and convolutions.
+fn within(inputs: usize) -> impl Fn(usize, f32) -> f32 {
+    move |_, u| u / (inputs as f32).sqrt()
+}
+
+/// A bias whose softplus is a step between 0.001 and 0.1, evenly in its logarithm.
+fn step(_: usize, u: f32) -> f32 {
+    (0.01 * 10f32.powf(u)).exp_m1().ln()
+}
+
 /// Tensors of a Vim (Zhu et al. 2024) with its usual initialisation: name, shape, values.
 fn vim(d: usize, seed: u64) -> Vec<(String, Vec<usize>, Vec<f32>)> {
     let (depth, n, e, r, classes, tokens) = (24, 16, 2 * d, d.div_ceil(16), 1000, 197);
-    let mut random = Uniform(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
-    let mut tensors = Vec::new();
-    let mut add = |name: String, shape: &[usize], value: &mut dyn FnMut(usize, f32) -> f32| {
-        let values = (0..shape.iter().product()).map(|i| value(i, random.next())).collect();
-        tensors.push((name, shape.to_vec(), values));
-    };
-    // Uniform within ±1/√inputs, as PyTorch starts linear maps and convolutions.
-    let within = |inputs: usize| move |_: usize, u: f32| u / (inputs as f32).sqrt();
-    add("cls_token".into(), &[1, 1, d], &mut |_, u| 0.03 * u);
-    add("pos_embed".into(), &[1, tokens, d], &mut |_, u| 0.03 * u);
-    add("patch_embed.proj.weight".into(), &[d, 3, 16, 16], &mut within(768));
-    add("patch_embed.proj.bias".into(), &[d], &mut within(768));
+    let mut w = Weights::new(seed);
+    w.add("cls_token".into(), &[1, 1, d], |_, u| 0.03 * u);
+    w.add("pos_embed".into(), &[1, tokens, d], |_, u| 0.03 * u);
+    w.add("patch_embed.proj.weight".into(), &[d, 3, 16, 16], within(768));
+    w.add("patch_embed.proj.bias".into(), &[d], within(768));
     for i in 0..depth {
         let name = |n: &str| format!("layers.{i}.mixer.{n}");
-        add(name("in_proj.weight"), &[2 * e, d], &mut within(d));
-        add(name("out_proj.weight"), &[d, e], &mut within(e));
+        w.add(name("in_proj.weight"), &[2 * e, d], within(d));
+        w.add(name("out_proj.weight"), &[d, e], within(e));
         for b in ["", "_b"] {
-            add(name(&format!("conv1d{b}.weight")), &[e, 1, 4], &mut within(4));
-            add(name(&format!("conv1d{b}.bias")), &[e], &mut within(4));
-            add(name(&format!("x_proj{b}.weight")), &[r + 2 * n, e], &mut within(e));
-            add(name(&format!("dt_proj{b}.weight")), &[e, r], &mut within(r));
-            // softplus of the bias is a step between 0.001 and 0.1, evenly in its logarithm.
-            let step = |u: f32| (0.01 * 10f32.powf(u)).exp_m1().ln();
-            add(name(&format!("dt_proj{b}.bias")), &[e], &mut |_, u| step(u));
+            w.add(name(&format!("conv1d{b}.weight")), &[e, 1, 4], within(4));
+            w.add(name(&format!("conv1d{b}.bias")), &[e], within(4));
+            w.add(name(&format!("x_proj{b}.weight")), &[r + 2 * n, e], within(e));
+            w.add(name(&format!("dt_proj{b}.weight")), &[e, r], within(r));
+            w.add(name(&format!("dt_proj{b}.bias")), &[e], step);
             let (a, skip) = if b.is_empty() { ("A_log", "D") } else { ("A_b_log", "D_b") };
-            add(name(a), &[e, n], &mut |i, _| ((i % n + 1) as f32).ln());
-            add(name(skip), &[e], &mut |_, _| 1.0);
+            w.add(name(a), &[e, n], |i, _| ((i % n + 1) as f32).ln());
+            w.add(name(skip), &[e], |_, _| 1.0);
         }
-        add(format!("layers.{i}.norm.weight"), &[d], &mut |_, _| 1.0);
+        w.add(format!("layers.{i}.norm.weight"), &[d], |_, _| 1.0);
     }
-    add("norm_f.weight".into(), &[d], &mut |_, _| 1.0);
-    add("head.weight".into(), &[classes, d], &mut within(d));
-    add("head.bias".into(), &[classes], &mut |_, _| 0.0);
-    tensors
+    w.add("norm_f.weight".into(), &[d], |_, _| 1.0);
+    w.add("head.weight".into(), &[classes, d], within(d));
+    w.add("head.bias".into(), &[classes], |_, _| 0.0);
+    w.tensors
+}
+
+/// Sizes of a language model.
+struct Lm {
+    d: usize,
+    layers: usize,
+    /// States per channel (Mamba) or per head (Mamba-2).
+    n: usize,
+    vocab: usize,
+    /// Heads of 64 channels; none: Mamba-1.
+    second: bool,
+}
+
+/// Tensors of a Mamba or Mamba-2 language model with their usual initialisation, head and embedding in one.
+fn mamba(lm: &Lm, seed: u64) -> Vec<(String, Vec<usize>, Vec<f32>)> {
+    let (d, n, e) = (lm.d, lm.n, 2 * lm.d);
+    let (r, heads, channels) = (d.div_ceil(16), e / 64, e + 2 * n);
+    let mut w = Weights::new(seed);
+    w.add("backbone.embedding.weight".into(), &[lm.vocab, d], |_, u| 0.03 * u);
+    for i in 0..lm.layers {
+        let name = |n: &str| format!("backbone.layers.{i}.mixer.{n}");
+        w.add(format!("backbone.layers.{i}.norm.weight"), &[d], |_, _| 1.0);
+        if lm.second {
+            w.add(name("in_proj.weight"), &[e + channels + heads, d], within(d));
+            w.add(name("conv1d.weight"), &[channels, 1, 4], within(4));
+            w.add(name("conv1d.bias"), &[channels], within(4));
+            w.add(name("dt_bias"), &[heads], step);
+            w.add(name("A_log"), &[heads], |_, u| (8.5 + 7.5 * u).ln());
+            w.add(name("D"), &[heads], |_, _| 1.0);
+            w.add(name("norm.weight"), &[e], |_, _| 1.0);
+        } else {
+            w.add(name("in_proj.weight"), &[2 * e, d], within(d));
+            w.add(name("conv1d.weight"), &[e, 1, 4], within(4));
+            w.add(name("conv1d.bias"), &[e], within(4));
+            w.add(name("x_proj.weight"), &[r + 2 * n, e], within(e));
+            w.add(name("dt_proj.weight"), &[e, r], within(r));
+            w.add(name("dt_proj.bias"), &[e], step);
+            w.add(name("A_log"), &[e, n], |i, _| ((i % n + 1) as f32).ln());
+            w.add(name("D"), &[e], |_, _| 1.0);
+        }
+        let smaller = (lm.layers as f32).sqrt();
+        w.add(name("out_proj.weight"), &[d, e], |_, u| u / (e as f32).sqrt() / smaller);
+    }
+    w.add("backbone.norm_f.weight".into(), &[d], |_, _| 1.0);
+    w.tensors
 }
 
 pub fn run(args: &Args) -> Result<(), Failure> {
-    let (name, d) = match args.network {
-        Network::Tiny => ("Vim-Ti", 192),
-        Network::Small => ("Vim-S", 384),
-        Network::Base => ("Vim-B", 768),
+    let lm = |d, layers, n, vocab, second| mamba(&Lm { d, layers, n, vocab, second }, args.seed);
+    let (name, tensors) = match args.network {
+        Network::Tiny => ("Vim-Ti", vim(192, args.seed)),
+        Network::Small => ("Vim-S", vim(384, args.seed)),
+        Network::Base => ("Vim-B", vim(768, args.seed)),
+        Network::Mamba130m => ("Mamba-130m", lm(768, 24, 16, 50280, false)),
+        Network::Mamba370m => ("Mamba-370m", lm(1024, 48, 16, 50280, false)),
+        Network::Mamba2At130m => ("Mamba-2-130m", lm(768, 24, 128, 50288, true)),
     };
-    let tensors = vim(d, args.seed);
     let parameters: usize = tensors.iter().map(|t| t.2.len()).sum();
     let fail = |reason: String| Failure::File { path: args.output.clone(), reason };
     let bytes: Vec<Vec<u8>> = tensors.iter().map(|t| t.2.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
@@ -98,7 +174,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let note = format!("random weights of seed {}, untrained", args.seed);
     let metadata = HashMap::from([("note".to_owned(), note.clone())]);
     safetensors::serialize_to_file(views, Some(metadata), &args.output).map_err(|e| fail(e.to_string()))?;
-    println!("{}: {name}, {parameters} parameters, {note}: its classes mean nothing", args.output.display());
+    println!("{}: {name}, {parameters} parameters, {note}: its results mean nothing", args.output.display());
     Ok(())
 }
 
@@ -111,6 +187,8 @@ mod tests {
         for (d, parameters) in [(192, 7_148_008), (384, 25_796_584)] {
             assert_eq!(vim(d, 1).iter().map(|t| t.2.len()).sum::<usize>(), parameters);
         }
+        let lm = Lm { d: 768, layers: 24, n: 16, vocab: 50280, second: false };
+        assert_eq!(mamba(&lm, 1).iter().map(|t| t.2.len()).sum::<usize>(), 129_135_360);
         let (a, b) = (vim(192, 1), vim(192, 2));
         assert!(a[0].2 != b[0].2 && a[0].2 == vim(192, 1)[0].2);
     }

@@ -1,7 +1,7 @@
 //! CleanUMamba: any depth, irregular widths as pruning leaves them.
 
 use super::Fabricated;
-use super::mixer::{Sizes, mamba};
+use super::mixer::{Sizes, mamba, mamba2};
 use super::s4;
 use crate::Rng;
 use serde_json::json;
@@ -27,18 +27,19 @@ pub fn random(rng: &mut Rng) -> Fabricated {
     for i in 0..rng.range(1, 3) {
         f.ones(rng, &format!("tsfm_Mamba_layers.{i}.norm.weight"), &[d]);
         f.normal(rng, &format!("tsfm_Mamba_layers.{i}.norm.bias"), &[d], 0.2);
+        let heads = rng.range(1, 4);
         let sizes = Sizes {
             d_model: d,
-            d_inner: rng.range(1, 30),
+            d_inner: heads * rng.range(1, 8),
             d_state: rng.range(1, 17),
             d_conv: rng.range(2, 4),
             dt_rank: rng.range(1, 4),
         };
         let name = format!("tsfm_Mamba_layers.{i}.mixer.");
-        if rng.range(0, 2) == 0 {
-            s4::mixer(&mut f, rng, &name, &sizes);
-        } else {
-            mamba(&mut f, rng, &name, &sizes);
+        match rng.range(0, 2) {
+            0 => s4::mixer(&mut f, rng, &name, &sizes),
+            1 => mamba2(&mut f, rng, &name, &sizes, heads, 1),
+            _ => mamba(&mut f, rng, &name, &sizes),
         }
     }
     f.ones(rng, "norm_f.weight", &[d]);

@@ -37,3 +37,22 @@ pub fn direction(f: &mut Fabricated, rng: &mut Rng, prefix: &str, b: &str, s: &S
     f.normal(rng, &name(a), &[s.d_inner, s.d_state], 0.7);
     f.normal(rng, &name(d), &[s.d_inner], 1.0);
 }
+
+/// Adds a Mamba-2 mixer under `prefix` (with its final dot), sometimes without its norm, with further gated channels or
+/// a skip per channel; `dt_rank` counts for nothing.
+pub fn mamba2(f: &mut Fabricated, rng: &mut Rng, prefix: &str, s: &Sizes, heads: usize, groups: usize) {
+    let name = |n: &str| format!("{prefix}{n}");
+    let d_mlp = if rng.range(0, 3) == 0 { rng.range(1, 10) } else { 0 };
+    let channels = s.d_inner + 2 * groups * s.d_state;
+    f.weight(rng, &name("in_proj.weight"), &[2 * d_mlp + s.d_inner + channels + heads, s.d_model]);
+    f.weight(rng, &name("conv1d.weight"), &[channels, 1, s.d_conv]);
+    f.normal(rng, &name("conv1d.bias"), &[channels], 0.2);
+    f.normal(rng, &name("dt_bias"), &[heads], 1.0);
+    f.normal(rng, &name("A_log"), &[heads], 0.7);
+    let skips = if rng.range(0, 3) == 0 { s.d_inner } else { heads };
+    f.normal(rng, &name("D"), &[skips], 1.0);
+    if rng.range(0, 3) > 0 {
+        f.ones(rng, &name("norm.weight"), &[s.d_inner]);
+    }
+    f.weight(rng, &name("out_proj.weight"), &[s.d_model, d_mlp + s.d_inner]);
+}

@@ -12,7 +12,9 @@ pub mod attenuate;
 pub mod aum;
 mod bst;
 mod cleanumamba;
+mod mamba;
 mod mixer;
+mod moe_mamba;
 mod s4;
 mod spec_mamba;
 mod vim;
@@ -26,6 +28,9 @@ pub const FAMILIES: &[(&str, Draw)] = &[
     ("vim", vim::random),
     ("vmamba", vmamba::random),
     ("cleanumamba", cleanumamba::random),
+    ("mamba", mamba::random),
+    ("mamba2", mamba::random2),
+    ("moe_mamba", moe_mamba::random),
     ("s4", s4::random),
     ("bst", bst::random),
     ("spec_mamba", spec_mamba::random),
