@@ -128,24 +128,6 @@ impl Published {
     }
 }
 
-/// A file of zeros.
-fn zeros(shapes: &[(String, Vec<usize>)]) -> Checkpoint {
-    let mut at = 0;
-    let entries: serde_json::Map<String, serde_json::Value> = shapes
-        .iter()
-        .map(|(name, shape)| {
-            let from = at;
-            at += 4 * shape.iter().product::<usize>();
-            (name.clone(), json!({ "dtype": "F32", "shape": shape, "data_offsets": [from, at] }))
-        })
-        .collect();
-    let head = serde_json::Value::Object(entries).to_string();
-    let mut bytes = vec![0; 8 + head.len() + at];
-    bytes[..8].copy_from_slice(&(head.len() as u64).to_le_bytes());
-    bytes[8..8 + head.len()].copy_from_slice(head.as_bytes());
-    Checkpoint::from_bytes("zeros", bytes).expect("a whole file")
-}
-
 /// The name that the vanilla files, which are the oldest, have for a tensor.
 fn old_name(name: &str) -> String {
     let name = name.replace(".op.", ".self_attention.").replace(".norm.", ".ln_1.");
@@ -177,7 +159,7 @@ fn published_files_are_known_by_their_shapes() {
         if vanilla {
             shapes.iter_mut().for_each(|s| s.0 = old_name(&s.0));
         }
-        let file = zeros(&shapes);
+        let file = Checkpoint::of_shapes("zeros", shapes.clone());
         assert_eq!(family(&file).expect("known").name, FAMILY.name, "{name}");
         let model = VMamba::load(&file, &Options::default()).unwrap_or_else(|e| panic!("{name}: {e}"));
         assert_eq!(model.info.parameters, count(&shapes), "{name}");
@@ -200,8 +182,8 @@ fn published_files_are_known_by_their_shapes() {
 /// A small network, some of its shapes changed.
 fn small(change: impl Fn(&str, Vec<usize>) -> Option<Vec<usize>>) -> Checkpoint {
     let small = Published { dims: 16, depths: [1; 4], ratio: 1, parameters: 0 };
-    let shapes: Vec<_> = small.shapes(false).into_iter().filter_map(|(n, s)| change(&n, s).map(|s| (n, s))).collect();
-    zeros(&shapes)
+    let shapes = small.shapes(false).into_iter();
+    Checkpoint::of_shapes("zeros", shapes.filter_map(|(n, s)| change(&n, s).map(|s| (n, s))))
 }
 
 #[test]
@@ -247,7 +229,7 @@ fn what_does_not_fit_is_named() {
 #[test]
 fn patch_merging_with_channels_first_wants_even_stages() {
     let vanilla = Published { dims: 16, depths: [1; 4], ratio: 2, parameters: 0 };
-    let file = zeros(&vanilla.shapes(true));
+    let file = Checkpoint::of_shapes("zeros", vanilla.shapes(true));
     let open = |norm_layer: &str, image| {
         let config = Some(json!({ "model": { "norm_layer": norm_layer } }));
         VMamba::load(&file, &Options { image: Some(image), config, ..Options::default() }).map(|_| ())
@@ -256,4 +238,11 @@ fn patch_merging_with_channels_first_wants_even_stages() {
     assert!(open("ln2d", (64, 96)).is_ok(), "even all the way");
     let error = open("ln2d", (56, 72)).expect_err("7 x 9 pixels").to_string();
     assert!(error.contains("7x9") && error.contains("channels first"), "{error}");
+}
+
+#[test]
+fn golden_files_pass() {
+    crate::golden::pass("vmamba");
+    crate::golden::pass("ops_cross_scan");
+    crate::golden::pass("ops_patch_merge");
 }
