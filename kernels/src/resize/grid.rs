@@ -1,4 +1,7 @@
-//! Grids of floats (position embeddings), as PyTorch resamples them. Runs at load: plain loops, f32 as upstream.
+//! Grids of floats (position embeddings), as PyTorch resamples them. Runs at load: plain loops.
+//!
+//! Places and weights are in f32, with the fused steps that PyTorch's build has: exact ones are five times further from
+//! its results.
 
 /// Which values make an output value, and how much of each.
 struct Tap {
@@ -15,11 +18,10 @@ pub fn bicubic_grid(x: &[f32], planes: usize, from: (usize, usize), to: (usize, 
     resample(x, planes, from, to, y, |from, to| {
         let scale = from as f32 / to as f32;
         let taps = |i: usize| {
-            let at = scale * (i as f32 + 0.5) - 0.5;
+            let at = scale.mul_add(i as f32 + 0.5, -0.5);
             let first = at.floor();
             let t = (at - first).clamp(0.0, 1.0);
             (-1..3).map(move |j| {
-                // t and the distances from it in f32 as upstream has them: f64 would only be further away.
                 let weight = cubic(j as f32 - t);
                 Tap { at: (first as isize + j).clamp(0, from as isize - 1) as usize, weight }
             })
@@ -32,7 +34,11 @@ pub fn bicubic_grid(x: &[f32], planes: usize, from: (usize, usize), to: (usize, 
 fn cubic(x: f32) -> f32 {
     const A: f32 = -0.75;
     let x = x.abs();
-    if x <= 1.0 { ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0 } else { ((A * x - 5.0 * A) * x + 8.0 * A) * x - 4.0 * A }
+    if x <= 1.0 {
+        ((A + 2.0).mul_add(x, -(A + 3.0)) * x).mul_add(x, 1.0)
+    } else {
+        A.mul_add(x, -5.0 * A).mul_add(x, 8.0 * A).mul_add(x, -4.0 * A)
+    }
 }
 
 /// Resamples `planes` grids of `from` = (rows, columns) to `to`, bilinear, averaging where it shrinks, as
