@@ -109,7 +109,8 @@ enum Tap {
 }
 
 impl Ssm {
-    fn load(w: &Reader<'_>, options: &Options, c: usize) -> Result<Self, Error> {
+    /// Reads the layer at the reader's place; `name` is the block's, for errors.
+    fn load(w: &Reader<'_>, options: &Options, c: usize, name: &str) -> Result<Self, Error> {
         let n = w.shape("log_dt").and_then(|s| s.first()).copied().unwrap_or(0);
         let log_dt = w.take("log_dt", &[n])?;
         let a = w.take("A", &[n, 2])?;
@@ -125,6 +126,15 @@ impl Ssm {
                 (-dt * rate, dt * f64::from(a[1]))
             })
             .collect();
+        let wild = |v: f64| !v.is_finite() || v.abs() > 1e15;
+        if let Some(i) = (0..n).find(|i| wild(dt[*i]) || wild(log_poles[*i].0) || wild(log_poles[*i].1)) {
+            return Err(Error::Config {
+                file: name.into(),
+                field: "log_dt".into(),
+                expected: "steps that give finite poles".into(),
+                got: format!("{} at state {i}", log_dt[i]),
+            });
+        }
         let poles = Poles::new(log_poles.iter().map(|(re, im)| (re.exp() * im.cos(), re.exp() * im.sin())));
         let map = if c == 1 {
             let gain = |i: usize| (dt[i] * f64::from(b[i]) * f64::from(out[i])) as f32;
@@ -187,7 +197,7 @@ impl Block {
             None
         };
         let at = usize::from(pre_conv.is_some());
-        let ssm = Ssm::load(&w.at(&format!("{at}.")), options, channels)?;
+        let ssm = Ssm::load(&w.at(&format!("{at}.")), options, channels, name)?;
         let after = w.at(&format!("{}.layer_norm.", at + 1));
         let layer_norm = if after.has("weight") {
             let (weight, bias) = (after.take("weight", &[channels])?, after.take("bias", &[channels])?);

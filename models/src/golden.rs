@@ -391,17 +391,6 @@ impl<'a> Golden<'a> {
         Ok(())
     }
 
-    /// [`Golden::check_state`] of all rows of a batch.
-    pub(crate) fn check_states(
-        &mut self,
-        prefix: &str,
-        model: &dyn Model,
-        rows: &[Row],
-        tol: f32,
-    ) -> Result<(), Error> {
-        rows.iter().enumerate().try_for_each(|(i, row)| self.check_state(prefix, model, &row.state, i, tol))
-    }
-
     /// Lengths that add up to `len`, as the chunk option says.
     pub(crate) fn cuts(&mut self, len: usize) -> Vec<usize> {
         let mut cuts = Vec::new();

@@ -175,6 +175,12 @@ pub struct Fbank {
     transform: Arc<dyn RealToComplex<f64>>,
 }
 
+impl std::fmt::Debug for Fbank {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.config.fmt(f)
+    }
+}
+
 /// Working memory of one frame.
 pub struct Work {
     buffers: Buffers,
@@ -253,7 +259,7 @@ impl Fbank {
 
     /// Frames that a stream has given after `samples` samples.
     pub fn frames(&self, samples: u64) -> u64 {
-        let (c, n) = (&self.config, samples + self.config.lead as u64);
+        let (c, n) = (&self.config, samples.saturating_add(self.config.lead as u64));
         if n < c.frame as u64 { 0 } else { 1 + (n - c.frame as u64) / c.hop as u64 }
     }
 

@@ -3,6 +3,7 @@
 //! Upstream's loaders subtract the mean of the whole clip first. A stream cannot know it, and each Kaldi frame loses its
 //! own mean anyway, so that step is left out: the results differ by rounding only.
 
+use crate::config::Fields;
 use crate::error::Error;
 use serde_json::Value;
 use ssm_kernels::fbank::{Config, Fbank, Spectrum, Work};
@@ -17,6 +18,7 @@ pub enum Pad {
 }
 
 /// A front end: samples in, normalised frames out.
+#[derive(Debug)]
 pub struct AudioFrontend {
     fbank: Fbank,
     mean: f32,
@@ -35,79 +37,63 @@ impl AudioFrontend {
     /// # Errors
     /// A field has a value that this front end cannot follow; `file` names where it stands.
     pub fn from_config(config: &Value, bins: usize, file: &str) -> Result<Self, Error> {
-        let bad = |field: &str, expected: &str, got: &Value| Error::Config {
-            file: file.into(),
-            field: field.into(),
-            expected: expected.into(),
-            got: got.to_string(),
-        };
-        let number = |field: &str| match config.get(field) {
-            None | Some(Value::Null) => Ok(None),
-            Some(v) => v.as_f64().map(Some).ok_or_else(|| bad(field, "a number", v)),
-        };
-        let flag = |field: &str| match config.get(field) {
-            None | Some(Value::Null) => Ok(None),
-            Some(v) => v.as_bool().map(Some).ok_or_else(|| bad(field, "true or false", v)),
-        };
-        let bins = match config.get("num_mel_bins") {
-            None => bins,
-            Some(v) => {
-                v.as_u64().and_then(|v| usize::try_from(v).ok()).ok_or_else(|| bad("num_mel_bins", "bins", v))?
-            }
-        };
-        let rate = number("sample_rate")?;
-        let (mut c, pad) = match config.get("kind").and_then(Value::as_str) {
+        let fields = Fields::new(Some(config), file);
+        let number = |names: &[&str]| fields.number(names).map(|v| v.map(f64::from));
+        let bins = fields.size(&["num_mel_bins"])?.unwrap_or(bins);
+        let rate = number(&["sample_rate"])?;
+        let (mut c, pad) = match fields.word(&["kind"])?.as_deref() {
             None | Some("kaldi_fbank") => (Config::kaldi(rate.unwrap_or(16_000.0), bins), Pad::Zero),
-            Some(kind) if kind.starts_with("librosa") || kind.starts_with("epic") => {
-                (Config::librosa(rate.unwrap_or(24_000.0), bins), Pad::Edge)
-            }
-            Some(_) => return Err(bad("kind", "kaldi_fbank or librosa", &config["kind"])),
+            Some(word) if word.starts_with("librosa") => (Config::librosa(rate.unwrap_or(24_000.0), bins), Pad::Edge),
+            Some(word) => return Err(fields.bad("kind", "kaldi_fbank or librosa", word)),
         };
-        if let Some(ms) = number("frame_length_ms")? {
-            c.frame = (c.sample_rate * ms * 1e-3) as usize;
+        // Kaldi cuts where librosa's user rounded.
+        let whole = |samples: f64| if c.lead == 0 { samples as usize } else { samples.round() as usize };
+        let samples = |ms: f64| whole(c.sample_rate * ms * 1e-3);
+        let (frame, hop) = (number(&["frame_length_ms"])?.map(samples), number(&["frame_shift_ms"])?.map(samples));
+        c.hop = hop.unwrap_or(c.hop);
+        if let Some(frame) = frame {
+            c.frame = frame;
             if c.lead == 0 {
                 c.fft = c.frame.min(1 << 16).next_power_of_two();
             } else {
                 c.lead = c.frame / 2;
             }
         }
-        if let Some(ms) = number("frame_shift_ms")? {
-            c.hop = (c.sample_rate * ms * 1e-3) as usize;
-        }
-        c.low = number("low_freq")?.unwrap_or(c.low);
-        c.high = match config.get("high_freq") {
-            Some(Value::String(word)) if word == "nyquist" => c.sample_rate / 2.0,
-            _ => match number("high_freq")? {
+        c.low = number(&["low_freq"])?.unwrap_or(c.low);
+        c.high = match fields.get(&["high_freq"]) {
+            Some((_, Value::String(word))) if word == "nyquist" => c.sample_rate / 2.0,
+            _ => match number(&["high_freq"])? {
                 Some(f) if f <= 0.0 => c.sample_rate / 2.0 + f,
                 Some(f) => f,
                 None => c.high,
             },
         };
-        c.preemphasis = number("preemphasis")?.unwrap_or(c.preemphasis);
-        c.remove_mean = flag("remove_dc_offset")?.unwrap_or(c.remove_mean);
-        if let Some(power) = flag("use_power")? {
+        // 0.97 as it is written, not as f32 has it.
+        c.preemphasis = fields.get(&["preemphasis"]).and_then(|(_, v)| v.as_f64()).unwrap_or(c.preemphasis);
+        c.remove_mean = fields.flag(&["remove_dc_offset"])?.unwrap_or(c.remove_mean);
+        if let Some(power) = fields.flag(&["use_power"])? {
             c.spectrum = if power { Spectrum::Power } else { Spectrum::Magnitude };
         }
         // What is fixed here must not be asked for otherwise.
-        for (field, only) in [("use_log", true), ("snip_edges", true)] {
-            if flag(field)?.unwrap_or(only) != only {
-                return Err(bad(field, "true", &config[field]));
+        for field in ["use_log", "snip_edges"] {
+            if fields.flag(&[field])? == Some(false) {
+                return Err(fields.bad(field, "true", "false"));
             }
         }
-        if number("dither")?.unwrap_or(0.0) != 0.0 {
-            return Err(bad("dither", "0", &config["dither"]));
+        if let Some(dither) = number(&["dither"])?.filter(|d| *d != 0.0) {
+            return Err(fields.bad("dither", "0", dither));
         }
-        if let Some(word) = config.get("window").and_then(Value::as_str)
-            && !word.starts_with("hann")
-        {
-            return Err(bad("window", "hanning", &config["window"]));
+        if let Some(window) = fields.word(&["window"])?.filter(|w| !w.starts_with("hann")) {
+            return Err(fields.bad("window", "hanning", window));
         }
-        let mean = number("mean")?.or(number("norm_mean")?);
-        let std = number("std")?.or(number("norm_std")?);
+        let (mean, std) = (fields.number(&["mean", "norm_mean"])?, fields.number(&["std", "norm_std"])?);
         let std = match (mean, std) {
-            (_, Some(std)) if std > 0.0 => std,
+            (Some(_), Some(std)) if std > 0.0 => std,
             (None, None) => 0.5,
-            _ => return Err(bad("std", "a number above 0 beside the mean", &config["std"])),
+            (_, std) => {
+                let got = std.map_or("nothing".into(), |v| v.to_string());
+                return Err(fields.bad("std", "a number above 0 beside the mean", got));
+            }
         };
         let fbank = Fbank::new(c).map_err(|e| Error::Config {
             file: file.into(),
@@ -115,7 +101,7 @@ impl AudioFrontend {
             expected: e.expected,
             got: e.got,
         })?;
-        Ok(Self { fbank, mean: mean.unwrap_or(0.0) as f32, scale: (2.0 * std) as f32, pad })
+        Ok(Self { fbank, mean: mean.unwrap_or(0.0), scale: 2.0 * std, pad })
     }
 
     /// The frames before normalisation.
