@@ -290,6 +290,28 @@ impl<'a> Golden<'a> {
         Ok((self.data.shape(name).unwrap_or_default().to_vec(), values))
     }
 
+    /// The sizes and values of a tensor that must have `N` dimensions.
+    pub(crate) fn sized<const N: usize>(&self, name: &str) -> Result<([usize; N], Vec<f32>), Error> {
+        let (shape, values) = self.tensor(name)?;
+        let sizes = <[usize; N]>::try_from(&shape[..]);
+        let got = || Error::Input { expected: format!("{name} with {N} dimensions"), got: format!("{shape:?}") };
+        Ok((sizes.map_err(|_| got())?, values))
+    }
+
+    /// The values of a tensor that must have this shape.
+    pub(crate) fn shaped(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Error> {
+        let (got, values) = self.tensor(name)?;
+        if got != shape {
+            return Err(Error::Input { expected: format!("{name} {shape:?}"), got: format!("{got:?}") });
+        }
+        Ok(values)
+    }
+
+    /// As [`Golden::shaped`], where the file has the tensor.
+    pub(crate) fn shaped_optional(&self, name: &str, shape: &[usize]) -> Result<Option<Vec<f32>>, Error> {
+        if self.has(name) { self.shaped(name, shape).map(Some) } else { Ok(None) }
+    }
+
     /// Values of a tensor in f64.
     pub(crate) fn f64(&self, name: &str) -> Result<Vec<f64>, Error> {
         Ok(self.data.f64(name)?)

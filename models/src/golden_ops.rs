@@ -71,32 +71,69 @@ fn channel_major(x: &[f32], rows: usize, len: usize) -> Vec<f32> {
     (0..len * rows).map(|i| x[i % len.max(1) * rows + i / len.max(1)]).collect()
 }
 
+/// B or C of a scan: constant `[D, N]`, or `[B, N, L]`, or in groups `[B, G, N, L]`.
+struct Matrix {
+    values: Vec<f32>,
+    constant: bool,
+    groups: usize,
+    n: usize,
+    len: usize,
+}
+
+impl Matrix {
+    fn read(g: &Golden<'_>, name: &str, (batch, d, n, len): (usize, usize, usize, usize)) -> Result<Self, Error> {
+        let shape = g.tensor(name)?.0;
+        let (constant, groups, expected) = match shape.len() {
+            2 => (true, d, vec![d, n]),
+            4 => (false, shape[1], vec![batch, shape[1], n, len]),
+            _ => (false, 1, vec![batch, n, len]),
+        };
+        if groups == 0 || !d.is_multiple_of(groups) {
+            return Err(Error::Input {
+                expected: format!("{name} in groups that divide {d}"),
+                got: format!("{shape:?}"),
+            });
+        }
+        Ok(Self { values: g.shaped(name, &expected)?, constant, groups, n, len })
+    }
+
+    /// Of batch `b`, a row of `groups` times N for every step; `groups` is a multiple of the matrix's own.
+    fn rows(&self, b: usize, groups: usize) -> Vec<f32> {
+        let own = self.groups * self.n;
+        let rows =
+            if self.constant { self.values.repeat(self.len) } else { time_major(&self.values, b, own, self.len) };
+        let wide = |group: &[f32]| group.repeat(groups / self.groups);
+        rows.chunks(self.n).flat_map(wide).collect()
+    }
+}
+
 fn scan(g: &mut Golden<'_>) -> Result<(), Error> {
     for case in cases(g, ".delta") {
         let name = |t: &str| format!("{case}.{t}");
-        let get = |g: &Golden<'_>, t: &str| g.tensor(&name(t)).map(|t| t.1);
-        let optional = |g: &Golden<'_>, t: &str| if g.has(&name(t)) { get(g, t).map(Some) } else { Ok(None) };
-        let (shape, u) = g.tensor(&name("u"))?;
-        let (batch, d, len) = (shape[0], shape[1], shape[2]);
-        let (a_shape, a) = g.tensor(&name("A"))?;
-        let n = a_shape[1];
+        let ([batch, d, len], u) = g.sized(&name("u"))?;
+        let ([_, n], _) = g.sized(&name("A"))?;
+        let a = g.shaped(&name("A"), &[d, n])?;
+        if d * n == 0 {
+            return Err(Error::Input { expected: format!("channels and states in {case}"), got: format!("{d}, {n}") });
+        }
         let a: Vec<f32> = (0..n * d).map(|i| a[i % d * n + i / d]).collect();
-        let (delta, z) = (get(g, "delta")?, optional(g, "z")?);
-        let (dt_bias, skip) = (optional(g, "delta_bias")?, optional(g, "D")?);
+        let delta = g.shaped(&name("delta"), &[batch, d, len])?;
+        let z = g.shaped_optional(&name("z"), &[batch, d, len])?;
+        let (dt_bias, skip) = (g.shaped_optional(&name("delta_bias"), &[d])?, g.shaped_optional(&name("D"), &[d])?);
         let softplus = g.config["cases"][&case]["delta_softplus"].as_bool().unwrap_or(true);
-        let (b_shape, b) = g.tensor(&name("B"))?;
-        let c = get(g, "C")?;
-        // B and C: [D, N] constant, [B, N, L], or [B, G, N, L].
-        let (constant, groups) = (b_shape.len() == 2, if b_shape.len() == 4 { b_shape[1] } else { 1 });
-        let columns = if constant { d * n } else { groups * n };
+        let sizes = (batch, d, n, len);
+        let (b, c) = (Matrix::read(g, &name("B"), sizes)?, Matrix::read(g, &name("C"), sizes)?);
+        let groups = b.groups.max(c.groups);
+        if !groups.is_multiple_of(b.groups) || !groups.is_multiple_of(c.groups) {
+            let got = format!("{} and {}", b.groups, c.groups);
+            return Err(Error::Input { expected: format!("groups of {case}.B and .C that divide"), got });
+        }
+        let columns = groups * n;
         let (mut y, mut states) = (vec![], vec![]);
         let mut splits = vec![];
         for i in 0..batch {
-            let per_step = |x: &[f32]| {
-                if constant { x.repeat(len) } else { time_major(x, i, columns, len) }
-            };
             let (u, delta) = (time_major(&u, i, d, len), time_major(&delta, i, d, len));
-            let (b, c, z) = (per_step(&b), per_step(&c), z.as_ref().map(|z| time_major(z, i, d, len)));
+            let (b, c, z) = (b.rows(i, groups), c.rows(i, groups), z.as_ref().map(|z| time_major(z, i, d, len)));
             let (mut h, mut out) = (vec![0.0; n * d], vec![0.0; len * d]);
             let split = g.config["cases"][&case]["split"].as_u64().map(|s| s as usize);
             let mut at = 0;
@@ -129,11 +166,11 @@ fn scan(g: &mut Golden<'_>) -> Result<(), Error> {
             y.extend(channel_major(&out, d, len));
             states.extend(channel_major(&h, d, n));
         }
-        let size = largest(&get(g, "out")?);
+        let size = largest(&g.tensor(&name("out"))?.1);
         let out = if g.has(&name("out_f64")) { name("out_f64") } else { name("out") };
         g.check(&out, &y, 1e-6 * size.max(5.0))?;
         if g.has(&name("last_state")) {
-            g.check(&name("last_state"), &states, 1e-6 * largest(&get(g, "last_state")?).max(5.0))?;
+            g.check(&name("last_state"), &states, 1e-6 * largest(&states).max(5.0))?;
         }
         if g.has(&name("state_at_split")) {
             g.check(&name("state_at_split"), &splits, 1e-6 * largest(&splits).max(5.0))?;
@@ -145,15 +182,26 @@ fn scan(g: &mut Golden<'_>) -> Result<(), Error> {
 fn conv(g: &mut Golden<'_>) -> Result<(), Error> {
     for case in cases(g, ".final_state") {
         let name = |t: &str| format!("{case}.{t}");
-        let (shape, x) = g.tensor(&name("x"))?;
-        let (batch, d, len) = (shape[0], shape[1], shape[2]);
-        let (w_shape, w) = g.tensor(&name("weight"))?;
-        let keep = w_shape[1] - 1;
-        let bias = if g.has(&name("bias")) { Some(g.tensor(&name("bias"))?.1) } else { None };
+        let ([batch, d, len], x) = g.sized(&name("x"))?;
+        let ([_, width], _) = g.sized(&name("weight"))?;
+        let w = g.shaped(&name("weight"), &[d, width])?;
+        if d * width == 0 {
+            return Err(Error::Input {
+                expected: format!("channels and taps in {case}"),
+                got: format!("{d}, {width}"),
+            });
+        }
+        let keep = width - 1;
+        let bias = g.shaped_optional(&name("bias"), &[d])?;
         let act = if g.config["cases"][&case]["activation"] == "silu" { Act::Silu } else { Act::None };
         let weights = Conv::new(&w, d, bias.as_deref());
-        let start = if g.has(&name("initial_state")) { Some(g.tensor(&name("initial_state"))?.1) } else { None };
-        let step = if g.has(&name("step_x")) { Some(g.tensor(&name("step_x"))?) } else { None };
+        let start = g.shaped_optional(&name("initial_state"), &[batch, d, keep])?;
+        let step = if g.has(&name("step_x")) {
+            let ([_, _, steps], _) = g.sized(&name("step_x"))?;
+            Some((steps, g.shaped(&name("step_x"), &[batch, d, steps])?))
+        } else {
+            None
+        };
         let (mut out, mut tails, mut step_out, mut step_tails) = (vec![], vec![], vec![], vec![]);
         for i in 0..batch {
             let mut tail = start.as_ref().map_or_else(|| vec![0.0; keep * d], |s| time_major(s, i, d, keep));
@@ -170,8 +218,8 @@ fn conv(g: &mut Golden<'_>) -> Result<(), Error> {
             let cuts = g.cuts(len);
             out.extend(run(g, &time_major(&x, i, d, len), len, cuts, &mut tail));
             tails.extend(channel_major(&tail, d, keep));
-            if let Some((shape, x)) = &step {
-                let steps = shape[2];
+            if let Some((steps, x)) = &step {
+                let steps = *steps;
                 step_out.extend(run(g, &time_major(x, i, d, steps), steps, vec![1; steps], &mut tail));
                 step_tails.extend(channel_major(&tail, d, keep));
             }
@@ -194,14 +242,13 @@ fn cross_scan(g: &mut Golden<'_>) -> Result<(), Error> {
             Some("bidi") => Mode::Bidi,
             _ => Mode::Cross2d,
         };
-        let (shape, x) = g.tensor(&name("x"))?;
-        let (batch, c, h, w) = (shape[0], shape[1], shape[2], shape[3]);
+        let ([batch, c, h, w], x) = g.sized(&name("x"))?;
         let len = h * w;
         let scans = CrossScan::new(mode, h, w);
         let orders: Vec<Vec<usize>> = (0..4).map(|k| (0..len).map(|t| scans.order(k).row(t, len)).collect()).collect();
         let flat: Vec<f32> = orders.iter().flatten().map(|i| *i as f32).collect();
         g.check(&name("source_index"), &flat, 0.0)?;
-        let y = g.tensor(&name("y"))?.1;
+        let y = g.shaped(&name("y"), &[batch, 4, c, len])?;
         let (mut scanned, mut merged) = (vec![], vec![0.0; batch * c * len]);
         for i in 0..batch {
             for (k, order) in orders.iter().enumerate() {
@@ -223,11 +270,12 @@ fn cross_scan(g: &mut Golden<'_>) -> Result<(), Error> {
 fn patch_merge(g: &mut Golden<'_>) -> Result<(), Error> {
     for case in cases(g, ".in") {
         let name = |t: &str| format!("{case}.{t}");
-        let (shape, x) = g.tensor(&name("in"))?;
+        let (shape, x) = g.sized::<4>(&name("in"))?;
         if g.has(&name("weight")) {
             // LayerNorm over channels of [B, C, H, W].
             let (b, c, len) = (shape[0], shape[1], shape[2] * shape[3]);
-            let w = Norm::new(Kind::Layer, g.tensor(&name("weight"))?.1, Some(g.tensor(&name("bias"))?.1), 1e-5);
+            let (weight, bias) = (g.shaped(&name("weight"), &[c])?, g.shaped(&name("bias"), &[c])?);
+            let w = Norm::new(Kind::Layer, weight, Some(bias), 1e-5);
             let mut out = vec![];
             for i in 0..b {
                 let (rows, mut y) = (time_major(&x, i, c, len), vec![0.0; len * c]);
@@ -240,7 +288,7 @@ fn patch_merge(g: &mut Golden<'_>) -> Result<(), Error> {
             let (size, c) = ((shape[1], shape[2]), shape[3]);
             let (m, pixels) = (size.0.div_ceil(2) * size.1.div_ceil(2), size.0 * size.1);
             let mut out = vec![0.0; shape[0] * m * 4 * c];
-            for (x, out) in x.chunks_exact(pixels * c).zip(out.chunks_exact_mut(m * 4 * c)) {
+            for (x, out) in x.chunks_exact((pixels * c).max(1)).zip(out.chunks_exact_mut((m * 4 * c).max(1))) {
                 merge(Mat::new(x, pixels, c), size, MatMut::new(out, m, 4 * c));
             }
             g.check(&name("out"), &out, 0.0)?;
@@ -251,13 +299,13 @@ fn patch_merge(g: &mut Golden<'_>) -> Result<(), Error> {
 
 fn add_norms(g: &mut Golden<'_>) -> Result<(), Error> {
     let (shape, x) = g.tensor("rms_x")?;
-    let (_, residual) = g.tensor("rms_residual")?;
-    let (_, weight) = g.tensor("rms_weight")?;
-    let d = *shape.last().unwrap_or(&1);
-    let rows = x.len() / d;
+    let d = shape.last().copied().unwrap_or(0);
+    let (residual, weight) = (g.shaped("rms_residual", &shape)?, g.shaped("rms_weight", &[d])?);
+    let rows = x.len() / d.max(1);
+    let eps = g.config["eps"].as_f64().unwrap_or(1e-5) as f32;
     for (kind, prefix) in [(Kind::Rms, "rms"), (Kind::Layer, "ln")] {
-        let bias = if kind == Kind::Layer { Some(g.tensor("ln_bias")?.1) } else { None };
-        let w = Norm::new(kind, weight.clone(), bias, 1e-5);
+        let bias = if kind == Kind::Layer { Some(g.shaped("ln_bias", &[d])?) } else { None };
+        let w = Norm::new(kind, weight.clone(), bias, eps);
         let (mut sum, mut y) = (residual.clone(), vec![0.0; x.len()]);
         let (s, out) = (MatMut::new(&mut sum, rows, d), MatMut::new(&mut y, rows, d));
         add_norm(g.cx().level, &w, Mat::new(&x, rows, d), s, out);
