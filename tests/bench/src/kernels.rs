@@ -29,7 +29,6 @@ fn products(roof: &Roof, threads: usize) {
         // matrixmultiply stays on one thread.
         let parallelism = if threads > 1 { gemm::Parallelism::Rayon(threads) } else { gemm::Parallelism::None };
         let (mut y, mut y_gemm, mut y_mm) = (vec![0.0; m * n], vec![0.0; m * n], vec![0.0; m * n]);
-        let parallelism = if threads > 1 { gemm::Parallelism::None } else { gemm::Parallelism::None };
         let seconds = race(
             0.4,
             &mut [

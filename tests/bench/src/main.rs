@@ -1,9 +1,11 @@
-//! `make bench`: kernels against the machine's own roof and against other crates, then whole models.
+//! `make bench`: kernels against the machine's own roof and against other crates, whole models, and a stream of a
+//! million steps. With the argument `long` only the last.
 //!
 //! Every figure is the median of runs that alternate with their peers in one sitting. A rate above the measured roof is a
 //! mistake of the benchmark and ends it.
 
 mod kernels;
+mod long;
 mod models;
 mod roof;
 
@@ -47,11 +49,22 @@ pub fn values(n: usize, scale: f32) -> Vec<f32> {
         .collect()
 }
 
-fn main() {
+/// The value after `name` on the command line.
+fn option(args: &[String], name: &str) -> Option<String> {
+    args.iter().position(|a| a == name).and_then(|i| args.get(i + 1)).cloned()
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
     let model = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = model.lines().find_map(|l| l.strip_prefix("model name")).unwrap_or(": unknown").to_owned();
     println!("machine{}, {cores} cores, level {}", model.trim_start(), ssm_kernels::CpuLevel::best());
+    let steps = option(&args, "--steps").map_or(Ok(1_000_000), |s| s.parse())?;
+    let file = option(&args, "--plot");
+    if args.first().is_some_and(|a| a == "long") {
+        return long::run(steps, file.as_deref());
+    }
     let roof = roof::measure();
     println!(
         "roof of one core: {:.0} GFLOP/s (f32 multiply-add), {:.1} GB/s (read)",
@@ -60,4 +73,5 @@ fn main() {
     );
     kernels::run(&roof, cores);
     models::run(cores);
+    long::run(steps, file.as_deref())
 }
