@@ -7,6 +7,9 @@ use ssm_models::kernels::{CpuLevel, Cx};
 use ssm_models::{Model, Row, Scratch, Signal, Snapshot, SnapshotHeader};
 use ssm_tests::Rng;
 use ssm_tests::fabricate::FAMILIES;
+use std::cell::RefCell;
+use std::path::PathBuf;
+use std::process::Command;
 use std::sync::Arc;
 
 /// Models drawn per family.
@@ -125,6 +128,53 @@ fn a_restored_stream_goes_on_as_if_nothing_had_been() {
         same(&format!("{what}, restored at {cut}, output"), &want, &[head, tail].concat());
         same(&format!("{what}, restored at {cut}, state"), &want_end.state.data, &end.state.data);
     });
+}
+
+/// Runs itself as a second process, which has nothing of the first but files: the saved states.
+#[test]
+fn another_process_goes_on_to_the_bit() {
+    const FOLDER: &str = "SSM_TEST_HAND_OVER";
+    let child = std::env::var_os(FOLDER).map(PathBuf::from);
+    let folder = child.clone().unwrap_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("hand-over"));
+    if child.is_none() {
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::create_dir_all(&folder).expect("room for files");
+    }
+    let bits = |v: &[f32]| v.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+    let wanted = RefCell::new(Vec::new());
+    each(6, |what, rng, b| {
+        let name: String = what.chars().map(|c| if c.is_alphanumeric() { c } else { '-' }).collect();
+        let (saved, out) = (folder.join(format!("{name}.state")), folder.join(format!("{name}.out")));
+        let input = Input::random(rng, &*b.model, b.len);
+        let cut = rng.range(0, b.len);
+        if child.is_some() {
+            let bytes = std::fs::read(&saved).expect("the first process left a state");
+            let mut found = Snapshot::load(&bytes, b.model.info(), b.model.layout()).expect("it is the same model's");
+            let state = found.states.pop().expect("one stream was saved");
+            let (end, tail) = b.run(Row { state, ..b.row() }, &input, cut, &[b.len - cut]);
+            std::fs::write(&out, [bits(&tail), bits(&end.state.data)].concat()).expect("room for files");
+            return;
+        }
+        let (row, _) = b.run(b.row(), &input, 0, &[cut]);
+        let snapshot = Snapshot { states: vec![row.state.clone()], pending: vec![], header: SnapshotHeader::default() };
+        let bytes = snapshot.save(b.model.info(), b.model.layout()).expect("a state can be saved");
+        std::fs::write(&saved, bytes).expect("room for files");
+        let (end, tail) = b.run(row, &input, cut, &[b.len - cut]);
+        wanted.borrow_mut().push((what.to_owned(), out, [bits(&tail), bits(&end.state.data)].concat()));
+    });
+    if child.is_some() {
+        return;
+    }
+    let second = Command::new(std::env::current_exe().expect("this test has a file"))
+        .args(["--exact", "another_process_goes_on_to_the_bit"])
+        .env(FOLDER, &folder)
+        .output()
+        .expect("a second process");
+    assert!(second.status.success(), "{}", String::from_utf8_lossy(&second.stdout));
+    for (what, out, want) in wanted.into_inner() {
+        assert!(std::fs::read(&out).is_ok_and(|got| got == want), "{what}: the second process has other bits");
+    }
+    std::fs::remove_dir_all(&folder).expect("the files are ours");
 }
 
 #[test]
