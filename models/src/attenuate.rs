@@ -16,7 +16,7 @@ use crate::checkpoint::{Checkpoint, Reader};
 use crate::error::Error;
 use crate::families::{Family, Options};
 use crate::golden::Golden;
-use crate::model::{Info, Model, Row, Scratch, Signal, carve, line};
+use crate::model::{Facts, Info, Model, Row, Scratch, Signal, carve, line};
 use crate::state::{State, StateLayout};
 use serde_json::Value;
 use ssm_kernels::activation::apply;
@@ -368,6 +368,7 @@ impl Attenuate {
         let mut model = Self {
             info: Info {
                 family: FAMILY.name,
+                facts: Facts::default(),
                 sizes: format!("channels {channels:?}, factors {factors:?}, block {hop}, {rate} Hz"),
                 parameters: file.parameters(),
                 input: Signal::Samples { hop, rate },

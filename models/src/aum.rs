@@ -24,7 +24,7 @@ use crate::checkpoint::{Checkpoint, Reader};
 use crate::error::Error;
 use crate::families::{Family, Listen, Options};
 use crate::mixer::Mixer;
-use crate::model::{Info, Model, Row, Scratch, Signal, carve, line};
+use crate::model::{Facts, Info, Model, Row, Scratch, Signal, carve, line};
 use crate::state::{State, StateLayout};
 use ssm_kernels::linear::{Linear, Store, linear};
 use ssm_kernels::norm::{Kind, Norm, add_norm};
@@ -131,6 +131,7 @@ impl Aum {
         let results = if config.pool == Pool::All && config.class == Class::None { config.tokens() } else { 1 };
         let info = Info {
             family: FAMILY.name,
+            facts: Facts::default(),
             sizes: format!(
                 "{kind}, D {d}, {} layers, E {}, N {}, R {}, patch {pf}x{pt}/{}x{}, {} frames of {} bins, {} tokens",
                 config.depth,

@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::families::{Family, Options};
 use crate::golden::Golden;
 use crate::mixer::sub;
-use crate::model::{Info, Model, Row, Scratch, Signal, carve, line};
+use crate::model::{Facts, Info, Model, Row, Scratch, Signal, carve, line};
 use crate::s4_core::{Core, Rules, bad, field};
 use crate::state::{State, StateLayout};
 use serde_json::Value;
@@ -341,6 +341,7 @@ impl Bst {
             (0..c.n_layers).filter(|i| layers[*i].block_state.is_some()).map(|i| i.to_string()).collect();
         let info = Info {
             family: FAMILY.name,
+            facts: Facts::default(),
             sizes: format!(
                 "{:?} {:?}, D {d}, {} layers (BST: {}), {heads} heads x {}, W {}, S {}{}",
                 c.variant,

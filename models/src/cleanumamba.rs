@@ -15,7 +15,7 @@ use crate::families::{Family, LevelRule, Options};
 use crate::golden::Golden;
 use crate::mixer::MixerState;
 use crate::mixers::AnyMixer;
-use crate::model::{Info, Model, Row, Scratch, Signal, carve, line};
+use crate::model::{Facts, Info, Model, Row, Scratch, Signal, carve, line};
 use crate::state::{State, StateLayout};
 use ssm_kernels::activation::glu;
 use ssm_kernels::linear::{Linear, Store, linear};
@@ -190,6 +190,7 @@ impl CleanUMamba {
         let inner: Vec<String> = layers.iter().map(|l| format!("({})", l.mixer.sizes())).collect();
         let info = Info {
             family: FAMILY.name,
+            facts: Facts::default(),
             sizes: format!(
                 "{levels} levels, d_model {d}, mixers {}, frame {}, hop {hop}, {RATE} Hz",
                 inner.join(" "),

@@ -51,6 +51,11 @@ impl<'a> Fields<'a> {
         Self { file: file.into(), parts }
     }
 
+    /// The configuration itself.
+    pub(crate) fn whole(&self) -> Option<&'a Value> {
+        self.parts.first().copied()
+    }
+
     /// The file that is named in errors.
     pub(crate) fn file(&self) -> &str {
         &self.file

@@ -34,6 +34,7 @@ mod s4;
 mod s4_core;
 mod snapshot;
 mod spec_mamba;
+mod stack;
 mod state;
 mod vim;
 mod vmamba;
@@ -44,7 +45,7 @@ pub use error::Error;
 pub use families::{
     FAMILIES, Family, LevelRule, Listen, Options, PosRule, configure, family, open, open_checkpoint, read,
 };
-pub use model::{Info, Model, Row, Scratch, Signal};
+pub use model::{Activation, Facts, Info, Model, Pixels, Row, Scratch, Signal};
 pub use snapshot::{Snapshot, SnapshotHeader};
 pub use ssm_kernels as kernels;
 pub use state::{Span, State, StateLayout};

@@ -14,12 +14,12 @@ use crate::golden_sequence;
 use crate::mixer::MixerState;
 use crate::mixer2;
 use crate::mixers::AnyMixer;
-use crate::model::{Info, Model, Row, Scratch, Signal, carve, line};
+use crate::model::{Facts, Info, Model, Row, Scratch, Signal, carve, line};
+use crate::stack::{Stack, load_norm};
 use crate::state::{State, StateLayout};
-use ssm_kernels::activation::gate;
 use ssm_kernels::linear::{Linear, Store, linear};
-use ssm_kernels::norm::{Kind, Norm, add_norm};
-use ssm_kernels::{Act, CpuLevel, Cx, Mat, MatMut};
+use ssm_kernels::norm::{Norm, add_norm};
+use ssm_kernels::{Act, Cx, Mat, MatMut};
 use std::sync::Arc;
 
 pub(crate) const MAMBA: Family = Family {
@@ -91,68 +91,15 @@ fn family(mixer: Option<&AnyMixer>) -> &'static str {
     if let Some(AnyMixer::Mamba2(_)) = mixer { MAMBA2.name } else { MAMBA.name }
 }
 
-/// The second half of a layer with `d_intermediate > 0`: `fc2(a · silu(b))`, `[a | b] = fc1(x)`.
-struct GatedMlp {
-    norm: Norm,
-    fc1: Linear, // (2F, D)
-    fc2: Linear, // (D, F)
-}
-
-struct Layer {
-    norm: Norm,
-    mixer: AnyMixer,
-    mlp: Option<GatedMlp>,
-}
-
 /// A language model.
 struct MambaLm {
     info: Info,
     layout: StateLayout,
-    state: Vec<MixerState>,
     /// (V, D) where it is not the head's.
     embedding: Option<Vec<f32>>,
-    layers: Vec<Layer>,
+    stack: Stack,
     norm_f: Norm,
     lm_head: Linear, // (V, D)
-}
-
-fn load_norm(w: &Reader<'_>, name: &str, d: usize, eps: f32) -> Result<Norm, Error> {
-    let weight = w.take(&format!("{name}.weight"), &[d])?;
-    let bias = w.take_optional(&format!("{name}.bias"), &[d])?;
-    let kind = if bias.is_some() { Kind::Layer } else { Kind::Rms };
-    Ok(Norm::new(kind, weight, bias, eps))
-}
-
-impl GatedMlp {
-    fn load(w: &Reader<'_>, level: CpuLevel, d: usize, eps: f32) -> Result<Option<Self>, Error> {
-        if !w.has("mlp.fc1.weight") && !w.has("norm2.weight") {
-            return Ok(None);
-        }
-        let f = w.shape("mlp.fc2.weight").and_then(|s| s.get(1)).copied().unwrap_or(0).max(1);
-        let (fc1, fc2) = (w.take("mlp.fc1.weight", &[2 * f, d])?, w.take("mlp.fc2.weight", &[d, f])?);
-        let (b1, b2) = (w.take_optional("mlp.fc1.bias", &[2 * f])?, w.take_optional("mlp.fc2.bias", &[d])?);
-        Ok(Some(Self {
-            norm: load_norm(w, "norm2", d, eps)?,
-            fc1: Linear::pack(level, &fc1, 2 * f, d, b1.as_deref()),
-            fc2: Linear::pack(level, &fc2, d, f, b2.as_deref()),
-        }))
-    }
-
-    fn scratch_len(&self, rows: usize) -> usize {
-        line(rows * self.fc1.n())
-    }
-
-    /// `out = mlp(x)`.
-    fn forward(&self, cx: &Cx, x: Mat<'_>, mut scratch: &mut [f32], out: MatMut<'_>) {
-        let (m, f) = (x.rows(), self.fc2.k());
-        let h = carve(&mut scratch, m * 2 * f);
-        linear(cx, x, &self.fc1, Act::None, Store::Set, MatMut::new(h, m, 2 * f));
-        for row in h.chunks_exact_mut(2 * f) {
-            let (a, b) = row.split_at_mut(f);
-            gate(cx.level, Act::Silu, a, b);
-        }
-        linear(cx, Mat::new(h, m, 2 * f).columns(0..f), &self.fc2, Act::None, Store::Set, out);
-    }
 }
 
 impl MambaLm {
@@ -186,32 +133,22 @@ impl MambaLm {
         let lm_head = Linear::pack(level, &head, vocab, d, None);
         drop(head);
 
-        let mut layers = Vec::new();
-        while w.has(&format!("layers.{}.norm.weight", layers.len())) {
-            let w = w.at(&format!("layers.{}.", layers.len()));
-            layers.push(Layer {
-                norm: load_norm(&w, "norm", d, eps)?,
-                mixer: AnyMixer::load(&w.at("mixer."), level, d, &fields)?,
-                mlp: GatedMlp::load(&w, level, d, eps)?,
-            });
-        }
+        let (mut layout, mut stack) = (StateLayout::new(), Stack::new(d));
+        let layers = stack.load(&w, level, eps, &fields, &mut layout, "")?;
         let norm_f = load_norm(&w, "norm_f", d, eps)?;
-        fields.agree(&["n_layer", "num_hidden_layers"], layers.len())?;
+        fields.agree(&["n_layer", "num_hidden_layers"], layers)?;
         fields.agree(&["d_model", "hidden_size"], d)?;
         w.finish()?;
 
-        let mut layout = StateLayout::new();
-        let state =
-            layers.iter().enumerate().map(|(i, l)| l.mixer.state(&mut layout, &format!("layers.{i}"))).collect();
-        let first = layers.first().map(|l| &l.mixer);
+        let first = stack.mixers().next().map(|m| &m.0);
         let values = |name: &str| file.shape(name).map_or(0, |s| s.iter().product::<usize>() as u64);
         let all: u64 = file.names().filter(|n| !n.starts_with("__")).map(values).sum();
         let tied = if embedding.is_none() { "tied" } else { "not tied" };
         let info = Info {
             family: family(first),
+            facts: Facts::default(),
             sizes: format!(
-                "D {d}, {} layers, {}, vocabulary {vocab}, {tied}",
-                layers.len(),
+                "D {d}, {layers} layers, {}, vocabulary {vocab}, {tied}",
                 first.map(AnyMixer::sizes).unwrap_or_default()
             ),
             parameters: if both && embedding.is_none() { all - values("lm_head.weight") } else { all },
@@ -220,15 +157,13 @@ impl MambaLm {
             delay: 0,
             hash: file.hash(&format!("eps={eps} {:?}", mixer2::Config::read(&fields)?)),
         };
-        Ok(Self { info, layout, state, embedding, layers, norm_f, lm_head })
+        Ok(Self { info, layout, embedding, stack, norm_f, lm_head })
     }
 
     /// Working memory of a pass over `rows` streams of `len` steps.
     fn scratch_len(&self, rows: usize, len: usize) -> usize {
         let (m, d) = (rows * len, self.lm_head.k());
-        let layer = |l: &Layer| l.mixer.scratch_len(m).max(l.mlp.as_ref().map_or(0, |mlp| mlp.scratch_len(m)));
-        3 * line(m * d)
-            + self.layers.iter().map(layer).max().unwrap_or(0).max(head_scratch_len(&self.lm_head, rows, len))
+        3 * line(m * d) + self.stack.scratch_len(m).max(head_scratch_len(&self.lm_head, rows, len))
     }
 }
 
@@ -256,34 +191,19 @@ impl Model for MambaLm {
             }
         }
         residual.fill(0.0);
-        // residual += hidden; normed = norm(residual)
-        let norm = |w: &Norm, hidden: &[f32], residual: &mut [f32], normed: &mut [f32]| {
-            let (r, n) = (MatMut::new(residual, m, d), MatMut::new(normed, m, d));
-            add_norm(cx.level, w, Mat::new(hidden, m, d), r, n);
-        };
-        for (layer, at) in self.layers.iter().zip(&self.state) {
-            norm(&layer.norm, hidden, residual, normed);
-            layer.mixer.forward(cx, Mat::new(normed, m, d), rows, len, at, s, MatMut::new(hidden, m, d));
-            if let Some(mlp) = &layer.mlp {
-                norm(&mlp.norm, hidden, residual, normed);
-                mlp.forward(cx, Mat::new(normed, m, d), s, MatMut::new(hidden, m, d));
-            }
-        }
-        norm(&self.norm_f, hidden, residual, normed);
+        self.stack.forward(cx, [&mut *residual, &mut *hidden, &mut *normed], rows, len, s, &mut |_| ());
+        let (r, n) = (MatMut::new(residual, m, d), MatMut::new(normed, m, d));
+        add_norm(cx.level, &self.norm_f, Mat::new(hidden, m, d), r, n);
         head(cx, &self.lm_head, normed, rows, len, s);
         rows.iter_mut().for_each(|r| r.state.steps += len as u64);
     }
 
     fn gap(&self, state: &mut State, periods: f64) {
-        for (layer, at) in self.layers.iter().zip(&self.state) {
-            layer.mixer.gap(&mut state.data, at, periods);
-        }
+        self.stack.gap(&mut state.data, periods);
     }
 
     fn upstream_state(&self, state: &State, name: &str) -> Option<(Vec<usize>, Vec<f32>)> {
-        let (i, what) = name.strip_prefix("layer")?.split_once('.')?;
-        let i: usize = i.parse().ok()?;
-        self.layers.get(i)?.mixer.upstream_state(&state.data, self.state.get(i)?, what)
+        self.stack.upstream_state(&state.data, name)
     }
 }
 
@@ -335,6 +255,7 @@ impl Single {
         let state = mixer.state(&mut layout, "mixer");
         let info = Info {
             family: family(Some(&mixer)),
+            facts: Facts::default(),
             sizes: format!("one mixer, D {d}, {}", mixer.sizes()),
             parameters: file.parameters(),
             input: Signal::Vector { dim: d },

@@ -7,6 +7,8 @@ use crate::mixer::{Mixer, MixerState};
 use crate::mixer_s4::MixerS4;
 use crate::mixer2::{self, Mixer2};
 use crate::model::Row;
+use crate::s4::Block;
+use crate::s4_core::bad;
 use crate::state::StateLayout;
 use ssm_kernels::{CpuLevel, Cx, Mat, MatMut};
 
@@ -15,6 +17,8 @@ pub(crate) enum AnyMixer {
     Mamba(Mixer),
     Mamba2(Mixer2),
     S4(MixerS4),
+    /// A bare S4 or S4D layer: no convolution, no gate around it.
+    S4d(Block),
 }
 
 impl AnyMixer {
@@ -27,7 +31,25 @@ impl AnyMixer {
         if MixerS4::detect(w) {
             return Ok(Self::S4(MixerS4::load(w, level, d, fields.file())?));
         }
+        if Block::detect(w) {
+            let block = Block::load(w, level, fields.whole(), fields.file())?;
+            if (block.d_input(), block.d_output()) != (d, d) {
+                let got = format!("{} to {}", block.d_input(), block.d_output());
+                return Err(bad(fields.file(), "mixer", format!("a layer from {d} to {d} columns"), got));
+            }
+            return Ok(Self::S4d(block));
+        }
         Ok(Self::Mamba(Mixer::load(w, level, d, false)?))
+    }
+
+    /// Its kind in the words of our configurations.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::Mamba(_) => "mamba",
+            Self::Mamba2(_) => "mamba2",
+            Self::S4(_) => "s4 in a mamba block",
+            Self::S4d(_) => "s4d",
+        }
     }
 
     /// Adds the layer's spans to a layout under `{prefix}.conv` and `{prefix}.h`.
@@ -36,6 +58,7 @@ impl AnyMixer {
             Self::Mamba(m) => m.state(layout, prefix),
             Self::Mamba2(m) => m.state(layout, prefix),
             Self::S4(m) => m.state(layout, prefix),
+            Self::S4d(m) => MixerState { conv: 0..0, h: m.state(layout, format!("{prefix}.h")) },
         }
     }
 
@@ -45,6 +68,10 @@ impl AnyMixer {
             Self::Mamba(m) => format!("E {}, N {}, R {}", m.d_inner(), m.d_state(), m.dt_rank()),
             Self::Mamba2(m) => m.sizes(),
             Self::S4(m) => m.sizes(),
+            Self::S4d(m) => {
+                let s = m.core().sizes();
+                format!("N {}, {} channels, rank {}", 2 * s.states, s.channels, s.rank)
+            }
         }
     }
 
@@ -54,6 +81,7 @@ impl AnyMixer {
             Self::Mamba(m) => m.scratch_len(rows),
             Self::Mamba2(m) => m.scratch_len(rows),
             Self::S4(m) => m.scratch_len(rows),
+            Self::S4d(m) => m.scratch_len(rows),
         }
     }
 
@@ -73,6 +101,7 @@ impl AnyMixer {
             Self::Mamba(m) => m.forward(cx, x, rows, len, Some(at), scratch, out),
             Self::Mamba2(m) => m.forward(cx, x, rows, len, at, scratch, out),
             Self::S4(m) => m.forward(cx, x, rows, len, at, scratch, out),
+            Self::S4d(m) => m.forward(cx, x, rows, len, &at.h, scratch, out),
         }
     }
 
@@ -82,6 +111,7 @@ impl AnyMixer {
             Self::Mamba(m) => m.gap(state, at, periods),
             Self::Mamba2(m) => m.gap(state, at, periods),
             Self::S4(m) => m.gap(state, at, periods),
+            Self::S4d(m) => m.core().gap(&mut state[at.h.clone()], periods),
         }
     }
 
@@ -91,6 +121,7 @@ impl AnyMixer {
             Self::Mamba(m) => m.upstream_state(state, at, what),
             Self::Mamba2(m) => m.upstream_state(state, at, what),
             Self::S4(m) => m.upstream_state(state, at, what),
+            Self::S4d(m) => (what == "ssm").then(|| m.core().upstream_state(&state[at.h.clone()])),
         }
     }
 }

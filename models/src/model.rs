@@ -64,11 +64,68 @@ impl Signal {
     }
 }
 
+/// What is applied to scores before people see them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Activation {
+    /// One class of all: the shares add up to 1.
+    #[default]
+    Softmax,
+    /// Each class for itself.
+    Sigmoid,
+}
+
+impl Activation {
+    /// Its word in configurations.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Softmax => "softmax",
+            Self::Sigmoid => "sigmoid",
+        }
+    }
+}
+
+/// How frames become a model's input: `(v / 255 - mean) / std` for each channel of a middle part.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pixels {
+    /// Mean of R, G, B, of 1.
+    pub mean: [f32; 3],
+    /// Standard deviation of R, G, B, of 1.
+    pub std: [f32; 3],
+    /// Share of a scaled frame's side that the model sees.
+    pub crop: f64,
+}
+
+impl Default for Pixels {
+    /// ImageNet's, as the published vision models were trained.
+    fn default() -> Self {
+        Self { mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225], crop: 0.875 }
+    }
+}
+
+/// What a file says about its input, its results and its time; defaults where it says nothing.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Facts {
+    /// The parts of a network that is put together, by name, such as `encoder` and `conv`.
+    pub parts: Vec<(&'static str, String)>,
+    /// Names of the classes; empty where there are none.
+    pub labels: Vec<String>,
+    /// What makes shares of the scores.
+    pub activation: Activation,
+    /// Steps a second that the model was trained at.
+    pub step_rate: Option<f64>,
+    /// The output of step t is about step t - `look_ahead`.
+    pub look_ahead: usize,
+    /// How frames are normalised ([`Signal::Image`] only).
+    pub pixels: Pixels,
+}
+
 /// Facts of a model.
 #[derive(Clone, Debug)]
 pub struct Info {
     /// Family, as in [`crate::FAMILIES`].
     pub family: &'static str,
+    /// What the file says beyond sizes.
+    pub facts: Facts,
     /// One line of sizes, such as `D 192, 24 layers, N 16, patch 16/16`.
     pub sizes: String,
     /// Trained values.

@@ -13,13 +13,15 @@ use crate::families::{Family, Options};
 use crate::golden::Golden;
 use crate::golden_sequence;
 use crate::mamba::{head, head_scratch_len};
-use crate::mixer::{Mixer, MixerState};
-use crate::model::{Info, Model, Row, Scratch, Signal, carve, line};
+use crate::mixer::Mixer;
+use crate::mixers::AnyMixer;
+use crate::model::{Facts, Info, Model, Row, Scratch, Signal, carve, line};
+use crate::stack::{Layer, Stack};
 use crate::state::{State, StateLayout};
-use ssm_kernels::linear::{Linear, Store};
-use ssm_kernels::moe_route::{Experts, Tensors, moe_route};
-use ssm_kernels::norm::{Kind, Norm, add_norm};
-use ssm_kernels::{Act, CpuLevel, Cx, Mat, MatMut};
+use ssm_kernels::linear::Linear;
+use ssm_kernels::moe_route::{Experts, Tensors};
+use ssm_kernels::norm::{Kind, Norm};
+use ssm_kernels::{Act, CpuLevel, Cx};
 use std::sync::Arc;
 
 pub(crate) const FAMILY: Family = Family {
@@ -45,30 +47,24 @@ fn prefix(f: &Checkpoint) -> Option<&'static str> {
         .find(|p| f.shape(&format!("{p}{EMBEDDING}")).is_some() && known.iter().any(|n| block(p, n)))
 }
 
-/// One residual layer: `x + mixer(norm(x))`, `x + experts(norm(x))`, or `x + mixer(h) + experts(h)`, `h = norm(x)`.
-struct Layer {
-    norm: Norm,
-    mixer: Option<(Mixer, MixerState)>,
-    experts: Option<Experts>,
-}
-
 struct MoeMamba {
     info: Info,
     layout: StateLayout,
     embedding: Vec<f32>, // (V, D)
-    layers: Vec<Layer>,
+    stack: Stack,
     head: Linear, // (V, D)
 }
 
 /// What the tensors of the experts do not say.
-struct Routing {
+#[derive(Debug)]
+pub(crate) struct Routing {
     plain: Act,
     gated: Act,
-    top_k: usize,
+    pub(crate) top_k: usize,
 }
 
 impl Routing {
-    fn read(fields: &Fields<'_>) -> Result<Self, Error> {
+    pub(crate) fn read(fields: &Fields<'_>) -> Result<Self, Error> {
         let act = |name: &str, word: &str| match word {
             "relu" => Ok(Act::Relu),
             "silu" => Ok(Act::Silu),
@@ -98,7 +94,7 @@ impl Routing {
 }
 
 /// Reads the layer of experts at the reader's place, D to D.
-fn load_experts(
+pub(crate) fn load_experts(
     w: &Reader<'_>,
     level: CpuLevel,
     d: usize,
@@ -149,10 +145,10 @@ impl MoeMamba {
         let order = Self::order(&fields)?;
 
         let embedding = w.take(EMBEDDING, &[vocab, d])?;
-        let (mut layers, mut layout, mut blocks, mut mambas) = (Vec::new(), StateLayout::new(), 0, 0);
+        let (mut stack, mut layout, mut blocks, mut mambas) = (Stack::new(d), StateLayout::new(), 0, 0);
         loop {
             let w = w.at(&format!("encoder.blocks.block_{blocks}.block."));
-            let before = layers.len();
+            let before = stack.layers.len();
             for name in &order {
                 let w = w.at(&format!("residual_{name}.layer."));
                 if !w.has("pre_norm.weight") && !w.has("pre_norm.g") {
@@ -163,11 +159,11 @@ impl MoeMamba {
                     "parallel" => vec!["parallel.layers.0.".to_owned(), "parallel.layers.1.".to_owned()],
                     name => vec![format!("{name}.")],
                 };
-                let mut layer = Layer { norm, mixer: None, experts: None };
+                let mut layer = Layer::new(norm);
                 for place in places {
                     let w = w.at(&place);
                     if w.has("A_log") {
-                        let mixer = Mixer::load(&w, level, d, false)?;
+                        let mixer = AnyMixer::Mamba(Mixer::load(&w, level, d, false)?);
                         let at = mixer.state(&mut layout, &format!("layers.{mambas}"));
                         mambas += 1;
                         layer.mixer = Some((mixer, at));
@@ -175,9 +171,9 @@ impl MoeMamba {
                         layer.experts = Some(load_experts(&w, level, d, &routing, &fields)?);
                     }
                 }
-                layers.push(layer);
+                stack.layers.push(layer);
             }
-            if layers.len() == before {
+            if stack.layers.len() == before {
                 break;
             }
             blocks += 1;
@@ -187,15 +183,13 @@ impl MoeMamba {
         fields.agree(&["d_model", "dmodel"], d)?;
         w.finish()?;
 
-        let experts = layers.iter().find_map(|l| l.experts.as_ref());
-        let mixer = layers.iter().find_map(|l| l.mixer.as_ref()).map(|m| &m.0);
+        let (experts, mixer) = (stack.experts(), stack.mixers().next());
         let info = Info {
             family: FAMILY.name,
+            facts: Facts::default(),
             sizes: format!(
-                "D {d}, {blocks} blocks, E {}, N {}, R {}, {} experts of {}, top {}, vocabulary {vocab}",
-                mixer.map_or(0, Mixer::d_inner),
-                mixer.map_or(0, Mixer::d_state),
-                mixer.map_or(0, Mixer::dt_rank),
+                "D {d}, {blocks} blocks, {}, {} experts of {}, top {}, vocabulary {vocab}",
+                mixer.map(|m| m.0.sizes()).unwrap_or_default(),
                 experts.map_or(0, Experts::experts),
                 experts.map_or(0, Experts::width),
                 routing.top_k,
@@ -207,7 +201,7 @@ impl MoeMamba {
             hash: file
                 .hash(&format!("eps={eps} {:?} {:?} top={} {order:?}", routing.plain, routing.gated, routing.top_k)),
         };
-        Ok(Self { info, layout, embedding, layers, head: Linear::pack(level, &head, vocab, d, None) })
+        Ok(Self { info, layout, embedding, stack, head: Linear::pack(level, &head, vocab, d, None) })
     }
 
     /// Names of a block's layers in the order they run in.
@@ -236,12 +230,7 @@ impl MoeMamba {
 
     fn scratch_len(&self, rows: usize, len: usize) -> usize {
         let (m, d) = (rows * len, self.head.k());
-        let layer = |l: &Layer| {
-            let mixer = l.mixer.as_ref().map_or(0, |(mixer, _)| mixer.scratch_len(m));
-            mixer.max(l.experts.as_ref().map_or(0, |e| line(e.scratch_len(m))))
-        };
-        let most = self.layers.iter().map(layer).max().unwrap_or(0);
-        3 * line(m * d) + most.max(head_scratch_len(&self.head, rows, len))
+        3 * line(m * d) + self.stack.scratch_len(m).max(head_scratch_len(&self.head, rows, len))
     }
 
     /// The forward pass; `routed` is told the chosen experts of each layer of experts in turn.
@@ -257,20 +246,7 @@ impl MoeMamba {
             x.copy_from_slice(&self.embedding[*id as usize * d..][..d]);
         }
         residual.fill(0.0);
-        for layer in &self.layers {
-            // residual += hidden; hidden = mixer(norm(residual)) + experts(norm(residual))
-            let (r, n) = (MatMut::new(residual, m, d), MatMut::new(normed, m, d));
-            add_norm(cx.level, &layer.norm, Mat::new(hidden, m, d), r, n);
-            let normed = Mat::new(normed, m, d);
-            let mut store = Store::Set;
-            if let Some((mixer, at)) = &layer.mixer {
-                mixer.forward(cx, normed, rows, len, Some(at), s, MatMut::new(hidden, m, d));
-                store = Store::Add;
-            }
-            if let Some(experts) = &layer.experts {
-                routed(moe_route(cx, experts, normed, s, store, MatMut::new(hidden, m, d)));
-            }
-        }
+        self.stack.forward(cx, [&mut *residual, &mut *hidden, &mut *normed], rows, len, s, &mut routed);
         residual.iter_mut().zip(&*hidden).for_each(|(r, h)| *r += h);
         head(cx, &self.head, residual, rows, len, s);
         rows.iter_mut().for_each(|r| r.state.steps += len as u64);
@@ -291,15 +267,11 @@ impl Model for MoeMamba {
     }
 
     fn gap(&self, state: &mut State, periods: f64) {
-        for (mixer, at) in self.layers.iter().filter_map(|l| l.mixer.as_ref()) {
-            mixer.gap(&mut state.data, at, periods);
-        }
+        self.stack.gap(&mut state.data, periods);
     }
 
     fn upstream_state(&self, state: &State, name: &str) -> Option<(Vec<usize>, Vec<f32>)> {
-        let (i, what) = name.strip_prefix("layer")?.split_once('.')?;
-        let (mixer, at) = self.layers.iter().filter_map(|l| l.mixer.as_ref()).nth(i.parse().ok()?)?;
-        mixer.upstream_state(&state.data, at, what)
+        self.stack.upstream_state(&state.data, name)
     }
 }
 
@@ -311,7 +283,7 @@ fn verify(g: &mut Golden<'_>) -> Result<(), Error> {
         return Ok(());
     }
     let model = MoeMamba::load(g.weights(), &g.open_options())?;
-    let k = model.layers.iter().find_map(|l| l.experts.as_ref()).map_or(1, Experts::top_k);
+    let k = model.stack.experts().map_or(1, Experts::top_k);
     let (batch, len, x) = golden_sequence::input(g, &model, "__input__")?;
     let (_, more, cont) = match g.has("__cont_input__") {
         true => golden_sequence::input(g, &model, "__cont_input__")?,

@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::families::{Family, Options};
 use crate::golden::Golden;
 use crate::mixer::sub;
-use crate::model::{Info, Model, Row, Scratch, Signal, carve, line};
+use crate::model::{Facts, Info, Model, Row, Scratch, Signal, carve, line};
 use crate::s4_core::{Core, Rules, bad, field};
 use crate::state::{State, StateLayout};
 use serde_json::Value;
@@ -127,6 +127,11 @@ pub(crate) struct Block {
 }
 
 impl Block {
+    /// Whether a layer lies at the reader's place.
+    pub(crate) fn detect(w: &Reader<'_>) -> bool {
+        (w.has("layer.D") && w.has("layer.kernel.C")) || (w.has("kernel.log_dt") && w.has("kernel.log_A_real"))
+    }
+
     /// Reads a layer at the reader's place.
     pub(crate) fn load(w: &Reader<'_>, level: CpuLevel, config: Option<&Value>, file: &str) -> Result<Self, Error> {
         let minimal = w.has("kernel.log_dt");
@@ -403,6 +408,7 @@ impl S4 {
         };
         let info = Info {
             family: FAMILY.name,
+            facts: Facts::default(),
             sizes: format!(
                 "{kind}, D {d_model}, {} layers, N {}, {} channels, {outputs} outputs",
                 layers.len(),

@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::families::{Family, Options};
 use crate::golden::Golden;
 use crate::mixer::{Mixer, MixerState};
-use crate::model::{Info, Model, Row, Scratch, Signal, carve, line};
+use crate::model::{Facts, Info, Model, Row, Scratch, Signal, carve, line};
 use crate::state::{State, StateLayout};
 use ssm_kernels::linear::{Linear, Store, linear};
 use ssm_kernels::norm::{Kind, Norm, add_norm};
@@ -120,6 +120,7 @@ impl SpecMamba {
         let mixer = layers.first().map(|l| &l.mixer);
         let info = Info {
             family: FAMILY.name,
+            facts: Facts::default(),
             sizes: format!(
                 "{bins} bins, D {d}, {} layers, E {}, N {}, frame {}, hop {hop}, {rate} Hz",
                 layers.len(),

@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::families::{Family, Options, PosRule};
 use crate::golden::Golden;
 use crate::mixer::{Mixer, MixerState};
-use crate::model::{Info, Model, Row, Scratch, Signal, carve, line};
+use crate::model::{Facts, Info, Model, Row, Scratch, Signal, carve, line};
 use crate::state::{State, StateLayout};
 use serde_json::Value;
 use ssm_kernels::linear::{Linear, Store, linear};
@@ -258,6 +258,7 @@ impl Vim {
         let rows = if config.pool == Pool::All && config.class == Class::None { config.tokens() } else { 1 };
         let info = Info {
             family: FAMILY.name,
+            facts: Facts::default(),
             sizes: format!(
                 "D {d}, {} layers, E {}, N {}, R {}, patch {p}/{}, frame {h}x{width}, {} tokens",
                 config.depth,

@@ -12,7 +12,7 @@ use crate::checkpoint::{Checkpoint, Reader};
 use crate::error::Error;
 use crate::families::{Family, Options};
 use crate::mixer::sub;
-use crate::model::{Info, Model, Row, Scratch, Signal, carve, line};
+use crate::model::{Facts, Info, Model, Row, Scratch, Signal, carve, line};
 use crate::state::{State, StateLayout};
 use ssm_kernels::activation::{apply, gate, softplus};
 use ssm_kernels::conv2d::{Conv2d, Depthwise, conv2d, depthwise};
@@ -707,6 +707,7 @@ impl VMamba {
 
         let info = Info {
             family: FAMILY.name,
+            facts: Facts::default(),
             sizes: sizes(&config, &stages),
             parameters: file.parameters(),
             input: Signal::Image { channels: config.in_chans, height: config.image.0, width: config.image.1 },

@@ -5,16 +5,9 @@
 //! `(v / 255 - mean) / std` per channel, planes R, G, B.
 
 use crate::error::Error;
+use crate::model::Pixels;
 use ssm_kernels::Cx;
 use ssm_kernels::resize::{Crop, Resize};
-
-/// Mean of R, G, B over ImageNet, of 1.
-const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
-/// Standard deviation of R, G, B over ImageNet, of 1.
-const STD: [f32; 3] = [0.229, 0.224, 0.225];
-
-/// Share of a scaled frame's side that the model sees.
-const CROP: f64 = 0.875;
 
 /// Longest side of a frame or of a model's input.
 const MAX_SIDE: usize = 1 << 15;
@@ -104,6 +97,8 @@ pub struct ImagePlan {
     scratch: Vec<u8>,
     /// (v / 255 - mean) / std of every byte, per channel.
     table: [[f32; 256]; 3],
+    mean: [f32; 3],
+    std: [f32; 3],
 }
 
 struct PlanePlan {
@@ -119,8 +114,8 @@ struct PlanePlan {
 ///
 /// A model of other than square shape is covered the same way: the direction that needs the larger scale gets
 /// `int(side / 0.875)` pixels, the other follows the frame's shape, truncated.
-fn cover(from: (usize, usize), to: (usize, usize)) -> ((usize, usize), Crop) {
-    let side = |s: usize| (s as f64 / CROP) as usize;
+fn cover(from: (usize, usize), to: (usize, usize), share: f64) -> ((usize, usize), Crop) {
+    let side = |s: usize| (s as f64 / share) as usize;
     let want = (side(to.0), side(to.1));
     // Larger scale: want.0 / from.0 against want.1 / from.1.
     let scaled = if want.0 * from.1 >= want.1 * from.0 {
@@ -140,6 +135,21 @@ impl ImagePlan {
     /// # Errors
     /// A side is 0 or larger than 32768, or the frame is so long that its scaled form would be.
     pub fn new(from: (usize, usize), format: PixelFormat, to: (usize, usize)) -> Result<Self, Error> {
+        Self::with_pixels(from, format, to, &Pixels::default())
+    }
+
+    /// As [`ImagePlan::new`] for a model that was trained with another mean, deviation or crop
+    /// ([`crate::Facts::pixels`]).
+    ///
+    /// # Errors
+    /// As [`ImagePlan::new`].
+    pub fn with_pixels(
+        from: (usize, usize),
+        format: PixelFormat,
+        to: (usize, usize),
+        pixels: &Pixels,
+    ) -> Result<Self, Error> {
+        let Pixels { mean, std, crop: share } = *pixels;
         let refuse = |what: &str, (h, w): (usize, usize)| Error::Input {
             expected: format!("{what} of 1x1 to {MAX_SIDE}x{MAX_SIDE}"),
             got: format!("{w}x{h}"),
@@ -150,7 +160,7 @@ impl ImagePlan {
                 return Err(refuse(what, size));
             }
         }
-        let (scaled, crop) = cover(from, to);
+        let (scaled, crop) = cover(from, to, share);
         if !fits(scaled) {
             return Err(refuse("frames that scale to a size", scaled));
         }
@@ -168,8 +178,8 @@ impl ImagePlan {
             })
             .collect();
         let scratch = vec![0; planes.iter().map(|p| p.resize.scratch_len()).max().unwrap_or(0)];
-        let table = std::array::from_fn(|c| std::array::from_fn(|v| (v as f32 / 255.0 - MEAN[c]) / STD[c]));
-        Ok(Self { format, to, planes, scratch, table })
+        let table = std::array::from_fn(|c| std::array::from_fn(|v| (v as f32 / 255.0 - mean[c]) / std[c]));
+        Ok(Self { format, to, planes, scratch, table, mean, std })
     }
 
     /// (rows, columns) of the input.
@@ -244,7 +254,7 @@ impl ImagePlan {
             for (o, ((y, u), v)) in out.iter_mut().zip(bytes) {
                 let value =
                     (f32::from(*y) - black) * luma + wu * (f32::from(*u) - 128.0) + wv * (f32::from(*v) - 128.0);
-                *o = (value.clamp(0.0, 255.0) / 255.0 - MEAN[c]) / STD[c];
+                *o = (value.clamp(0.0, 255.0) / 255.0 - self.mean[c]) / self.std[c];
             }
         }
     }
@@ -293,7 +303,7 @@ mod tests {
             ((100, 300), (224, 112), (256, 768), 16, 328),
             ((300, 100), (112, 224), (768, 256), 328, 16),
         ] {
-            let (got, crop) = cover(from, to);
+            let (got, crop) = cover(from, to, 0.875);
             assert_eq!((got, crop.top, crop.left), (scaled, top, left), "{from:?} to {to:?}");
             assert_eq!((crop.height, crop.width), to);
         }
@@ -342,7 +352,21 @@ mod tests {
     /// Back from a model's input to R, G, B.
     fn colour(out: &[f32], i: usize) -> [f32; 3] {
         let pixels = out.len() / 3;
-        std::array::from_fn(|c| (out[c * pixels + i] * STD[c] + MEAN[c]) * 255.0)
+        let Pixels { mean, std, .. } = Pixels::default();
+        std::array::from_fn(|c| (out[c * pixels + i] * std[c] + mean[c]) * 255.0)
+    }
+
+    #[test]
+    fn a_models_own_mean_deviation_and_crop() {
+        let frame: Vec<u8> = (0..6 * 6 * 3).map(|i| (i * 2) as u8).collect();
+        let pixels = Pixels { mean: [0.0, 0.5, 1.0], std: [1.0, 0.25, 2.0], crop: 1.0 };
+        let mut plan = ImagePlan::with_pixels((6, 6), PixelFormat::Rgb, (6, 6), &pixels).unwrap();
+        let mut out = vec![0.0; 3 * 36];
+        plan.run(&cx(), &[Plane { data: &frame, stride: 18 }], &mut out).unwrap();
+        for (i, v) in out.iter().enumerate() {
+            let (c, byte) = (i / 36, f32::from(frame[i % 36 * 3 + i / 36]));
+            assert!((v - (byte / 255.0 - pixels.mean[c]) / pixels.std[c]).abs() < 1e-6, "value {i}: {v}");
+        }
     }
 
     #[test]
