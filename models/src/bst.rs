@@ -63,7 +63,6 @@ fn bucket(distance: usize) -> usize {
 /// Sizes and options, named as in the files' `config`.
 #[derive(Clone, Debug)]
 struct Config {
-    vocab_size: usize,
     d_model: usize,
     n_layers: usize,
     n_heads: usize,
@@ -79,48 +78,48 @@ struct Config {
 }
 
 impl Config {
-    fn read(file: &Checkpoint, options: &Options) -> Result<Self, Error> {
-        let (path, config) = (file.path.display().to_string(), options.config.as_ref());
-        let dim = |name: &str, i: usize| file.shape(name).and_then(|s| s.get(i)).copied().unwrap_or(0);
+    /// What the tensors at the reader's place and `config` say of layers of width `d_model`.
+    fn read(w: &Reader<'_>, d_model: usize, config: Option<&Value>, path: &str) -> Result<Self, Error> {
+        let dim = |name: &str, i: usize| w.shape(name).and_then(|s| s.get(i)).copied().unwrap_or(0);
         let n_heads = dim("layers.0.attn.scale", 0);
         let rows = dim("layers.0.attn.q.weight", 0);
         if n_heads == 0 || rows == 0 || !rows.is_multiple_of(n_heads) {
             let expected = "as many rows for each head of attn.scale";
-            return Err(bad(&path, "layers.0.attn.q.weight", expected, format!("{rows} rows, {n_heads} heads")));
+            return Err(bad(path, "layers.0.attn.q.weight", expected, format!("{rows} rows, {n_heads} heads")));
         }
-        let n_layers = (0..).take_while(|i| file.shape(&format!("layers.{i}.attn.rel_embedding")).is_some()).count();
+        let n_layers = (0..).take_while(|i| w.shape(&format!("layers.{i}.attn.rel_embedding")).is_some()).count();
         for (name, only) in [("rel_buckets", 32), ("rel_max_distance", 128)] {
             if let Some(v) = field(config, name).filter(|v| v.as_u64() != Some(only)) {
-                return Err(bad(&path, name, only, v));
+                return Err(bad(path, name, only, v));
             }
         }
         let window = match field(config, "window") {
             None => 512,
             Some(v) => match v.as_u64() {
-                Some(w @ 1..=65_536) => w as usize,
-                _ => return Err(bad(&path, "window", "1 to 65536", v)),
+                Some(steps @ 1..=65_536) => steps as usize,
+                _ => return Err(bad(path, "window", "1 to 65536", v)),
             },
         };
         // The tensors of the first BST layer say what the config leaves open.
-        let first = (0..n_layers).map(|i| format!("layers.{i}.")).find(|p| file.shape(&format!("{p}ssm.D")).is_some());
+        let first = (0..n_layers).map(|i| format!("layers.{i}.")).find(|p| w.shape(&format!("{p}ssm.D")).is_some());
         let first = first.unwrap_or_default();
         let (channels, num_states) = (dim(&format!("{first}ssm.D"), 0), dim(&format!("{first}ctx_pos"), 0));
         let variant = match field(config, "variant").map(|v| (v, v.as_str())) {
             Some((_, Some("SH"))) => Variant::Sh,
             Some((_, Some("MH"))) => Variant::Mh,
             Some((_, Some("MF"))) => Variant::Mf,
-            Some((v, _)) => return Err(bad(&path, "variant", "SH, MH or MF", v)),
+            Some((v, _)) => return Err(bad(path, "variant", "SH, MH or MF", v)),
             None if channels <= 1 => Variant::Sh,
             None if num_states == 0 => Variant::Mh,
             None if channels != num_states => Variant::Mh,
             None if channels != n_heads => Variant::Mf,
-            None => return Err(bad(&path, "variant", "MH or MF (give it in config.json)", "tensors that fit both")),
+            None => return Err(bad(path, "variant", "MH or MF (give it in config.json)", "tensors that fit both")),
         };
         let context = match field(config, "context").map(|v| (v, v.as_str())) {
             _ if variant == Variant::Mf => Context::Prev,
             Some((_, Some("aligned"))) => Context::Aligned,
             Some((_, Some("prev"))) => Context::Prev,
-            Some((v, _)) => return Err(bad(&path, "context", "aligned or prev", v)),
+            Some((v, _)) => return Err(bad(path, "context", "aligned or prev", v)),
             None if num_states > 0 => Context::Prev,
             None => Context::Aligned,
         };
@@ -128,19 +127,17 @@ impl Config {
             && num_states > 0
             && v.as_u64() != Some(num_states as u64)
         {
-            return Err(bad(&path, "num_states", num_states, v));
+            return Err(bad(path, "num_states", num_states, v));
         }
         if context == Context::Prev && variant != Variant::Mf && num_states > window {
-            return Err(bad(&path, "ctx_pos", format!("{window} rows at most, as the window"), num_states));
+            return Err(bad(path, "ctx_pos", format!("{window} rows at most, as the window"), num_states));
         }
-        let sizes = [("embed.weight", 0), ("embed.weight", 1), ("layers.0.ffn.hidden0.weight", 0)];
-        if let Some((name, axis)) = sizes.into_iter().find(|(name, axis)| dim(name, *axis) == 0) {
-            return Err(bad(&path, name, "no empty axis", format!("axis {axis} empty")));
+        if dim("layers.0.ffn.hidden0.weight", 0) == 0 {
+            return Err(bad(path, "layers.0.ffn.hidden0.weight", "no empty axis", "axis 0 empty"));
         }
         let eps = |name: &str| field(config, name).and_then(Value::as_f64).unwrap_or(1e-6) as f32;
         Ok(Self {
-            vocab_size: dim("embed.weight", 0),
-            d_model: dim("embed.weight", 1),
+            d_model,
             n_layers,
             n_heads,
             head_dim: rows / n_heads,
@@ -255,36 +252,80 @@ impl Position {
     }
 }
 
-struct Bst {
+/// The layers and the norm behind them, D to D.
+pub(crate) struct Layers {
     config: Config,
-    info: Info,
-    layout: StateLayout,
+    rules: Rules,
     window: Range<usize>,
     places: Vec<Places>,
-    embed: Vec<f32>, // (V, D)
     layers: Vec<Layer>,
     /// Divides each head of a query or key by its length.
     unit: Norm,
     final_norm: Norm,
+}
+
+/// A language model.
+struct Bst {
+    info: Info,
+    layout: StateLayout,
+    vocab: usize,
+    embed: Vec<f32>, // (V, D)
+    core: Layers,
     lm_head: Linear, // (V, D)
 }
 
 impl Bst {
     fn load(file: &Checkpoint, options: &Options) -> Result<Self, Error> {
-        let c = Config::read(file, options)?;
-        let (path, level) = (file.path.display().to_string(), options.level);
-        let (d, width, heads) = (c.d_model, c.width(), c.n_heads);
+        let path = file.path.display().to_string();
         let w = Reader::new(file);
+        let dim = |i: usize| w.shape("embed.weight").and_then(|s| s.get(i)).copied().unwrap_or(0);
+        let (vocab, d) = (dim(0), dim(1));
+        if vocab == 0 || d == 0 {
+            let got = format!("axis {} empty", usize::from(vocab != 0));
+            return Err(bad(&path, "embed.weight", "no empty axis", got));
+        }
+        let embed = w.take("embed.weight", &[vocab, d])?;
+        let mut layout = StateLayout::new();
+        let core = Layers::load(&w, options.level, d, options.config.as_ref(), &path, &mut layout, "")?;
+        let head = w.take("lm_head.weight", &[vocab, d])?;
+        w.finish()?;
+        let info = Info {
+            family: FAMILY.name,
+            facts: Facts::default(),
+            sizes: core.sizes(),
+            parameters: file.parameters(),
+            input: Signal::Token { vocab },
+            output: Signal::Logits { classes: vocab },
+            delay: 0,
+            hash: file.hash(&core.options()),
+        };
+        let lm_head = Linear::pack(options.level, &head, vocab, d, None);
+        Ok(Self { info, layout, vocab, embed, core, lm_head })
+    }
+}
+
+impl Layers {
+    /// Reads `layers.I.…` and `final_norm` at the reader's place; their state goes to spans `{prefix}window` and
+    /// `{prefix}layers.I.…`.
+    pub(crate) fn load(
+        w: &Reader<'_>,
+        level: CpuLevel,
+        d: usize,
+        config: Option<&Value>,
+        path: &str,
+        layout: &mut StateLayout,
+        prefix: &str,
+    ) -> Result<Self, Error> {
+        let c = Config::read(w, d, config, path)?;
+        let (width, heads) = (c.width(), c.n_heads);
         let rms = |w: &Reader<'_>, name: &str| -> Result<Norm, Error> {
             Ok(Norm::new(Kind::Rms, w.take(&format!("{name}.scale"), &[d])?, None, c.norm_eps))
         };
         // a / sqrt(Σ a² + eps) = a / sqrt(mean(a²) + eps/n) / sqrt(n)
         let n = c.head_dim as f32;
         let unit = Norm::new(Kind::Rms, vec![n.sqrt().recip(); c.head_dim], None, c.qk_norm_eps / n);
-        let embed = w.take("embed.weight", &[c.vocab_size, d])?;
-        let rules = Rules::read(options.config.as_ref(), &path)?;
-        let mut layout = StateLayout::new();
-        let window = layout.add("window", &[4]);
+        let rules = Rules::read(config, path)?;
+        let window = layout.add(format!("{prefix}window"), &[4]);
         let (mut layers, mut places): (Vec<Layer>, Vec<Places>) = (Vec::new(), Vec::new());
         for i in 0..c.n_layers {
             let w = w.at(&format!("layers.{i}."));
@@ -298,7 +339,7 @@ impl Bst {
             }
             qkv.extend(matrix("attn.v", width, d)?);
             let rel = w.take("attn.rel_embedding", &[heads, 32])?;
-            let block_state = if bst { Some(BlockState::load(&w, &c, &rules, level, &unit, &path)?) } else { None };
+            let block_state = if bst { Some(BlockState::load(&w, &c, &rules, level, &unit, path)?) } else { None };
             let y = if bst { 2 * width } else { width };
             layers.push(Layer {
                 attn_norm: rms(&w, "attn_norm")?,
@@ -311,7 +352,7 @@ impl Bst {
                 output: pack(&matrix("ffn.output", d, c.mlp_dim)?, d, c.mlp_dim),
                 block_state,
             });
-            let name = |what: &str| format!("layers.{i}.{what}");
+            let name = |what: &str| format!("{prefix}layers.{i}.{what}");
             let mut at = Places {
                 k: layout.add(name("k"), &c.own().k_shape()),
                 v: layout.add(name("v"), &c.own().v_shape()),
@@ -332,42 +373,42 @@ impl Bst {
         }
         if layout.bytes() > MAX_STATE {
             let got = format!("{}, whose state takes {} MiB", c.window, layout.bytes() >> 20);
-            return Err(bad(&path, "window", format!("a window whose state fits {} MiB", MAX_STATE >> 20), got));
+            return Err(bad(path, "window", format!("a window whose state fits {} MiB", MAX_STATE >> 20), got));
         }
-        let final_norm = rms(&w, "final_norm")?;
-        let head = w.take("lm_head.weight", &[c.vocab_size, d])?;
-        w.finish()?;
-        let which: Vec<String> =
-            (0..c.n_layers).filter(|i| layers[*i].block_state.is_some()).map(|i| i.to_string()).collect();
-        let info = Info {
-            family: FAMILY.name,
-            facts: Facts::default(),
-            sizes: format!(
-                "{:?} {:?}, D {d}, {} layers (BST: {}), {heads} heads x {}, W {}, S {}{}",
-                c.variant,
-                c.context,
-                c.n_layers,
-                which.join(" "),
-                c.head_dim,
-                c.window,
-                c.num_states,
-                if c.xl_cache { ", sliding" } else { "" }
-            ),
-            parameters: file.parameters(),
-            input: Signal::Token { vocab: c.vocab_size },
-            output: Signal::Logits { classes: c.vocab_size },
-            delay: 0,
-            hash: file.hash(&format!("{c:?} {rules:?}")),
-        };
-        let lm_head = Linear::pack(level, &head, c.vocab_size, d, None);
-        Ok(Self { config: c, info, layout, window, places, embed, layers, unit, final_norm, lm_head })
+        let final_norm = rms(w, "final_norm")?;
+        Ok(Self { config: c, rules, window, places, layers, unit, final_norm })
     }
 
-    fn scratch_len(&self, m: usize) -> usize {
+    /// Sizes in a line.
+    pub(crate) fn sizes(&self) -> String {
         let c = &self.config;
-        let (d, width) = (c.d_model, c.width());
-        line(m * d) * 2
-            + line(m * 4 * width) * 2
+        let which: Vec<String> =
+            (0..c.n_layers).filter(|i| self.layers[*i].block_state.is_some()).map(|i| i.to_string()).collect();
+        format!(
+            "{:?} {:?}, D {}, {} layers (BST: {}), {} heads x {}, W {}, S {}{}",
+            c.variant,
+            c.context,
+            c.d_model,
+            c.n_layers,
+            which.join(" "),
+            c.n_heads,
+            c.head_dim,
+            c.window,
+            c.num_states,
+            if c.xl_cache { ", sliding" } else { "" }
+        )
+    }
+
+    /// What changes the function beside the weights, for hashes.
+    pub(crate) fn options(&self) -> String {
+        format!("{:?} {:?}", self.config, self.rules)
+    }
+
+    /// Working memory for `m` rows.
+    pub(crate) fn scratch_len(&self, m: usize) -> usize {
+        let c = &self.config;
+        let width = c.width();
+        line(m * 4 * width) * 2
             + line(m * 2 * width)
             + line(m * c.mlp_dim)
             + line(self.outputs_len(m)) * 2
@@ -490,7 +531,7 @@ struct Room<'a> {
     scores: &'a mut [f32],
 }
 
-impl Bst {
+impl Layers {
     /// The steps of one row through one layer's attentions: `y` gets the heads of all of them, (len, Hh · hd or twice
     /// that). Returns where the stream stands then.
     fn attention(
@@ -606,38 +647,27 @@ impl Bst {
         pos.tail = (pos.tail + len).min(c.num_states);
         pos
     }
-}
 
-impl Model for Bst {
-    fn info(&self) -> &Info {
-        &self.info
-    }
-
-    fn layout(&self) -> &StateLayout {
-        &self.layout
-    }
-
-    fn forward(&self, cx: &Cx, rows: &mut [Row], len: usize, scratch: &mut Scratch) {
+    /// Runs `rows.len()` sequences of `len` steps, x (rows · len, D), each from its state: `h` becomes the normed result,
+    /// x what the norm saw.
+    pub(crate) fn forward(
+        &self,
+        cx: &Cx,
+        x: &mut [f32],
+        h: &mut [f32],
+        rows: &mut [Row],
+        len: usize,
+        mut scratch: &mut [f32],
+    ) {
         let c = &self.config;
         let (d, width, m) = (c.d_model, c.width(), rows.len() * len);
-        if m == 0 {
-            return;
-        }
-        let s = &mut scratch.take(self.scratch_len(m));
-        let (x, h) = (carve(s, m * d), carve(s, m * d));
+        let s = &mut scratch;
         let (raw, unit) = (carve(s, m * 4 * width), carve(s, m * 4 * width));
         let (y, hidden) = (carve(s, m * 2 * width), carve(s, m * c.mlp_dim));
         let (outputs, normed) = (carve(s, self.outputs_len(m)), carve(s, self.outputs_len(m)));
         let contexts = carve(s, self.contexts_len());
         let (kv, unit_k) = (carve(s, m.max(c.num_states) * 2 * width), carve(s, m.max(c.num_states) * width));
         let scores = carve(s, c.own().scratch_len().max(c.cross().scratch_len()));
-
-        // x = embed[token]
-        for (row, x) in rows.iter().zip(x.chunks_exact_mut(len * d)) {
-            for (x, id) in x.chunks_exact_mut(d).zip(&row.tokens) {
-                x.copy_from_slice(&self.embed[(*id as usize).min(c.vocab_size - 1) * d..][..d]);
-            }
-        }
         for (i, (layer, at)) in self.layers.iter().zip(&self.places).enumerate() {
             let parts = layer.qkv.n() / width;
             let columns = layer.proj.k();
@@ -708,48 +738,44 @@ impl Model for Bst {
             linear(cx, Mat::new(h, m, d), &layer.hidden0, Act::Relu, Store::Set, out);
             linear(cx, Mat::new(hidden, m, c.mlp_dim), &layer.output, Act::None, Store::Add, MatMut::new(x, m, d));
         }
-        // logits = lm_head rms(x)
         norm(cx.level, &self.final_norm, Mat::new(x, m, d), MatMut::new(h, m, d));
-        for (r, row) in rows.iter_mut().enumerate() {
-            let y = MatMut::new(&mut row.y, len, c.vocab_size);
-            linear(cx, sub(Mat::new(h, m, d), r * len, len), &self.lm_head, Act::None, Store::Set, y);
-            row.state.steps += len as u64;
-        }
     }
 
-    fn gap(&self, state: &mut State, periods: f64) {
+    /// `periods` steps without input (bst.md 8).
+    pub(crate) fn gap(&self, state: &mut [f32], periods: f64) {
         if periods.is_nan() || periods <= 0.0 {
             return;
         }
         for (layer, at) in self.layers.iter().zip(&self.places) {
             if let Some(b) = &layer.block_state {
-                b.ssm.gap(&mut state.data[at.ssm.clone()], periods);
+                b.ssm.gap(&mut state[at.ssm.clone()], periods);
             }
         }
         // Attention knows no time: what is older than the window is forgotten, and a new window begins.
         if periods > self.config.window as f64 {
-            let window = &mut state.data[self.window.clone()];
+            let window = &mut state[self.window.clone()];
             let pos = Position::read(window).within(&self.config);
             Position { step: 0, filled: 0, ..pos }.write(window);
         }
     }
 
-    fn upstream_state(&self, state: &State, name: &str) -> Option<(Vec<usize>, Vec<f32>)> {
+    /// The state `layerI.what` as the golden files hold it.
+    pub(crate) fn upstream_state(&self, state: &[f32], name: &str) -> Option<(Vec<usize>, Vec<f32>)> {
         let (i, what) = name.strip_prefix("layer")?.split_once('.')?;
         let i: usize = i.parse().ok()?;
         let (c, layer, at) = (&self.config, self.layers.get(i)?, self.places.get(i)?);
-        let pos = Position::read(&state.data[self.window.clone()]).within(c);
+        let pos = Position::read(&state[self.window.clone()]).within(c);
         // Oldest first: the ring starts behind the newest key once it has come round.
         let ring = |filled: usize| {
             let first = if filled == c.window { pos.step % c.window } else { 0 };
             (0..filled).map(move |n| (first + n) % c.window)
         };
         let keys = |sizes: Sizes, span: &Range<usize>, slots: &mut dyn Iterator<Item = usize>| {
-            let k = &state.data[span.clone()];
+            let k = &state[span.clone()];
             slots.flat_map(|slot| sizes.key(k, slot)).collect::<Vec<f32>>()
         };
         let values = |sizes: Sizes, span: &Range<usize>, slots: &mut dyn Iterator<Item = usize>| {
-            let v = &state.data[span.clone()];
+            let v = &state[span.clone()];
             slots.flat_map(|slot| v[slot * sizes.width()..][..sizes.width()].to_vec()).collect::<Vec<f32>>()
         };
         let context = if c.context == Context::Aligned { pos.step } else { c.num_states };
@@ -760,14 +786,54 @@ impl Model for Bst {
             _ if layer.block_state.is_none() => None,
             "ctx_k" => Some((shape(context), keys(c.cross(), &at.ctx_k, &mut (0..context)))),
             "ctx_v" => Some((shape(context), values(c.cross(), &at.ctx_v, &mut (0..context)))),
-            "ssm" => layer.block_state.as_ref().map(|b| b.ssm.upstream_state(&state.data[at.ssm.clone()])),
+            "ssm" => layer.block_state.as_ref().map(|b| b.ssm.upstream_state(&state[at.ssm.clone()])),
             "tail" if !at.tail.is_empty() => {
-                let tail = &state.data[at.tail.clone()];
+                let tail = &state[at.tail.clone()];
                 let columns = c.channels() * c.d_model;
                 Some((vec![pos.tail, c.channels(), c.d_model], tail[..pos.tail * columns].to_vec()))
             }
             _ => None,
         }
+    }
+}
+
+impl Model for Bst {
+    fn info(&self) -> &Info {
+        &self.info
+    }
+
+    fn layout(&self) -> &StateLayout {
+        &self.layout
+    }
+
+    fn forward(&self, cx: &Cx, rows: &mut [Row], len: usize, scratch: &mut Scratch) {
+        let (d, m) = (self.lm_head.k(), rows.len() * len);
+        if m == 0 {
+            return;
+        }
+        let s = &mut scratch.take(2 * line(m * d) + self.core.scratch_len(m));
+        let (x, h) = (carve(s, m * d), carve(s, m * d));
+        // x = embed[token]
+        for (row, x) in rows.iter().zip(x.chunks_exact_mut(len * d)) {
+            for (x, id) in x.chunks_exact_mut(d).zip(&row.tokens) {
+                x.copy_from_slice(&self.embed[(*id as usize).min(self.vocab - 1) * d..][..d]);
+            }
+        }
+        // logits = lm_head rms(layers(x))
+        self.core.forward(cx, x, h, rows, len, s);
+        for (r, row) in rows.iter_mut().enumerate() {
+            let y = MatMut::new(&mut row.y, len, self.vocab);
+            linear(cx, sub(Mat::new(h, m, d), r * len, len), &self.lm_head, Act::None, Store::Set, y);
+            row.state.steps += len as u64;
+        }
+    }
+
+    fn gap(&self, state: &mut State, periods: f64) {
+        self.core.gap(&mut state.data, periods);
+    }
+
+    fn upstream_state(&self, state: &State, name: &str) -> Option<(Vec<usize>, Vec<f32>)> {
+        self.core.upstream_state(&state.data, name)
     }
 }
 
@@ -932,7 +998,7 @@ mod tests {
         let ids: Vec<u32> = (0..13).map(|i| i * 3 % 11).collect();
         for model in every() {
             let (row, _) = run(&model, Row::new(&model, 40), &ids, 13);
-            let position = |s: &State| Position::read(&s.data[model.window.clone()]);
+            let position = |s: &State| Position::read(&s.data[model.core.window.clone()]);
             let mut short = row.state.clone();
             model.gap(&mut short, 5.0);
             assert_eq!(position(&short), position(&row.state));
@@ -945,7 +1011,7 @@ mod tests {
             model.gap(&mut end, 1e9);
             let (_, y) = run(&model, Row { state: end, ..Row::new(&model, 40) }, &ids, 13);
             let (_, fresh) = run(&model, Row::new(&model, 40), &ids, 13);
-            if model.config.context == Context::Aligned {
+            if model.core.config.context == Context::Aligned {
                 assert_eq!(y, fresh, "{}", model.info.sizes);
             } else {
                 assert_ne!(y, fresh, "{}", model.info.sizes);
@@ -974,7 +1040,7 @@ mod tests {
         ] {
             let model =
                 Bst::load(&crate::s4_core::tests::file(&tensors(variant, context)), &Options::default()).unwrap();
-            assert_eq!((model.config.variant, model.config.context), (variant, context));
+            assert_eq!((model.core.config.variant, model.core.config.context), (variant, context));
         }
         let file = crate::s4_core::tests::file(&tensors(Variant::Sh, Context::Prev));
         for (config, said) in [
