@@ -37,6 +37,7 @@ pub const FAMILIES: &[Family] = &[
     crate::spec_mamba::FAMILY,
     crate::aum::FAMILY,
     crate::attenuate::FAMILY,
+    crate::composite::FAMILY,
 ];
 
 /// How a denoiser's running level is made from the samples so far.

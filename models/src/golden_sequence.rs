@@ -67,6 +67,10 @@ pub(crate) fn input(g: &Golden<'_>, model: &dyn Model, name: &str) -> Result<(us
             None => Ok((b, t, x)),
         },
         (Signal::Vector { dim }, &[b, t, d]) if d == dim => Ok((b, t, x)),
+        (Signal::Image { channels, height, width }, &[b, t, c, h, w]) if (c, h, w) == (channels, height, width) => {
+            Ok((b, t, x))
+        }
+        (Signal::Samples { hop, .. }, &[b, t, n]) if n == hop => Ok((b, t, x)),
         (signal, shape) => bad(format!("batch, steps and {signal:?}"), format!("{shape:?}")),
     }
 }

@@ -16,6 +16,7 @@ mod aum;
 mod bst;
 mod builtin;
 mod cleanumamba;
+mod composite;
 mod config;
 mod dense;
 mod engine;

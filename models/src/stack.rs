@@ -108,18 +108,24 @@ impl Stack {
         while w.has(&format!("layers.{count}.norm.weight")) {
             let w = w.at(&format!("layers.{count}."));
             self.push_mixer(&w, level, eps, fields, layout, &format!("{prefix}layers.{count}"))?;
-            if w.has("mlp.fc1.weight") || w.has("norm2.weight") && !w.has("feedforward.gating.gate") {
-                let mut layer = Layer::new(load_norm(&w, "norm2", self.d, eps)?);
-                layer.mlp = Some(GatedMlp::load(&w.at("mlp."), level, self.d)?);
-                self.layers.push(layer);
-            }
+            self.push_mlp(&w, level, eps)?;
             count += 1;
         }
         Ok(count)
     }
 
+    /// Adds a layer of `norm2` and `mlp` at the reader's place, if there is one.
+    pub(crate) fn push_mlp(&mut self, w: &Reader<'_>, level: CpuLevel, eps: f32) -> Result<(), Error> {
+        if w.has("mlp.fc1.weight") || w.has("norm2.weight") {
+            let mut layer = Layer::new(load_norm(w, "norm2", self.d, eps)?);
+            layer.mlp = Some(GatedMlp::load(&w.at("mlp."), level, self.d)?);
+            self.layers.push(layer);
+        }
+        Ok(())
+    }
+
     /// Adds a layer of `norm` and `mixer` at the reader's place, its state at `{prefix}.…`.
-    fn push_mixer(
+    pub(crate) fn push_mixer(
         &mut self,
         w: &Reader<'_>,
         level: CpuLevel,

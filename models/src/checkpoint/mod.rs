@@ -22,6 +22,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufReader, Cursor, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use tensor::Tensor;
 
 /// Tensors by name.
@@ -38,8 +39,10 @@ pub struct Checkpoint {
     pub metadata: BTreeMap<String, String>,
     format: &'static str,
     tensors: Tensors,
-    storages: Vec<Vec<u8>>,
+    storages: Arc<Vec<Vec<u8>>>,
     sha256: String,
+    /// What stands before every name in the file.
+    prefix: String,
 }
 
 /// What a file is, by its first bytes.
@@ -162,14 +165,22 @@ impl Checkpoint {
             }),
             Kind::Safetensors => {
                 let (tensors, metadata) = safetensors::read(&path, &bytes)?;
-                Ok(Self { path, metadata, format: "safetensors", tensors, storages: vec![bytes], sha256 })
+                Ok(Self {
+                    path,
+                    metadata,
+                    format: "safetensors",
+                    tensors,
+                    storages: Arc::new(vec![bytes]),
+                    sha256,
+                    prefix: String::new(),
+                })
             }
         }
     }
 
     fn of_torch(path: PathBuf, format: &'static str, found: torch::Found, sha256: String) -> Self {
         let torch::Found { tensors, storages, metadata } = found;
-        Self { path, metadata, format, tensors, storages, sha256 }
+        Self { path, metadata, format, tensors, storages: Arc::new(storages), sha256, prefix: String::new() }
     }
 
     /// A checkpoint of zeros that takes no room: for tests of names and shapes.
@@ -184,7 +195,28 @@ impl Checkpoint {
             }
         }
         let (metadata, sha256) = (Metadata::new(), hex(&Sha256::digest([])));
-        Self { path: name.into(), metadata, format: "shapes", tensors, storages, sha256 }
+        let (storages, prefix) = (Arc::new(storages), String::new());
+        Self { path: name.into(), metadata, format: "shapes", tensors, storages, sha256, prefix }
+    }
+
+    /// The tensors whose names begin with `prefix`, under what follows it; messages name them in full. The numbers are
+    /// shared.
+    pub fn part(&self, prefix: &str) -> Self {
+        let inside = |(name, t): (&String, &Tensor)| Some((name.strip_prefix(prefix)?.to_owned(), t.clone()));
+        Self {
+            path: self.path.clone(),
+            metadata: self.metadata.clone(),
+            format: self.format,
+            tensors: self.tensors.iter().filter_map(inside).collect(),
+            storages: self.storages.clone(),
+            sha256: self.sha256.clone(),
+            prefix: format!("{}{prefix}", self.prefix),
+        }
+    }
+
+    /// A name as the file has it.
+    fn named(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
     }
 
     /// `safetensors`, `torch zip` or `torch legacy`.
@@ -209,7 +241,7 @@ impl Checkpoint {
 
     fn tensor(&self, name: &str) -> Result<(&Tensor, &[u8]), CheckpointError> {
         self.tensors.get(name).and_then(|t| Some((t, &**self.storages.get(t.storage)?))).ok_or_else(|| {
-            CheckpointError::Missing { file: self.path.clone(), tensor: name.into(), expected: Vec::new() }
+            CheckpointError::Missing { file: self.path.clone(), tensor: self.named(name), expected: Vec::new() }
         })
     }
 
@@ -239,7 +271,7 @@ impl Checkpoint {
             (t, storage) if matches!(t.dtype, Dtype::U8 | Dtype::Bool) => Ok(t.u8(storage)),
             (t, _) => Err(CheckpointError::Type {
                 file: self.path.clone(),
-                tensor: name.into(),
+                tensor: self.named(name),
                 expected: "U8".into(),
                 got: t.dtype.to_string(),
             }),

@@ -32,9 +32,12 @@ impl<'a> Reader<'a> {
     pub fn take(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, CheckpointError> {
         let (tensor, file) = (self.full(name), || self.file.path.clone());
         match self.file.shape(&tensor) {
-            None => return Err(CheckpointError::Missing { file: file(), tensor, expected: shape.to_vec() }),
+            None => {
+                let tensor = self.file.named(&tensor);
+                return Err(CheckpointError::Missing { file: file(), tensor, expected: shape.to_vec() });
+            }
             Some(got) if got != shape => {
-                let (expected, got) = (shape.to_vec(), got.to_vec());
+                let (tensor, expected, got) = (self.file.named(&tensor), shape.to_vec(), got.to_vec());
                 return Err(CheckpointError::Shape { file: file(), tensor, expected, got });
             }
             Some(_) => {}
@@ -46,6 +49,7 @@ impl<'a> Reader<'a> {
                 *i = rest % len;
                 rest / len
             });
+            let tensor = self.file.named(&tensor);
             return Err(CheckpointError::NotFinite { file: file(), tensor, index, got: values[at] });
         }
         self.taken.borrow_mut().insert(tensor);
@@ -58,6 +62,12 @@ impl<'a> Reader<'a> {
     /// As [`Reader::take`], but not that it is missing.
     pub fn take_optional(&self, name: &str, shape: &[usize]) -> Result<Option<Vec<f32>>, CheckpointError> {
         if self.has(name) { self.take(name, shape).map(Some) } else { Ok(None) }
+    }
+
+    /// Counts everything below the reader's place as taken: another reader answers for it.
+    pub(crate) fn leave(&self) {
+        let below = self.file.names().filter(|n| n.starts_with(&self.prefix)).map(str::to_owned);
+        self.taken.borrow_mut().extend(below);
     }
 
     /// A tensor's shape, without taking it.
@@ -76,8 +86,12 @@ impl<'a> Reader<'a> {
     /// Some are left.
     pub fn finish(self) -> Result<(), CheckpointError> {
         let taken = self.taken.borrow();
-        let tensors: Vec<String> =
-            self.file.names().filter(|n| !n.starts_with("__") && !taken.contains(*n)).map(str::to_owned).collect();
+        let tensors: Vec<String> = self
+            .file
+            .names()
+            .filter(|n| !n.starts_with("__") && !taken.contains(*n))
+            .map(|n| self.file.named(n))
+            .collect();
         if tensors.is_empty() {
             Ok(())
         } else {

@@ -37,6 +37,19 @@ impl AudioFrontend {
     /// # Errors
     /// A field has a value that this front end cannot follow; `file` names where it stands.
     pub fn from_config(config: &Value, bins: usize, file: &str) -> Result<Self, Error> {
+        Self::read(config, bins, file, false)
+    }
+
+    /// As [`AudioFrontend::from_config`], but frame t ends with sample (t + 1) · hop: every hop of samples gives one frame,
+    /// with zeros in front of the stream's first sample.
+    ///
+    /// # Errors
+    /// As [`AudioFrontend::from_config`].
+    pub fn per_hop(config: &Value, bins: usize, file: &str) -> Result<Self, Error> {
+        Self::read(config, bins, file, true)
+    }
+
+    fn read(config: &Value, bins: usize, file: &str, per_hop: bool) -> Result<Self, Error> {
         let fields = Fields::new(Some(config), file);
         let number = |names: &[&str]| fields.number(names).map(|v| v.map(f64::from));
         let bins = fields.size(&["num_mel_bins"])?.unwrap_or(bins);
@@ -95,6 +108,9 @@ impl AudioFrontend {
                 return Err(fields.bad("std", "a number above 0 beside the mean", got));
             }
         };
+        if per_hop {
+            c.lead = c.frame.saturating_sub(c.hop);
+        }
         let fbank = Fbank::new(c).map_err(|e| Error::Config {
             file: file.into(),
             field: e.field.into(),

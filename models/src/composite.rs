@@ -1,0 +1,305 @@
+//! Our composites: an encoder makes a vector of each step's input, a causal core runs over the vectors, a head scores what
+//! comes out.
+//!
+//! ```text
+//! v_t = encoder(input_t)                     vim, vmamba, conv, mel, or the input itself
+//! x_t = in_proj [v_t | v_{t-1}]              the step before only with `difference`; v_{-1} = 0
+//! y   = norm_f(core(x))                      mamba, mamba2, s4d, moe_mamba, bst
+//! score_t = head y_t                         about step t - look_ahead
+//! ```
+//!
+//! One file format of this project (docs/composites.md): tensors `encoder.…`, `in_proj.…`, `core.…`, `head.…`, the parts
+//! under the names of their own families, and the configuration in the metadata. Between steps only the core, the vector
+//! of the step before and the samples of an unfinished frame are remembered, so any cut of a stream gives the same bits.
+
+mod config;
+mod encoder;
+
+use crate::bst;
+use crate::checkpoint::{Checkpoint, Reader};
+use crate::config::Fields;
+use crate::error::Error;
+use crate::families::{Family, Options};
+use crate::golden::Golden;
+use crate::golden_sequence;
+use crate::mamba::{head, head_scratch_len};
+use crate::model::{Info, Model, Row, Scratch, Signal, carve, line};
+use crate::moe_mamba::{Routing, load_experts};
+use crate::s4_core::bad;
+use crate::stack::{Layer, Stack, load_norm};
+use crate::state::{State, StateLayout};
+use config::{Config, Input};
+use encoder::{CHANNELS, Encoder};
+use ssm_kernels::linear::{Linear, Store, linear};
+use ssm_kernels::moe_route::Experts;
+use ssm_kernels::norm::{Norm, add_norm};
+use ssm_kernels::{Act, CpuLevel, Cx, Mat, MatMut};
+use std::ops::Range;
+use std::sync::Arc;
+
+pub(crate) const FAMILY: Family = Family {
+    name: "composite",
+    detect: |f| {
+        let says = || {
+            let config = f.metadata.get("config").and_then(|text| crate::config::parse(text).ok());
+            config.is_some_and(|c| c.get("family").and_then(|v| v.as_str()) == Some("composite"))
+        };
+        let (core, front) = ("core.layers.0.", ["encoder.", "in_proj.", "head."]);
+        let named = |prefix: &str| f.names().any(|n| n.starts_with(prefix));
+        says() || named(core) && front.into_iter().any(named)
+    },
+    open: |file, options| Ok(Arc::new(Composite::load(file, options)?)),
+    verify,
+};
+
+/// What runs over time, D to D, and the norm behind it.
+enum Core {
+    Stack { stack: Stack, norm_f: Norm },
+    Bst(bst::Layers),
+}
+
+struct Composite {
+    info: Info,
+    layout: StateLayout,
+    encoder: Encoder,
+    /// Place of the vector of the step before.
+    previous: Option<Range<usize>>,
+    in_proj: Option<Linear>, // (D, F or 2F); none: the vectors are of width D
+    core: Core,
+    head: Option<Linear>, // (classes, D)
+    d: usize,
+}
+
+impl Composite {
+    fn load(file: &Checkpoint, options: &Options) -> Result<Self, Error> {
+        let path = file.path.display().to_string();
+        let config = Config::read(options.config.as_ref(), &path)?;
+        let (w, level) = (Reader::new(file), options.level);
+        let mut layout = StateLayout::new();
+        let encoder = Encoder::load(file, &w.at("encoder."), &config, options, &mut layout)?;
+        let f = encoder.width();
+        let previous = config.difference.then(|| layout.add("previous", &[f]));
+        let joined = if config.difference { 2 * f } else { f };
+        let (mut in_proj, mut d) = (None, joined);
+        if w.has("in_proj.weight") {
+            // At least 1: an empty tensor is of the wrong shape then.
+            d = w.shape("in_proj.weight").and_then(|s| s.first()).copied().unwrap_or(0).max(1);
+            let (weight, bias) = (w.take("in_proj.weight", &[d, joined])?, w.take_optional("in_proj.bias", &[d])?);
+            in_proj = Some(Linear::pack(level, &weight, d, joined, bias.as_deref()));
+        }
+        let core = Core::load(&w.at("core."), level, d, &config, &path, &mut layout)?;
+        let classes = config.facts.labels.len();
+        let head = if config.head {
+            let (weight, bias) = (w.take("head.weight", &[classes, d])?, w.take_optional("head.bias", &[classes])?);
+            Some(Linear::pack(level, &weight, classes, d, bias.as_deref()))
+        } else {
+            None
+        };
+        w.finish()?;
+        let input = match config.input {
+            Input::Image { height, width } => Signal::Image { channels: CHANNELS, height, width },
+            Input::Samples { hop, rate } => Signal::Samples { hop, rate },
+            Input::Vector { dim } => Signal::Vector { dim },
+        };
+        let info = Info {
+            family: FAMILY.name,
+            sizes: format!("{} to {f}; {}", encoder.sizes(), core.sizes(d)),
+            parameters: file.parameters(),
+            input,
+            output: if head.is_some() { Signal::Logits { classes } } else { Signal::Vector { dim: d } },
+            delay: 0,
+            hash: file.hash(&format!("{config:?} carry={}", options.carry)),
+            facts: config.facts,
+        };
+        Ok(Self { info, layout, encoder, previous, in_proj, core, head, d })
+    }
+
+    /// Columns that `in_proj` sees.
+    fn joined(&self) -> usize {
+        self.encoder.width() * if self.previous.is_some() { 2 } else { 1 }
+    }
+
+    /// Working memory of a pass over `rows` streams of `len` steps on `threads` threads.
+    fn scratch_len(&self, rows: usize, len: usize, threads: usize) -> usize {
+        let m = rows * len;
+        let head = self.head.as_ref().map_or(0, |h| head_scratch_len(h, rows, len));
+        let before = self.encoder.scratch_len(rows, len, threads);
+        line(m * self.encoder.width())
+            + line(m * self.joined())
+            + 2 * line(m * self.d)
+            + before.max(self.core.scratch_len(m, self.d)).max(head)
+    }
+
+    /// `[v_t | v_{t-1}]` of every step, and the last step's vector to the state.
+    fn join(&self, at: &Range<usize>, rows: &mut [Row], v: &[f32], out: &mut [f32]) {
+        let f = self.encoder.width();
+        let per_row = v.len() / rows.len().max(1);
+        for ((row, v), out) in rows.iter_mut().zip(v.chunks_exact(per_row)).zip(out.chunks_exact_mut(2 * per_row)) {
+            let previous = &mut row.state.data[at.clone()];
+            for (v, out) in v.chunks_exact(f).zip(out.chunks_exact_mut(2 * f)) {
+                let (present, before) = out.split_at_mut(f);
+                present.copy_from_slice(v);
+                before.copy_from_slice(previous);
+                previous.copy_from_slice(v);
+            }
+        }
+    }
+}
+
+impl Core {
+    /// Reads the core at the reader's place; its state goes to spans `core.…`.
+    fn load(
+        w: &Reader<'_>,
+        level: CpuLevel,
+        d: usize,
+        config: &Config,
+        path: &str,
+        layout: &mut StateLayout,
+    ) -> Result<Self, Error> {
+        let said = Some(&config.core_fields);
+        if config.core == config::Core::Bst {
+            return Ok(Self::Bst(bst::Layers::load(w, level, d, said, path, layout, "core.")?));
+        }
+        let fields = Fields::new(said, path);
+        let eps = fields.number(&["norm_epsilon"])?.unwrap_or(1e-5);
+        let (mut stack, mut count) = (Stack::new(d), 0);
+        while count == 0 || w.has(&format!("layers.{count}.norm.weight")) {
+            let w = w.at(&format!("layers.{count}."));
+            stack.push_mixer(&w, level, eps, &fields, layout, &format!("core.layers.{count}"))?;
+            if config.core == config::Core::MoeMamba {
+                let mut layer = Layer::new(load_norm(&w, "norm2", d, eps)?);
+                layer.experts = Some(load_experts(&w.at("feedforward."), level, d, &Routing::read(&fields)?, &fields)?);
+                stack.layers.push(layer);
+            } else {
+                stack.push_mlp(&w, level, eps)?;
+            }
+            count += 1;
+        }
+        let kind = if config.core == config::Core::MoeMamba { config::Core::Mamba } else { config.core }.kind();
+        if let Some((i, (other, _))) = stack.mixers().enumerate().find(|(_, (mixer, _))| mixer.kind() != kind) {
+            let got = format!("{}, whose layer {i} has tensors of {}", config.core.kind(), other.kind());
+            return Err(bad(path, "core.kind", "the kind of the tensors", got));
+        }
+        Ok(Self::Stack { stack, norm_f: load_norm(w, "norm_f", d, eps)? })
+    }
+
+    fn sizes(&self, d: usize) -> String {
+        match self {
+            Self::Bst(core) => core.sizes(),
+            Self::Stack { stack, .. } => {
+                let mixer = stack.mixers().next().map(|(mixer, _)| mixer.sizes()).unwrap_or_default();
+                let experts = |e: &Experts| format!(", {} experts of {}, top {}", e.experts(), e.width(), e.top_k());
+                let experts = stack.experts().map(experts).unwrap_or_default();
+                format!("D {d}, {} layers, {mixer}{experts}", stack.mixers().count())
+            }
+        }
+    }
+
+    fn scratch_len(&self, m: usize, d: usize) -> usize {
+        match self {
+            Self::Stack { stack, .. } => line(m * d) + stack.scratch_len(m),
+            Self::Bst(core) => core.scratch_len(m),
+        }
+    }
+
+    /// `y = norm_f(core(x))`, x and y (rows · len, D); x is spent.
+    fn forward(
+        &self,
+        cx: &Cx,
+        x: &mut [f32],
+        y: &mut [f32],
+        rows: &mut [Row],
+        len: usize,
+        mut scratch: &mut [f32],
+        d: usize,
+    ) {
+        let m = rows.len() * len;
+        match self {
+            Self::Stack { stack, norm_f } => {
+                let residual = carve(&mut scratch, m * d);
+                residual.fill(0.0);
+                stack.forward(cx, [&mut *residual, &mut *x, &mut *y], rows, len, scratch, &mut |_| ());
+                let (r, y) = (MatMut::new(residual, m, d), MatMut::new(y, m, d));
+                add_norm(cx.level, norm_f, Mat::new(x, m, d), r, y);
+            }
+            Self::Bst(core) => core.forward(cx, x, y, rows, len, scratch),
+        }
+    }
+
+    fn gap(&self, state: &mut [f32], periods: f64) {
+        match self {
+            Self::Stack { stack, .. } => stack.gap(state, periods),
+            Self::Bst(core) => core.gap(state, periods),
+        }
+    }
+}
+
+impl Model for Composite {
+    fn info(&self) -> &Info {
+        &self.info
+    }
+
+    fn layout(&self) -> &StateLayout {
+        &self.layout
+    }
+
+    fn forward(&self, cx: &Cx, rows: &mut [Row], len: usize, scratch: &mut Scratch) {
+        let (m, d, f) = (rows.len() * len, self.d, self.encoder.width());
+        if m == 0 {
+            return;
+        }
+        let need = self.scratch_len(rows.len(), len, cx.team.threads());
+        let (work, mut s) = match self.encoder.fbank() {
+            Some(fbank) => {
+                let (work, s) = scratch.with_fbank(fbank, need);
+                (Some(work), s)
+            }
+            None => (None, scratch.take(need)),
+        };
+        let s = &mut s;
+        let (v, joined) = (carve(s, m * f), carve(s, m * self.joined()));
+        let (x, y) = (carve(s, m * d), carve(s, m * d));
+        // v = encoder(input); x = in_proj [v | v before]
+        self.encoder.forward(cx, rows, len, work, s, v);
+        match &self.previous {
+            Some(at) => self.join(at, rows, v, joined),
+            None => joined.copy_from_slice(v),
+        }
+        match &self.in_proj {
+            Some(w) => {
+                linear(cx, Mat::new(joined, m, w.k()), w, Act::None, Store::Set, MatMut::new(x, m, d));
+            }
+            None => x.copy_from_slice(joined),
+        }
+        // y = norm_f(core(x)); scores = head y
+        self.core.forward(cx, x, y, rows, len, s, d);
+        match &self.head {
+            Some(w) => head(cx, w, y, rows, len, s),
+            None => {
+                for (row, y) in rows.iter_mut().zip(y.chunks_exact(len * d)) {
+                    row.y[..len * d].copy_from_slice(y);
+                }
+            }
+        }
+        rows.iter_mut().for_each(|r| r.state.steps += len as u64);
+    }
+
+    fn gap(&self, state: &mut State, periods: f64) {
+        self.encoder.gap(&mut state.data, periods);
+        self.core.gap(&mut state.data, periods);
+    }
+
+    /// `previous`: (F); `layerI.…`: those of the core.
+    fn upstream_state(&self, state: &State, name: &str) -> Option<(Vec<usize>, Vec<f32>)> {
+        match (name, &self.previous, &self.core) {
+            ("previous", Some(at), _) => Some((vec![at.len()], state.data[at.clone()].to_vec())),
+            (_, _, Core::Stack { stack, .. }) => stack.upstream_state(&state.data, name),
+            (_, _, Core::Bst(core)) => core.upstream_state(&state.data, name),
+        }
+    }
+}
+
+/// Golden files: scores of every step, states at the split and at the end, the continuation, other rates.
+fn verify(g: &mut Golden<'_>) -> Result<(), Error> {
+    golden_sequence::verify(g, 2e-5)
+}
