@@ -187,3 +187,143 @@ impl AudioStream {
         Ok(())
     }
 }
+
+/// Mono audio through a model that gives scores or a vector for each hop of samples. Cutting the input differently
+/// changes no bit of any step.
+pub struct Listener {
+    stream: Stream,
+    hop: usize,
+    rate: u32,
+    delay: usize,
+    width: usize,
+    /// Samples that do not fill a hop yet, at the front of the row's input.
+    held: usize,
+}
+
+impl Listener {
+    /// A fresh stream of an engine.
+    ///
+    /// # Errors
+    /// The engine's model does not turn samples into scores or vectors.
+    pub fn new(engine: &Arc<Engine>) -> Result<Self, Error> {
+        let info = engine.info();
+        match (info.input, info.output) {
+            (Signal::Samples { hop, rate }, Signal::Logits { .. } | Signal::Vector { .. }) => {
+                let (delay, width) = (info.delay, info.output.len());
+                Ok(Self { stream: engine.stream(HOPS), hop, rate, delay, width, held: 0 })
+            }
+            (input, output) => Err(Error::Input {
+                expected: "a model that turns samples into scores or vectors".into(),
+                got: format!("{} ({input:?} to {output:?})", info.family),
+            }),
+        }
+    }
+
+    /// Samples of a step.
+    pub fn hop(&self) -> usize {
+        self.hop
+    }
+
+    /// Samples a second.
+    pub fn rate(&self) -> u32 {
+        self.rate
+    }
+
+    /// Samples by which the time that a step's output is of lies before the step.
+    pub fn delay(&self) -> usize {
+        self.delay
+    }
+
+    /// Samples that wait for their hop to be complete.
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Steps that the model has taken since the reset.
+    pub fn steps(&mut self) -> u64 {
+        self.stream.state().steps
+    }
+
+    /// Takes samples in and appends the output of every step that they complete to `out`.
+    ///
+    /// # Errors
+    /// The forward pass failed; the stream is then a fresh one.
+    pub fn push(&mut self, mut input: &[f32], out: &mut Vec<f32>) -> Result<(), Error> {
+        while !input.is_empty() {
+            let (now, later) = input.split_at((HOPS * self.hop - self.held).min(input.len()));
+            self.stream.row().x[self.held..][..now.len()].copy_from_slice(now);
+            self.held += now.len();
+            input = later;
+            let hops = self.held / self.hop;
+            if hops > 0 {
+                self.run(hops, out)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn run(&mut self, hops: usize, out: &mut Vec<f32>) -> Result<(), Error> {
+        if let Err(error) = self.stream.run(hops) {
+            self.reset();
+            return Err(error);
+        }
+        let (used, held, width) = (hops * self.hop, self.held, self.width);
+        let row = self.stream.row();
+        out.extend_from_slice(&row.y[..hops * width]);
+        row.x.copy_within(used..held, 0);
+        self.held -= used;
+        Ok(())
+    }
+
+    /// Completes the hop that was begun with silence, and appends the output of its step to `out`.
+    ///
+    /// # Errors
+    /// As [`Listener::push`].
+    pub fn complete(&mut self, out: &mut Vec<f32>) -> Result<(), Error> {
+        if self.held == 0 {
+            return Ok(());
+        }
+        let (held, hop) = (self.held, self.hop);
+        self.stream.row().x[held..hop].fill(0.0);
+        self.held = hop;
+        self.run(1, out)
+    }
+
+    /// Lets `samples` samples pass for which there is no input, by the model's rule.
+    pub fn gap(&mut self, samples: u64) {
+        self.stream.gap(samples as f64 / self.hop as f64);
+    }
+
+    /// Makes the stream a fresh one; what is inside is lost.
+    pub fn reset(&mut self) {
+        self.stream.reset();
+        self.held = 0;
+    }
+
+    /// What the stream remembers, held samples included.
+    pub fn snapshot(&mut self, header: SnapshotHeader) -> Snapshot {
+        let held = self.held;
+        let pending = self.stream.row().x[..held].to_vec();
+        Snapshot { states: vec![self.stream.state().clone()], pending, header }
+    }
+
+    /// Goes on from a snapshot of the same model; returns what its header says.
+    ///
+    /// # Errors
+    /// The snapshot has more than one stream, or more held samples than fit into a hop.
+    pub fn restore(&mut self, snapshot: Snapshot) -> Result<SnapshotHeader, Error> {
+        let bad = |field: &str, expected: String, got: String| Error::Snapshot { field: field.into(), expected, got };
+        let held = snapshot.pending.len();
+        if held >= self.hop {
+            return Err(bad("pending", format!("fewer than {} samples", self.hop), held.to_string()));
+        }
+        let mut states = snapshot.states.into_iter();
+        let (Some(state), None) = (states.next(), states.next()) else {
+            return Err(bad("streams", "1".into(), "another number".into()));
+        };
+        *self.stream.state() = state;
+        self.stream.row().x[..held].copy_from_slice(&snapshot.pending);
+        self.held = held;
+        Ok(snapshot.header)
+    }
+}

@@ -22,7 +22,7 @@
 
 use crate::checkpoint::{Checkpoint, Reader};
 use crate::error::Error;
-use crate::families::{Family, Listen, Options};
+use crate::families::{Family, Listen, Options, Output};
 use crate::mixer::Mixer;
 use crate::model::{Facts, Info, Model, Row, Scratch, Signal, carve, line};
 use crate::state::{State, StateLayout};
@@ -65,7 +65,7 @@ struct Aum {
     pos_embed: Vec<f32>, // (L, D) in the order of the sequence, the class tokens' own values added to their rows
     layers: Vec<Layer>,
     norm_f: Norm,
-    head: Linear, // (classes, D)
+    head: Option<Linear>, // (classes, D); none where the features are the result
 }
 
 /// What can be looked at on the way through the network, all rows of a batch together.
@@ -128,7 +128,11 @@ impl Aum {
             (true, false) => "Fo-Bi",
             _ => "Fo-Fo",
         };
-        let results = if config.pool == Pool::All && config.class == Class::None { config.tokens() } else { 1 };
+        let features = options.output == Output::Features;
+        // Upstream pools by the largest score behind its head, so its features are those of all tokens.
+        let apart = config.pool == Pool::All || config.pool == Pool::Max && features;
+        let results = if apart && config.class == Class::None { config.tokens() } else { 1 };
+        let what = if features { " features" } else { "" };
         let info = Info {
             family: FAMILY.name,
             facts: Facts::default(),
@@ -146,14 +150,17 @@ impl Aum {
             ),
             parameters: file.parameters(),
             input: ears.input(),
-            output: Signal::Logits { classes: results * config.num_classes },
+            output: match features {
+                true => Signal::Vector { dim: results * d },
+                false => Signal::Logits { classes: results * config.num_classes },
+            },
             delay: 0,
-            hash: file.hash(&format!("{config:?} {:?} {:?} carry={}", options.listen, ears.front, options.carry)),
+            hash: file.hash(&format!("{config:?} {:?} {:?} carry={}{what}", options.listen, ears.front, options.carry)),
         };
         let column = |o: usize, k: usize| proj[(o * pf + k % pf) * pt + k / pf];
         Ok(Self {
             patch_embed: Linear::pack_with(level, d, pt * pf, Some(&proj_bias), column),
-            head: Linear::pack(level, &head, config.num_classes, d, Some(&head_bias)),
+            head: (!features).then(|| Linear::pack(level, &head, config.num_classes, d, Some(&head_bias))),
             info,
             layout,
             ears,
@@ -251,8 +258,9 @@ impl Aum {
             let x = Mat::new(&hidden[row * d..], 1, d);
             add_norm(cx.level, &self.norm_f, x, MatMut::new(&mut residual[row * d..], 1, d), MatMut::new(out, 1, d));
         };
-        let head = |x: &[f32], rows: usize, y: &mut [f32]| {
-            linear(cx, Mat::new(x, rows, d), &self.head, Act::None, Store::Set, MatMut::new(y, rows, k));
+        let head = |x: &[f32], rows: usize, y: &mut [f32]| match &self.head {
+            Some(head) => linear(cx, Mat::new(x, rows, d), head, Act::None, Store::Set, MatMut::new(y, rows, k)),
+            None => y.copy_from_slice(&x[..rows * d]),
         };
         match (c.class, c.pool) {
             (Class::Middle | Class::Head | Class::End, _) => norm_row(c.class.row(l - 1), pooled),
@@ -265,6 +273,7 @@ impl Aum {
             (Class::None, pool) => {
                 (0..l).for_each(|row| norm_row(row, &mut normed[row * d..][..d]));
                 match pool {
+                    Pool::Max if self.head.is_none() => return head(normed, l, y),
                     Pool::All => {
                         tap(Tap::Features, normed);
                         return head(normed, l, y);

@@ -3,7 +3,7 @@
 use crate::checkpoint::Checkpoint;
 use crate::error::Error;
 use crate::golden::Golden;
-use crate::model::Model;
+use crate::model::{Model, Signal};
 use serde_json::Value;
 use ssm_kernels::CpuLevel;
 use std::path::Path;
@@ -76,6 +76,18 @@ pub enum Listen {
     Samples(usize),
 }
 
+/// What a model is opened to give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Output {
+    /// What it was trained for: clean samples, class scores, tokens.
+    #[default]
+    Task,
+    /// One score for each step: above 0 where there is speech (denoisers that were trained to tell).
+    Speech,
+    /// The vector that the head would see.
+    Features,
+}
+
 /// What a user may choose when opening a model.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -91,6 +103,8 @@ pub struct Options {
     pub listen: Listen,
     /// Frames and mel bins of a clip (audio classifiers); `None`: those the network was trained for.
     pub clip: Option<(usize, usize)>,
+    /// What comes out.
+    pub output: Output,
     /// Running level (denoisers).
     pub level_rule: LevelRule,
     /// Configuration: the file's `config` metadata, overlaid by a `config.json` beside it.
@@ -106,6 +120,7 @@ impl Default for Options {
             carry: false,
             listen: Listen::default(),
             clip: None,
+            output: Output::default(),
             level_rule: LevelRule::default(),
             config: None,
         }
@@ -147,9 +162,24 @@ pub fn configure(file: &Checkpoint, options: &Options) -> Result<Options, Error>
 /// Opens a model from tensors already read.
 ///
 /// # Errors
-/// As [`open`].
+/// As [`open`]; the model cannot give the output that the options ask for.
 pub fn open_checkpoint(file: &Checkpoint, options: &Options) -> Result<Arc<dyn Model>, Error> {
-    (family(file)?.open)(file, options)
+    let model = (family(file)?.open)(file, options)?;
+    let (expected, fits) = match (options.output, model.info().output) {
+        (Output::Task, _) => return Ok(model),
+        (Output::Speech, got) => ("a model that tells speech", got == Signal::Logits { classes: 1 }),
+        (Output::Features, got) => ("a model that gives its features", matches!(got, Signal::Vector { .. })),
+    };
+    if fits {
+        return Ok(model);
+    }
+    let info = model.info();
+    Err(Error::Config {
+        file: file.path.display().to_string(),
+        field: "output".into(),
+        expected: expected.into(),
+        got: format!("{} ({:?} to {:?})", info.family, info.input, info.output),
+    })
 }
 
 /// The family of a file.

@@ -40,11 +40,11 @@ mod state;
 mod vim;
 mod vmamba;
 
-pub use audio::AudioStream;
+pub use audio::{AudioStream, Listener};
 pub use engine::{Device, Engine, EngineKey, Stream};
 pub use error::Error;
 pub use families::{
-    FAMILIES, Family, LevelRule, Listen, Options, PosRule, configure, family, open, open_checkpoint, read,
+    FAMILIES, Family, LevelRule, Listen, Options, Output, PosRule, configure, family, open, open_checkpoint, read,
 };
 pub use model::{Activation, Facts, Info, Model, Pixels, Row, Scratch, Signal};
 pub use snapshot::{Snapshot, SnapshotHeader};

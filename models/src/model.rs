@@ -135,7 +135,8 @@ pub struct Info {
     /// What comes out at each step.
     pub output: Signal,
     /// Output samples that come before the first one that belongs to input: they carry nothing and are to be thrown
-    /// away ([`Signal::Samples`] only).
+    /// away. Where samples go in and something else comes out: by how many samples the time that a step's output is of
+    /// lies before the step.
     pub delay: usize,
     /// SHA-256 of the file and of the options that change the function: snapshots belong to one hash.
     pub hash: String,

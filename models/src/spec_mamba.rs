@@ -8,10 +8,13 @@
 //! knows of the past. The mask is complex with a magnitude below 1, `M = (u + i v) tanh(r) / r`, `r = |u + i v|`
 //! (the bounded ratio mask of Hu et al. 2020, section 2.3), so nothing is ever made louder. A frame is two hops long: the
 //! output lags by one hop, and a sample is complete one frame (20 ms) after it came in.
+//!
+//! From the vector before the mask a second head tells speech ([`Output::Speech`]): one score for each frame, of the hop in
+//! its middle. Mask and synthesis are left out then.
 
 use crate::checkpoint::{Checkpoint, Reader};
 use crate::error::Error;
-use crate::families::{Family, Options};
+use crate::families::{Family, Options, Output};
 use crate::golden::Golden;
 use crate::mixer::{Mixer, MixerState};
 use crate::model::{Facts, Info, Model, Row, Scratch, Signal, carve, line};
@@ -45,9 +48,19 @@ struct Layer {
 struct Places {
     /// The last hop of samples.
     tail: Range<usize>,
-    /// The half of the last output frame that the next one completes.
+    /// The half of the last output frame that the next one completes; empty where no samples come out.
     overlap: Range<usize>,
     layers: Vec<MixerState>,
+}
+
+/// What is made of the normed vectors (D).
+enum Head {
+    /// Samples, by a mask.
+    Mask(Linear), // (2F, D): u, v
+    /// The score of speech.
+    Speech(Linear), // (1, D)
+    /// Nothing.
+    Features,
 }
 
 struct SpecMamba {
@@ -60,7 +73,7 @@ struct SpecMamba {
     in_proj: Linear, // (D, F)
     layers: Vec<Layer>,
     norm_f: Norm,
-    mask: Linear, // (2F, D): u, v
+    head: Head,
 }
 
 impl SpecMamba {
@@ -102,15 +115,29 @@ impl SpecMamba {
         let norm_f = norm(&w, "norm_f")?;
         let mask = w.take("mask.weight", &[2 * bins, d])?;
         let mask_bias = w.take("mask.bias", &[2 * bins])?;
-        // Whether there is speech: of use to other elements.
-        w.take_optional("vad.weight", &[1, d])?;
-        w.take_optional("vad.bias", &[1])?;
+        let head = if options.output == Output::Speech {
+            let vad = w.take("vad.weight", &[1, d])?;
+            Head::Speech(Linear::pack(level, &vad, 1, d, Some(&w.take("vad.bias", &[1])?)))
+        } else {
+            w.take_optional("vad.weight", &[1, d])?;
+            w.take_optional("vad.bias", &[1])?;
+            match options.output {
+                Output::Features => Head::Features,
+                _ => Head::Mask(Linear::pack(level, &mask, 2 * bins, d, Some(&mask_bias))),
+            }
+        };
         w.finish()?;
+        // (output, delay, what the hash says): a frame's middle lies a hop before its end.
+        let (output, delay, what) = match head {
+            Head::Mask(_) => (Signal::Samples { hop, rate }, hop, "spec_mamba"),
+            Head::Speech(_) => (Signal::Logits { classes: 1 }, hop / 2, "spec_mamba speech"),
+            Head::Features => (Signal::Vector { dim: d }, hop / 2, "spec_mamba features"),
+        };
 
         let mut layout = StateLayout::new();
         let places = Places {
             tail: layout.add("tail", &[hop]),
-            overlap: layout.add("overlap", &[hop]),
+            overlap: if matches!(head, Head::Mask(_)) { layout.add("overlap", &[hop]) } else { 0..0 },
             layers: layers
                 .iter()
                 .enumerate()
@@ -130,13 +157,13 @@ impl SpecMamba {
             ),
             parameters: file.parameters(),
             input: Signal::Samples { hop, rate },
-            output: Signal::Samples { hop, rate },
-            delay: hop,
-            hash: file.hash("spec_mamba"),
+            output,
+            delay,
+            hash: file.hash(what),
         };
         Ok(Self {
             in_proj: Linear::pack(level, &in_proj, d, bins, Some(&in_bias)),
-            mask: Linear::pack(level, &mask, 2 * bins, d, Some(&mask_bias)),
+            head,
             stft: Stft::new(2 * hop),
             info,
             layout,
@@ -217,7 +244,23 @@ impl Model for SpecMamba {
             layer.mixer.forward(cx, x, rows, len, Some(at), s, out);
         }
         norm(&self.norm_f, hidden, residual, normed);
-        linear(cx, Mat::new(normed, m, d), &self.mask, Act::None, Store::Set, MatMut::new(values, m, 2 * f));
+        rows.iter_mut().for_each(|row| row.state.steps += len as u64);
+        let mask = match &self.head {
+            Head::Mask(mask) => mask,
+            Head::Speech(vad) => {
+                for (row, x) in rows.iter_mut().zip(normed.chunks_exact(len * d)) {
+                    linear(cx, Mat::new(x, len, d), vad, Act::None, Store::Set, MatMut::new(&mut row.y[..len], len, 1));
+                }
+                return;
+            }
+            Head::Features => {
+                for (row, x) in rows.iter_mut().zip(normed.chunks_exact(len * d)) {
+                    row.y[..len * d].copy_from_slice(x);
+                }
+                return;
+            }
+        };
+        linear(cx, Mat::new(normed, m, d), mask, Act::None, Store::Set, MatMut::new(values, m, 2 * f));
 
         // y = ISTFT(M · X)
         for (r, row) in rows.iter_mut().enumerate() {
@@ -235,7 +278,6 @@ impl Model for SpecMamba {
                 y.iter_mut().zip(&*overlap).zip(&*shares).for_each(|((y, o), s)| *y = o + s);
                 overlap.copy_from_slice(&shares[hop..]);
             }
-            row.state.steps += len as u64;
         }
     }
 
@@ -246,6 +288,9 @@ impl Model for SpecMamba {
     }
 
     fn drain(&self, cx: &Cx, row: &mut Row, partial: usize, scratch: &mut Scratch) -> usize {
+        if !matches!(self.head, Head::Mask(_)) {
+            return 0;
+        }
         let hop = self.hop();
         let left = partial + if row.state.steps > 0 { hop } else { 0 };
         let mut done = 0;
@@ -270,7 +315,7 @@ impl Model for SpecMamba {
     }
 
     fn drain_len(&self) -> usize {
-        4 * self.hop()
+        if matches!(self.head, Head::Mask(_)) { 4 * self.hop() } else { 0 }
     }
 
     fn upstream_state(&self, state: &State, name: &str) -> Option<(Vec<usize>, Vec<f32>)> {
@@ -280,10 +325,27 @@ impl Model for SpecMamba {
     }
 }
 
-/// Golden files: a whole clip, made by the training code.
+/// Golden files: a whole clip, made by the training code, and whether there is speech in its frames.
 fn verify(g: &mut Golden<'_>) -> Result<(), Error> {
     let (_, x) = g.tensor("__input__")?;
     let model = g.open(&g.open_options())?;
     let (y, _) = g.run_samples(&*model, &x, true)?;
-    g.check("__output__", &y, 5e-6)
+    g.check("__output__", &y, 5e-6)?;
+    if g.has("__tap__.vad") {
+        let model = g.open(&Options { output: Output::Speech, ..g.open_options() })?;
+        // The clip, filled up to whole hops, and the one that the last frame ends with.
+        let hop = model.info().input.len();
+        let hops = x.len().div_ceil(hop) + 1;
+        let mut filled = x;
+        filled.resize(hops * hop, 0.0);
+        let (mut rows, mut at, mut scores) = ([Row::new(&*model, hops)], 0, vec![]);
+        for len in g.cuts(hops) {
+            rows[0].x[..len * hop].copy_from_slice(&filled[at * hop..(at + len) * hop]);
+            g.forward(&*model, &mut rows, len);
+            scores.extend_from_slice(&rows[0].y[..len]);
+            at += len;
+        }
+        g.check("__tap__.vad", &scores, 5e-5)?;
+    }
+    Ok(())
 }

@@ -7,7 +7,7 @@
 
 use crate::checkpoint::{Checkpoint, Reader};
 use crate::error::Error;
-use crate::families::{Family, Options, PosRule};
+use crate::families::{Family, Options, Output, PosRule};
 use crate::golden::Golden;
 use crate::mixer::{Mixer, MixerState};
 use crate::model::{Facts, Info, Model, Row, Scratch, Signal, carve, line};
@@ -206,7 +206,7 @@ struct Vim {
     layers: Vec<Layer>,
     state: Vec<MixerState>, // empty unless frames are carried
     norm_f: Norm,
-    head: Linear, // (classes, D)
+    head: Option<Linear>, // (classes, D); none where the features are the result
 }
 
 impl Vim {
@@ -255,7 +255,10 @@ impl Vim {
         };
         let (h, width) = config.image;
         let mixer = layers.first().map(|l| &l.mixer);
-        let rows = if config.pool == Pool::All && config.class == Class::None { config.tokens() } else { 1 };
+        let features = options.output == Output::Features;
+        // Upstream pools by the largest score behind its head, so its features are those of all tokens.
+        let apart = config.pool == Pool::All || config.pool == Pool::Max && features;
+        let rows = if apart && config.class == Class::None { config.tokens() } else { 1 };
         let info = Info {
             family: FAMILY.name,
             facts: Facts::default(),
@@ -270,13 +273,21 @@ impl Vim {
             ),
             parameters: file.parameters(),
             input: Signal::Image { channels: config.channels, height: h, width },
-            output: Signal::Logits { classes: rows * config.num_classes },
+            output: match features {
+                true => Signal::Vector { dim: rows * d },
+                false => Signal::Logits { classes: rows * config.num_classes },
+            },
             delay: 0,
-            hash: file.hash(&format!("{:?} carry={}", config, options.carry)),
+            hash: file.hash(&format!(
+                "{:?} carry={}{}",
+                config,
+                options.carry,
+                if features { " features" } else { "" }
+            )),
         };
         Ok(Self {
             patch_embed: Linear::pack(level, &proj, d, config.channels * p * p, Some(&proj_bias)),
-            head: Linear::pack(level, &head, config.num_classes, d, Some(&head_bias)),
+            head: (!features).then(|| Linear::pack(level, &head, config.num_classes, d, Some(&head_bias))),
             info,
             layout,
             pos_embed,
@@ -328,8 +339,9 @@ impl Vim {
             let x = Mat::new(&hidden[row * d..], 1, d);
             add_norm(cx.level, &self.norm_f, x, MatMut::new(&mut residual[row * d..], 1, d), MatMut::new(out, 1, d));
         };
-        let head = |x: &[f32], rows: usize, y: &mut [f32]| {
-            linear(cx, Mat::new(x, rows, d), &self.head, Act::None, Store::Set, MatMut::new(y, rows, k));
+        let head = |x: &[f32], rows: usize, y: &mut [f32]| match &self.head {
+            Some(head) => linear(cx, Mat::new(x, rows, d), head, Act::None, Store::Set, MatMut::new(y, rows, k)),
+            None => y.copy_from_slice(&x[..rows * d]),
         };
         match (c.class, c.pool) {
             (Class::Middle | Class::Front, _) => norm_row(c.class.row(l - 1), pooled),
@@ -343,6 +355,7 @@ impl Vim {
                 (0..l).for_each(|row| norm_row(row, &mut normed[row * d..][..d]));
                 match pool {
                     Pool::All => return head(normed, l, y),
+                    Pool::Max if self.head.is_none() => return head(normed, l, y),
                     Pool::Max => {
                         y.fill(f32::NEG_INFINITY);
                         for row in normed.chunks_exact(d) {
@@ -461,7 +474,7 @@ fn fit_pos_embed(stored: &[f32], c: &Config, rule: PosRule) -> Result<Vec<f32>, 
     Ok(out)
 }
 
-/// Golden files: logits of whole frames, the poolings, both rules of the position embedding, the carry mode.
+/// Golden files: logits and features of whole frames, the poolings, both rules of the position embedding, the carry mode.
 fn verify(g: &mut Golden<'_>) -> Result<(), Error> {
     const TOL: f32 = 1e-5;
     let frames = |shape: &[usize]| (shape[2], shape[3]);
@@ -503,6 +516,11 @@ fn verify(g: &mut Golden<'_>) -> Result<(), Error> {
         let model = g.open(&Options { pos_rule: rule, image, ..g.open_options() })?;
         let y = g.run_frames(&*model, &x)?;
         g.check(output, &y, TOL)?;
+        if output == "__output__" && g.has("__tap__.features") {
+            let options = Options { pos_rule: rule, image, output: Output::Features, ..g.open_options() };
+            let y = g.run_frames(&*g.open(&options)?, &x)?;
+            g.check("__tap__.features", &y, TOL)?;
+        }
     }
     for pool in ["none", "max", "all", "mean"] {
         let name = format!("__output_pool_{pool}__");

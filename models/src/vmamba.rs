@@ -10,7 +10,7 @@
 
 use crate::checkpoint::{Checkpoint, Reader};
 use crate::error::Error;
-use crate::families::{Family, Options};
+use crate::families::{Family, Options, Output};
 use crate::mixer::sub;
 use crate::model::{Facts, Info, Model, Row, Scratch, Signal, carve, line};
 use crate::state::{State, StateLayout};
@@ -588,8 +588,8 @@ impl Stage {
 
 /// What is made of the last stage.
 struct Classifier {
-    norm: Norm,   // (C)
-    head: Linear, // (classes, C)
+    norm: Norm,           // (C)
+    head: Option<Linear>, // (classes, C); none where the features are the result
 }
 
 /// A place in a forward pass that golden files know: of a block, or of a stage (the block is then 0).
@@ -700,11 +700,14 @@ impl VMamba {
             if classes == 0 {
                 return Err(f.bad(head, "one class or more", "none"));
             }
-            let head = Linear::pack(level, &weight, classes, dim, Some(&bias));
+            let features = options.output == Output::Features;
+            let head = (!features).then(|| Linear::pack(level, &weight, classes, dim, Some(&bias)));
             Some(Classifier { norm: take_norm(&w, norm, dim)?, head })
         };
         w.finish()?;
 
+        let headless = classifier.as_ref().is_some_and(|c| c.head.is_none());
+        let features = if headless { " features" } else { "" };
         let info = Info {
             family: FAMILY.name,
             facts: Facts::default(),
@@ -712,11 +715,12 @@ impl VMamba {
             parameters: file.parameters(),
             input: Signal::Image { channels: config.in_chans, height: config.image.0, width: config.image.1 },
             output: match &classifier {
-                Some(c) => Signal::Logits { classes: c.head.n() },
+                Some(Classifier { head: Some(head), .. }) => Signal::Logits { classes: head.n() },
+                Some(c) => Signal::Vector { dim: c.norm.weight.len() },
                 None => Signal::Vector { dim: stages.iter().filter(|s| s.outnorm.is_some()).map(Stage::len).sum() },
             },
             delay: 0,
-            hash: file.hash(&format!("{config:?} carry={}", options.carry)),
+            hash: file.hash(&format!("{config:?} carry={}{features}", options.carry)),
         };
         Ok(Self { config, info, layout, patch_embed, pos_embed, stages, classifier })
     }
@@ -726,11 +730,18 @@ impl VMamba {
         self.stages.iter().map(Stage::len).max().unwrap_or(0)
     }
 
+    /// Features and scores of a classifier.
+    fn head_len(&self) -> (usize, usize) {
+        let width = |c: &Classifier| (c.norm.weight.len(), c.head.as_ref().map_or(0, Linear::n));
+        self.classifier.as_ref().map_or((0, 0), width)
+    }
+
     /// Working memory of a pass over `batch` frames on `threads` threads.
     fn scratch_len(&self, batch: usize, threads: usize) -> usize {
         let embed = self.patch_embed.scratch_len(self.config.in_chans, self.config.image, threads);
         let stages = self.stages.iter().map(|s| s.scratch_len(batch, threads)).max().unwrap_or(0);
-        let head = self.classifier.as_ref().map_or(0, |h| line(batch * h.head.k()) + line(batch * h.head.n()));
+        let (features, scores) = self.head_len();
+        let head = line(batch * features) + line(batch * scores);
         2 * line(batch * self.stream_len()) + head + embed.max(stages)
     }
 
@@ -747,7 +758,7 @@ impl VMamba {
         let (input, output) = (self.info.input.len(), self.info.output.len());
         let s = &mut scratch.take(self.scratch_len(batch, threads));
         let (mut x, mut next) = (carve(s, batch * self.stream_len()), carve(s, batch * self.stream_len()));
-        let head = self.classifier.as_ref().map_or((0, 0), |h| (h.head.k(), h.head.n()));
+        let head = self.head_len();
         let (features, scores) = (carve(s, batch * head.0), carve(s, batch * head.1));
         let work = &mut **s;
 
@@ -797,10 +808,16 @@ impl VMamba {
                 mean_pixels(normed, last.size.1, c, features);
             }
             tap((0, 0), Tap::Features, features);
-            let y = MatMut::new(scores, batch, head.1);
-            linear(cx, Mat::new(features, batch, c), &w.head, Act::None, Store::Set, y);
-            for (row, scores) in rows.iter_mut().zip(scores.chunks_exact(output)) {
-                row.y[at..at + output].copy_from_slice(scores);
+            let y = match &w.head {
+                Some(head) => {
+                    let y = MatMut::new(scores, batch, head.n());
+                    linear(cx, Mat::new(features, batch, c), head, Act::None, Store::Set, y);
+                    &*scores
+                }
+                None => &*features,
+            };
+            for (row, y) in rows.iter_mut().zip(y.chunks_exact(output)) {
+                row.y[at..at + output].copy_from_slice(y);
             }
         }
         rows.iter_mut().for_each(|row| row.state.steps += 1);

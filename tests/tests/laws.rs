@@ -4,7 +4,7 @@
 //! had been. Batch law: a row among others gives the same bits as the row alone.
 
 use ssm_models::kernels::{CpuLevel, Cx};
-use ssm_models::{Model, Row, Scratch, Signal, Snapshot, SnapshotHeader};
+use ssm_models::{Model, Output, Row, Scratch, Signal, Snapshot, SnapshotHeader};
 use ssm_tests::Rng;
 use ssm_tests::fabricate::FAMILIES;
 use std::cell::RefCell;
@@ -81,7 +81,13 @@ fn each(seed: u64, law: impl Fn(&str, &mut Rng, &mut Bench)) {
     for (f, (name, draw)) in FAMILIES.iter().enumerate() {
         for i in 0..DRAWS {
             let mut rng = Rng::new(seed + 1000 * f as u64 + i);
-            let fabricated = draw(&mut rng);
+            let mut fabricated = draw(&mut rng);
+            // Every third gives its features or speech instead, where the family can.
+            fabricated.options.output = match *name {
+                "vim" | "vmamba" | "aum" | "spec_mamba" if i % 6 == 2 => Output::Features,
+                "spec_mamba" if fabricated.tensors.contains_key("vad.weight") && i % 2 == 1 => Output::Speech,
+                _ => Output::Task,
+            };
             let levels: Vec<CpuLevel> = CpuLevel::present().collect();
             let (level, threads) = (levels[i as usize % levels.len()], 1 + i as usize / 2 % 2);
             let model = fabricated.open(level).unwrap_or_else(|e| panic!("{name} {i}: {e}"));

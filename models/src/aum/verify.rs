@@ -4,7 +4,7 @@ use super::config::Class;
 use super::ears::front_end;
 use super::{Aum, Tap};
 use crate::error::Error;
-use crate::families::{Listen, Options};
+use crate::families::{Listen, Options, Output};
 use crate::golden::Golden;
 use crate::model::Row;
 
@@ -54,6 +54,10 @@ pub(super) fn verify(g: &mut Golden<'_>) -> Result<(), Error> {
     }
     for (i, row) in rows.iter().enumerate() {
         g.check_state("__state__.", &model, &row.state, i, TAPS)?;
+    }
+    if g.has("__tap__.features") {
+        let y = g.run_frames(&Aum::load(g.weights(), &Options { output: Output::Features, ..options.clone() })?, &x)?;
+        g.check("__tap__.features", &y, TAPS)?;
     }
 
     // The samples it was made from.

@@ -2,7 +2,7 @@
 
 use super::{Tap, VMamba};
 use crate::error::Error;
-use crate::families::Options;
+use crate::families::{Options, Output};
 use crate::golden::Golden;
 use crate::model::{Model, Row, Scratch};
 
@@ -45,6 +45,11 @@ pub(super) fn verify(g: &mut Golden<'_>) -> Result<(), Error> {
     let y = g.run_frames(&model, &x)?;
     if model.classifier.is_some() {
         g.check("__output__", &y, tol)?;
+        if g.has("__tap__.features") {
+            let options = Options { output: Output::Features, ..options.clone() };
+            let y = g.run_frames(&VMamba::load(g.weights(), &options)?, &x)?;
+            g.check_relative("__tap__.features", &y, tol)?;
+        }
     } else {
         let mut at = 0;
         for (i, stage) in model.stages.iter().enumerate().filter(|(_, s)| s.outnorm.is_some()) {

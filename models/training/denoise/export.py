@@ -4,8 +4,8 @@ r"""Writes trained weights as safetensors, and golden files to judge other imple
         --golden ../../../tests/golden/spec_mamba_denoise.safetensors
     python export.py --tiny ../../../tests/golden/spec_mamba_tiny.safetensors
 
-A golden file holds an input (n,), the output in line with it (n,) and the mask (frames, bins, 2), computed in double
-precision from the stored weights.
+A golden file holds an input (n,), the output in line with it (n,), the mask (frames, bins, 2) and the speech logits
+(frames,), computed in double precision from the stored weights.
 """
 
 import argparse
@@ -73,9 +73,10 @@ def judged(model, n):
     """Tensors of a golden file."""
     x = synthetic(n)
     with torch.no_grad():
-        y, _, mask, _ = model.double()(torch.from_numpy(x).double()[None], details=True)
+        y, _, mask, vad = model.double()(torch.from_numpy(x).double()[None], details=True)
     tensors = {"__input__": torch.from_numpy(x), "__output__": y[0].float()}
     tensors["__tap__.mask"] = torch.view_as_real(mask[0]).float().contiguous()
+    tensors["__tap__.vad"] = vad[0].float()
     return tensors
 
 
