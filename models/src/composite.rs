@@ -19,7 +19,7 @@ use crate::bst;
 use crate::checkpoint::{Checkpoint, Reader};
 use crate::config::Fields;
 use crate::error::Error;
-use crate::families::{Family, Options};
+use crate::families::{Family, Options, Output};
 use crate::golden::Golden;
 use crate::golden_sequence;
 use crate::mamba::{head, head_scratch_len};
@@ -91,11 +91,17 @@ impl Composite {
         let classes = config.facts.labels.len();
         let head = if config.head {
             let (weight, bias) = (w.take("head.weight", &[classes, d])?, w.take_optional("head.bias", &[classes])?);
-            Some(Linear::pack(level, &weight, classes, d, bias.as_deref()))
+            let features = options.output == Output::Features;
+            (!features).then(|| Linear::pack(level, &weight, classes, d, bias.as_deref()))
         } else {
             None
         };
         w.finish()?;
+        if let (Some((h, wide)), Input::Image { height, width }) = (options.image, config.input)
+            && (h, wide) != (height, width)
+        {
+            return Err(bad(&path, "frame size", format!("{height}x{width}, as input says"), format!("{h}x{wide}")));
+        }
         let input = match config.input {
             Input::Image { height, width } => Signal::Image { channels: CHANNELS, height, width },
             Input::Samples { hop, rate } => Signal::Samples { hop, rate },
@@ -108,7 +114,7 @@ impl Composite {
             input,
             output: if head.is_some() { Signal::Logits { classes } } else { Signal::Vector { dim: d } },
             delay: 0,
-            hash: file.hash(&format!("{config:?} carry={}", options.carry)),
+            hash: file.hash(&format!("{config:?} carry={} head={}", options.carry, head.is_some())),
             facts: config.facts,
         };
         Ok(Self { info, layout, encoder, previous, in_proj, core, head, d })
@@ -285,7 +291,7 @@ impl Model for Composite {
     }
 
     fn gap(&self, state: &mut State, periods: f64) {
-        self.encoder.gap(&mut state.data, periods);
+        self.encoder.gap(state, periods);
         self.core.gap(&mut state.data, periods);
     }
 

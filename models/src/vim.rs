@@ -196,8 +196,8 @@ struct Layer {
     mixer: Mixer,
 }
 
-/// A Vim classifier.
-struct Vim {
+/// A Vim classifier, or its trunk.
+pub(crate) struct Vim {
     config: Config,
     info: Info,
     layout: StateLayout,
@@ -210,7 +210,7 @@ struct Vim {
 }
 
 impl Vim {
-    fn load(file: &Checkpoint, options: &Options) -> Result<Self, Error> {
+    pub(crate) fn load(file: &Checkpoint, options: &Options) -> Result<Self, Error> {
         let config = Config::read(file, options)?;
         let (d, level) = (config.embed_dim, options.level);
         let w = Reader::new(file);
@@ -243,8 +243,17 @@ impl Vim {
             layers.push(Layer { norm: norm(&w, "norm")?, mixer });
         }
         let norm_f = norm(&w, "norm_f")?;
-        let head = w.take("head.weight", &[config.num_classes, d])?;
-        let head_bias = w.take("head.bias", &[config.num_classes])?;
+        let features = options.output == Output::Features;
+        let head = if features {
+            // Of no use then, and a trunk may come without.
+            w.take_optional("head.weight", &[config.num_classes, d])?;
+            w.take_optional("head.bias", &[config.num_classes])?;
+            None
+        } else {
+            let weight = w.take("head.weight", &[config.num_classes, d])?;
+            let bias = w.take("head.bias", &[config.num_classes])?;
+            Some(Linear::pack(level, &weight, config.num_classes, d, Some(&bias)))
+        };
         w.finish()?;
 
         let mut layout = StateLayout::new();
@@ -255,7 +264,6 @@ impl Vim {
         };
         let (h, width) = config.image;
         let mixer = layers.first().map(|l| &l.mixer);
-        let features = options.output == Output::Features;
         // Upstream pools by the largest score behind its head, so its features are those of all tokens.
         let apart = config.pool == Pool::All || config.pool == Pool::Max && features;
         let rows = if apart && config.class == Class::None { config.tokens() } else { 1 };
@@ -287,7 +295,7 @@ impl Vim {
         };
         Ok(Self {
             patch_embed: Linear::pack(level, &proj, d, config.channels * p * p, Some(&proj_bias)),
-            head: (!features).then(|| Linear::pack(level, &head, config.num_classes, d, Some(&head_bias))),
+            head,
             info,
             layout,
             pos_embed,
@@ -299,7 +307,7 @@ impl Vim {
     }
 
     /// Working memory of a pass over `batch` frames.
-    fn scratch_len(&self, batch: usize) -> usize {
+    pub(crate) fn scratch_len(&self, batch: usize) -> usize {
         let (c, l) = (&self.config, self.config.tokens());
         let m = batch * l;
         let embed = line(l * c.channels * c.patch_size * c.patch_size) + line(l * c.embed_dim);
@@ -320,6 +328,43 @@ impl Vim {
         for (p, patch) in embedded.chunks_exact(d).enumerate() {
             let row = &mut out[c.class.patch_row(p, m) * d..][..d];
             row.iter_mut().zip(patch).for_each(|(o, p)| *o += p);
+        }
+    }
+
+    /// Frame `frame` of every row's input; the results go to the rows' outputs, or row by row to `out`.
+    pub(crate) fn frame(
+        &self,
+        cx: &Cx,
+        rows: &mut [Row],
+        frame: usize,
+        mut scratch: &mut [f32],
+        mut out: Option<MatMut<'_>>,
+    ) {
+        let (d, l, b) = (self.config.embed_dim, self.config.tokens(), rows.len());
+        let m = b * l;
+        let (input, output) = (self.info.input.len(), self.info.output.len());
+        let s = &mut scratch;
+        let (residual, hidden, normed) = (carve(s, m * d), carve(s, m * d), carve(s, m * d));
+        let (pooled, scores) = (carve(s, d), carve(s, self.config.num_classes));
+        for (row, hidden) in rows.iter().zip(hidden.chunks_exact_mut(l * d)) {
+            self.tokens(cx, &row.x[frame * input..][..input], s, hidden);
+        }
+        residual.fill(0.0);
+        for (i, layer) in self.layers.iter().enumerate() {
+            // residual += hidden; hidden = mixer(norm(residual))
+            let (h, r) = (Mat::new(hidden, m, d), MatMut::new(residual, m, d));
+            add_norm(cx.level, &layer.norm, h, r, MatMut::new(normed, m, d));
+            let out = MatMut::new(hidden, m, d);
+            layer.mixer.forward(cx, Mat::new(normed, m, d), rows, l, self.state.get(i), s, out);
+        }
+        for (i, row) in rows.iter_mut().enumerate() {
+            let part = i * l * d..(i + 1) * l * d;
+            let y = match &mut out {
+                Some(out) => out.row(i),
+                None => &mut row.y[frame * output..][..output],
+            };
+            let (hidden, residual) = (&hidden[part.clone()], &mut residual[part.clone()]);
+            self.score(cx, hidden, residual, &mut normed[part], (&mut *pooled, &mut *scores), y);
         }
     }
 
@@ -387,32 +432,10 @@ impl Model for Vim {
     }
 
     fn forward(&self, cx: &Cx, rows: &mut [Row], len: usize, scratch: &mut Scratch) {
-        let (d, l, b) = (self.config.embed_dim, self.config.tokens(), rows.len());
-        let m = b * l;
-        let (input, output) = (self.info.input.len(), self.info.output.len());
         for frame in 0..len {
-            let s = &mut scratch.take(self.scratch_len(b));
-            let (residual, hidden, normed) = (carve(s, m * d), carve(s, m * d), carve(s, m * d));
-            let (pooled, scores) = (carve(s, d), carve(s, self.config.num_classes));
-            for (row, hidden) in rows.iter().zip(hidden.chunks_exact_mut(l * d)) {
-                self.tokens(cx, &row.x[frame * input..][..input], s, hidden);
-            }
-            residual.fill(0.0);
-            for (i, layer) in self.layers.iter().enumerate() {
-                // residual += hidden; hidden = mixer(norm(residual))
-                let (h, r) = (Mat::new(hidden, m, d), MatMut::new(residual, m, d));
-                add_norm(cx.level, &layer.norm, h, r, MatMut::new(normed, m, d));
-                let out = MatMut::new(hidden, m, d);
-                layer.mixer.forward(cx, Mat::new(normed, m, d), rows, l, self.state.get(i), s, out);
-            }
-            for (i, row) in rows.iter_mut().enumerate() {
-                let part = i * l * d..(i + 1) * l * d;
-                let y = &mut row.y[frame * output..][..output];
-                let (hidden, residual) = (&hidden[part.clone()], &mut residual[part.clone()]);
-                self.score(cx, hidden, residual, &mut normed[part], (&mut *pooled, &mut *scores), y);
-                row.state.steps += 1;
-            }
+            self.frame(cx, rows, frame, scratch.take(self.scratch_len(rows.len())), None);
         }
+        rows.iter_mut().for_each(|row| row.state.steps += len as u64);
     }
 
     fn gap(&self, state: &mut State, periods: f64) {

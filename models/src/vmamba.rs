@@ -615,7 +615,7 @@ enum Tap {
 type Place = (usize, usize);
 
 /// A VMamba: a classifier, or the backbone of a dense task.
-struct VMamba {
+pub(crate) struct VMamba {
     config: Config,
     info: Info,
     layout: StateLayout,
@@ -627,7 +627,7 @@ struct VMamba {
 }
 
 impl VMamba {
-    fn load(file: &Checkpoint, options: &Options) -> Result<Self, Error> {
+    pub(crate) fn load(file: &Checkpoint, options: &Options) -> Result<Self, Error> {
         let config = Config::read(file, options)?;
         let f = Fields { file, model: options.config.as_ref().and_then(|c| c.get("model")) };
         let (w, level) = (Reader::new(file), options.level);
@@ -695,13 +695,19 @@ impl VMamba {
             None
         } else {
             let classes = w.shape(&format!("{head}.weight")).and_then(|s| s.first()).copied().unwrap_or(1);
-            let weight = w.take(&format!("{head}.weight"), &[classes, dim])?;
-            let bias = w.take(&format!("{head}.bias"), &[classes])?;
-            if classes == 0 {
-                return Err(f.bad(head, "one class or more", "none"));
-            }
-            let features = options.output == Output::Features;
-            let head = (!features).then(|| Linear::pack(level, &weight, classes, dim, Some(&bias)));
+            let head = if options.output == Output::Features {
+                // Of no use then, and a trunk may come without.
+                w.take_optional(&format!("{head}.weight"), &[classes, dim])?;
+                w.take_optional(&format!("{head}.bias"), &[classes])?;
+                None
+            } else {
+                let weight = w.take(&format!("{head}.weight"), &[classes, dim])?;
+                let bias = w.take(&format!("{head}.bias"), &[classes])?;
+                if classes == 0 {
+                    return Err(f.bad(head, "one class or more", "none"));
+                }
+                Some(Linear::pack(level, &weight, classes, dim, Some(&bias)))
+            };
             Some(Classifier { norm: take_norm(&w, norm, dim)?, head })
         };
         w.finish()?;
@@ -737,7 +743,7 @@ impl VMamba {
     }
 
     /// Working memory of a pass over `batch` frames on `threads` threads.
-    fn scratch_len(&self, batch: usize, threads: usize) -> usize {
+    pub(crate) fn scratch_len(&self, batch: usize, threads: usize) -> usize {
         let embed = self.patch_embed.scratch_len(self.config.in_chans, self.config.image, threads);
         let stages = self.stages.iter().map(|s| s.scratch_len(batch, threads)).max().unwrap_or(0);
         let (features, scores) = self.head_len();
@@ -745,7 +751,7 @@ impl VMamba {
         2 * line(batch * self.stream_len()) + head + embed.max(stages)
     }
 
-    /// One frame of every row.
+    /// One frame of every row, to its output.
     fn frame(
         &self,
         cx: &Cx,
@@ -754,9 +760,33 @@ impl VMamba {
         scratch: &mut Scratch,
         tap: &mut dyn FnMut(Place, Tap, &[f32]),
     ) {
-        let (batch, threads) = (rows.len(), cx.team.threads());
+        let s = scratch.take(self.scratch_len(rows.len(), cx.team.threads()));
+        self.frame_to(cx, rows, frame, s, None, tap);
+        rows.iter_mut().for_each(|row| row.state.steps += 1);
+    }
+
+    /// The features of frame `frame` of every row's input, row by row to `out`.
+    pub(crate) fn features(&self, cx: &Cx, rows: &mut [Row], frame: usize, scratch: &mut [f32], out: MatMut<'_>) {
+        self.frame_to(cx, rows, frame, scratch, Some(out), &mut |_, _, _| ());
+    }
+
+    /// Whether the network ends in a mean over its pixels.
+    pub(crate) fn is_pooled(&self) -> bool {
+        self.classifier.is_some()
+    }
+
+    fn frame_to(
+        &self,
+        cx: &Cx,
+        rows: &mut [Row],
+        frame: usize,
+        mut scratch: &mut [f32],
+        mut out: Option<MatMut<'_>>,
+        tap: &mut dyn FnMut(Place, Tap, &[f32]),
+    ) {
+        let batch = rows.len();
         let (input, output) = (self.info.input.len(), self.info.output.len());
-        let s = &mut scratch.take(self.scratch_len(batch, threads));
+        let s = &mut scratch;
         let (mut x, mut next) = (carve(s, batch * self.stream_len()), carve(s, batch * self.stream_len()));
         let head = self.head_len();
         let (features, scores) = (carve(s, batch * head.0), carve(s, batch * head.1));
@@ -816,11 +846,13 @@ impl VMamba {
                 }
                 None => &*features,
             };
-            for (row, y) in rows.iter_mut().zip(y.chunks_exact(output)) {
-                row.y[at..at + output].copy_from_slice(y);
+            for (i, (row, y)) in rows.iter_mut().zip(y.chunks_exact(output)).enumerate() {
+                match &mut out {
+                    Some(out) => out.row(i).copy_from_slice(y),
+                    None => row.y[at..at + output].copy_from_slice(y),
+                }
             }
         }
-        rows.iter_mut().for_each(|row| row.state.steps += 1);
     }
 }
 

@@ -3,12 +3,15 @@
 use super::config::{self, Input};
 use crate::checkpoint::{Checkpoint, Reader};
 use crate::error::Error;
-use crate::families::Options;
+use crate::families::{Options, Output};
 use crate::frontend::audio::AudioFrontend;
 use crate::mixer::shift_tail;
-use crate::model::{Row, carve, line};
+use crate::model::{Info, Model, Row, Signal, carve, line};
 use crate::s4_core::bad;
-use crate::state::StateLayout;
+use crate::state::{State, StateLayout};
+use crate::vim::Vim;
+use crate::vmamba::VMamba;
+use serde_json::{Value, json};
 use ssm_kernels::conv2d::{Conv2d, conv2d};
 use ssm_kernels::fbank::{Fbank, Work};
 use ssm_kernels::linear::{Linear, Store, linear};
@@ -22,6 +25,8 @@ pub(super) const CHANNELS: usize = 3;
 pub(super) enum Encoder {
     /// The vector that comes in.
     None(usize),
+    Vim(Box<Vim>),
+    Vmamba(Box<VMamba>),
     Conv(Conv),
     Mel(Mel),
 }
@@ -37,6 +42,23 @@ impl Encoder {
     ) -> Result<Self, Error> {
         let path = file.path.display().to_string();
         match (&config.encoder, config.input) {
+            (config::Encoder::Vim { carry, model }, Input::Image { height, width }) => {
+                w.leave();
+                let options = trunk(options, *carry, model, (height, width));
+                let net = Vim::load(&file.part("encoder."), &options)?;
+                nest(&path, net.info(), net.layout(), layout)?;
+                Ok(Self::Vim(Box::new(net)))
+            }
+            (config::Encoder::Vmamba { carry, model }, Input::Image { height, width }) => {
+                w.leave();
+                let options = trunk(options, *carry, model, (height, width));
+                let net = VMamba::load(&file.part("encoder."), &options)?;
+                if !net.is_pooled() {
+                    return Err(bad(&path, "encoder.classifier.norm", "the norm before the pooling", "none"));
+                }
+                nest(&path, net.info(), net.layout(), layout)?;
+                Ok(Self::Vmamba(Box::new(net)))
+            }
             (config::Encoder::Conv { pool }, Input::Image { height, width }) => {
                 Ok(Self::Conv(Conv::load(w, options.level, (height, width), *pool)?))
             }
@@ -54,6 +76,8 @@ impl Encoder {
     pub(super) fn width(&self) -> usize {
         match self {
             Self::None(dim) => *dim,
+            Self::Vim(e) => e.info().output.len(),
+            Self::Vmamba(e) => e.info().output.len(),
             Self::Conv(e) => e.proj.n(),
             Self::Mel(e) => e.proj.n(),
         }
@@ -63,6 +87,8 @@ impl Encoder {
     pub(super) fn sizes(&self) -> String {
         match self {
             Self::None(dim) => format!("vectors of {dim}"),
+            Self::Vim(e) => format!("vim {}", e.info().sizes),
+            Self::Vmamba(e) => format!("vmamba {}", e.info().sizes),
             Self::Conv(e) => {
                 let channels: Vec<String> = e.convs.iter().map(|c| c.out_channels().to_string()).collect();
                 format!("convolutions {}, pool 1+{}x{}", channels.join("-"), e.pool.0, e.pool.1)
@@ -80,6 +106,8 @@ impl Encoder {
     pub(super) fn scratch_len(&self, rows: usize, len: usize, threads: usize) -> usize {
         match self {
             Self::None(_) => 0,
+            Self::Vim(e) => e.scratch_len(rows),
+            Self::Vmamba(e) => e.scratch_len(rows, threads),
             Self::Conv(e) => e.scratch_len(rows * len, threads),
             Self::Mel(e) => e.scratch_len(rows * len),
         }
@@ -101,18 +129,63 @@ impl Encoder {
                     out.copy_from_slice(&row.x[..len * dim]);
                 }
             }
+            (Self::Vim(e), _) => {
+                let (n, f) = (rows.len(), e.info().output.len());
+                for frame in 0..len {
+                    let out = MatMut::strided(&mut out[frame * f..], n, f, len * f);
+                    e.frame(cx, rows, frame, scratch, Some(out));
+                }
+            }
+            (Self::Vmamba(e), _) => {
+                let (n, f) = (rows.len(), e.info().output.len());
+                for frame in 0..len {
+                    let out = MatMut::strided(&mut out[frame * f..], n, f, len * f);
+                    e.features(cx, rows, frame, scratch, out);
+                }
+            }
             (Self::Conv(e), _) => e.forward(cx, rows, len, scratch, out),
             (Self::Mel(e), Some(work)) => e.forward(cx, rows, len, work, scratch, out),
             (Self::Mel(_), None) => out.fill(0.0),
         }
     }
 
-    /// `periods` steps without input: of samples, silence.
-    pub(super) fn gap(&self, state: &mut [f32], periods: f64) {
-        if let Self::Mel(e) = self {
-            e.gap(state, periods);
+    /// `periods` steps without input: of samples, silence; carried frames by their network's rule.
+    pub(super) fn gap(&self, state: &mut State, periods: f64) {
+        match self {
+            Self::None(_) | Self::Conv(_) => {}
+            Self::Vim(e) => e.gap(state, periods),
+            Self::Vmamba(e) => e.gap(state, periods),
+            Self::Mel(e) => e.gap(&mut state.data, periods),
         }
     }
+}
+
+/// Options of a vision network inside a composite.
+fn trunk(options: &Options, carry: bool, model: &Value, image: (usize, usize)) -> Options {
+    Options {
+        image: Some(image),
+        carry: carry || options.carry,
+        output: Output::Features,
+        config: Some(json!({ "model": model })),
+        ..options.clone()
+    }
+}
+
+/// Puts the state of a vision network at the front of `layout`, so that its places stay what they are, and checks that it
+/// takes colours.
+fn nest(path: &str, info: &Info, inner: &StateLayout, layout: &mut StateLayout) -> Result<(), Error> {
+    if !matches!(info.input, Signal::Image { channels: CHANNELS, .. }) {
+        return Err(bad(
+            path,
+            "encoder",
+            format!("a network of {CHANNELS} colour planes"),
+            format!("{:?}", info.input),
+        ));
+    }
+    for span in inner.spans() {
+        layout.add(format!("encoder.{}", span.name), &span.shape);
+    }
+    Ok(())
 }
 
 /// Convolutions 3 x 3 of stride 2 with SiLU, means over the frame and over a grid's cells, a linear map.
@@ -219,7 +292,7 @@ impl Mel {
     fn load(
         w: &Reader<'_>,
         level: CpuLevel,
-        front: &serde_json::Value,
+        front: &Value,
         hop: usize,
         path: &str,
         layout: &mut StateLayout,
