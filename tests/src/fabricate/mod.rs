@@ -12,6 +12,7 @@ pub mod attenuate;
 pub mod aum;
 mod bst;
 mod cleanumamba;
+pub mod composite;
 mod mamba;
 mod mixer;
 mod moe_mamba;
@@ -36,6 +37,11 @@ pub const FAMILIES: &[(&str, Draw)] = &[
     ("spec_mamba", spec_mamba::random),
     ("aum", aum::random),
     ("attenuate", attenuate::random),
+    ("composite", composite::bare),
+    ("composite", composite::with_vim),
+    ("composite", composite::with_vmamba),
+    ("composite", composite::with_conv),
+    ("composite", composite::with_mel),
 ];
 
 /// A checkpoint that no file holds.

@@ -35,17 +35,23 @@ pub fn random(rng: &mut Rng) -> Fabricated {
         if !parallel {
             pre_norm(&mut f, rng, &layer("feedforward"));
         }
-        let (width, name) = (rng.range(1, 40), format!("{}{second}", layer("feedforward")));
         let gate = if old { "router.gate" } else { "gating.gate" };
-        f.normal(rng, &format!("{name}{gate}"), &[d, experts], 0.5);
-        let inner = format!("{name}expert_inner_function.");
-        let scale = |inputs: usize| (inputs as f32).powf(-0.5);
-        f.normal(rng, &format!("{inner}lin1_weight"), &[experts, d, width], scale(d));
-        if expert != "relu" {
-            f.normal(rng, &format!("{inner}gate_weight"), &[experts, d, width], scale(d));
-        }
-        f.normal(rng, &format!("{inner}lin2_weight"), &[experts, width, d], scale(width));
+        let name = format!("{}{second}", layer("feedforward"));
+        self::experts(&mut f, rng, &name, [d, experts], expert != "relu", gate);
     }
     f.normal(rng, "head.weight", &[vocab, d], 0.3);
     f
+}
+
+/// Adds a layer of experts under `prefix` (with its final dot), its router called `router`.
+pub fn experts(f: &mut Fabricated, rng: &mut Rng, prefix: &str, [d, experts]: [usize; 2], gated: bool, router: &str) {
+    let width = rng.range(1, 40);
+    f.normal(rng, &format!("{prefix}{router}"), &[d, experts], 0.5);
+    let inner = format!("{prefix}expert_inner_function.");
+    let scale = |inputs: usize| (inputs as f32).powf(-0.5);
+    f.normal(rng, &format!("{inner}lin1_weight"), &[experts, d, width], scale(d));
+    if gated {
+        f.normal(rng, &format!("{inner}gate_weight"), &[experts, d, width], scale(d));
+    }
+    f.normal(rng, &format!("{inner}lin2_weight"), &[experts, width, d], scale(width));
 }

@@ -124,7 +124,7 @@ pub fn mixer(f: &mut Fabricated, rng: &mut Rng, prefix: &str, s: &mixer::Sizes) 
 }
 
 /// Adds the tutorial's module.
-fn minimal(f: &mut Fabricated, rng: &mut Rng, prefix: &str, d: usize) {
+pub fn minimal(f: &mut Fabricated, rng: &mut Rng, prefix: &str, d: usize) {
     let n = rng.range(1, 9);
     let name = |n: &str| format!("{prefix}{n}");
     f.normal(rng, &name("D"), &[d], 1.0);
