@@ -162,11 +162,11 @@ impl Core {
         path: &str,
         layout: &mut StateLayout,
     ) -> Result<Self, Error> {
-        let said = Some(&config.core_fields);
+        let (said, place) = (Some(&config.core_fields), format!("{path}: core"));
         if config.core == config::Core::Bst {
-            return Ok(Self::Bst(bst::Layers::load(w, level, d, said, path, layout, "core.")?));
+            return Ok(Self::Bst(bst::Layers::load(w, level, d, said, &place, layout, "core.")?));
         }
-        let fields = Fields::new(said, path);
+        let fields = Fields::new(said, place);
         let eps = fields.number(&["norm_epsilon"])?.unwrap_or(1e-5);
         let (mut stack, mut count) = (Stack::new(d), 0);
         while count == 0 || w.has(&format!("layers.{count}.norm.weight")) {
@@ -308,4 +308,12 @@ impl Model for Composite {
 /// Golden files: scores of every step, states at the split and at the end, the continuation, other rates.
 fn verify(g: &mut Golden<'_>) -> Result<(), Error> {
     golden_sequence::verify(g, 2e-5)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn golden_files_pass() {
+        crate::golden::pass("composite");
+    }
 }

@@ -54,6 +54,19 @@ fn facts(file: &Checkpoint, tensors: bool) -> Result<Value, Failure> {
             say("input", signal(&info.input));
             say("output", signal(&info.output));
             say("delay", json!(info.delay));
+            let facts = &info.facts;
+            if !facts.parts.is_empty() {
+                let parts = facts.parts.iter().map(|(name, kind)| ((*name).to_owned(), json!(kind)));
+                say("parts", Value::Object(parts.collect()));
+                say("look_ahead", json!(facts.look_ahead));
+                if let Some(rate) = facts.step_rate {
+                    say("step_rate", json!(rate));
+                }
+            }
+            if !facts.labels.is_empty() {
+                say("labels", json!(facts.labels));
+                say("activation", json!(facts.activation.name()));
+            }
             say("state_bytes", json!(model.layout().bytes()));
             say("state", spans(&*model));
             say("hash", json!(info.hash));
@@ -100,16 +113,21 @@ fn spans(model: &dyn Model) -> Value {
 }
 
 /// The facts that people read, in order.
-const ORDER: [&str; 14] = [
+const ORDER: [&str; 19] = [
     "file",
     "format",
     "family",
     "families",
+    "parts",
     "sizes",
     "parameters",
     "input",
     "output",
+    "labels",
+    "activation",
     "delay",
+    "look_ahead",
+    "step_rate",
     "state_bytes",
     "hash",
     "sha256",
@@ -128,7 +146,15 @@ fn lines(facts: &Value) -> String {
                 line("known", names.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", "));
             }
             ("input" | "output", value) => line(key, words(value)),
-            ("delay", value) if *value == 0 => {}
+            ("parts", Value::Object(parts)) => {
+                parts.iter().for_each(|(name, kind)| line(name, kind.as_str().unwrap_or_default().to_owned()));
+            }
+            ("labels", Value::Array(names)) => {
+                line("labels", names.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", "));
+            }
+            ("delay" | "look_ahead", value) if *value == 0 => {}
+            ("look_ahead", value) => line(key, format!("{value} steps")),
+            ("step_rate", value) => line(key, format!("{value} steps a second")),
             ("delay", value) => line(key, format!("{value} samples")),
             ("state_bytes", value) => line("state", format!("{value} bytes per stream")),
             ("metadata", Value::Object(entries)) => {
@@ -187,6 +213,24 @@ mod tests {
         let text = lines(&facts);
         assert!(text.starts_with("file          ") && text.find("\nfamily") < text.find("\nhash"), "{text}");
         for line in ["family        vim\n", "state         0 bytes per stream\n", "metadata      torch.args = {"] {
+            assert!(text.contains(line), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_composite_tells_its_parts_and_labels() {
+        let facts = facts(&golden("composite_conv_mamba.safetensors"), false).unwrap();
+        assert_eq!(facts["parts"], json!({ "encoder": "conv, difference", "core": "mamba", "head": "linear" }));
+        let text = lines(&facts);
+        for line in [
+            "encoder       conv, difference\n",
+            "core          mamba\n",
+            "head          linear\n",
+            "labels        none, cut, dissolve\n",
+            "activation    softmax\n",
+            "look_ahead    2 steps\n",
+            "step_rate     25.0 steps a second\n",
+        ] {
             assert!(text.contains(line), "{text}");
         }
     }

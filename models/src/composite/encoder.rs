@@ -350,8 +350,9 @@ impl Mel {
         // Between steps a whole number of hops has been heard: what is held is the frame without its last hop.
         let held = &mut state[self.samples.clone()];
         let waiting = self.front.fbank().config().lead;
-        if let Some(held) = held.get_mut(1..1 + waiting) {
+        if let Some((held, rest)) = held.get_mut(1..).and_then(|held| held.split_at_mut_checked(waiting)) {
             shift_tail(held, 1, periods * self.hop as f64);
+            rest.fill(0.0);
         }
     }
 }

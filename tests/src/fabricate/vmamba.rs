@@ -16,6 +16,8 @@ pub fn random(rng: &mut Rng) -> Fabricated {
     let channel_first = downsample != "v1" && yes(rng);
     let downsample = if downsample == "v2" && h.min(w) < 4 << stages { "v3" } else { downsample };
     let forward_type = forward_type(rng);
+    // The vanilla type knows channels last only.
+    let channel_first = channel_first && forward_type != "v0";
     let patch_norm = rng.range(0, 3) > 0;
 
     let v2 = yes(rng);
