@@ -223,10 +223,13 @@ fn moe_mamba() -> Vec<Published> {
 /// A level of CleanUMamba: channels of the strided convolution and channels that its gate leaves.
 type Level = (usize, usize);
 
+/// Name, levels down, levels up, width of the bottom, inner widths of its layers, parameters.
+type Pruned = (&'static str, &'static [Level], &'static [Level], usize, [usize; 3], u64);
+
 /// audio-denoisers.md 2: pruned to irregular widths. Encoder from the samples on, decoder from the bottom on, width of the
 /// bottom, inner widths of its layers (each N 8, R 32).
 fn cleanumamba() -> Vec<Published> {
-    let models: [(_, &[Level], &[Level], usize, [usize; 3], u64); 2] = [
+    let models: [Pruned; 2] = [
         (
             "E6 200k",
             &[(46, 43), (66, 84), (17, 51), (24, 62), (41, 56), (47, 55)],
