@@ -84,7 +84,7 @@ fn each(seed: u64, law: impl Fn(&str, &mut Rng, &mut Bench)) {
             let mut fabricated = draw(&mut rng);
             // Every third gives its features or speech instead, where the family can.
             fabricated.options.output = match *name {
-                "vim" | "vmamba" | "aum" | "spec_mamba" if i % 6 == 2 => Output::Features,
+                "vim" | "vmamba" | "aum" | "spec_mamba" | "composite" if i % 6 == 2 => Output::Features,
                 "spec_mamba" if fabricated.tensors.contains_key("vad.weight") && i % 2 == 1 => Output::Speech,
                 _ => Output::Task,
             };
@@ -97,7 +97,8 @@ fn each(seed: u64, law: impl Fn(&str, &mut Rng, &mut Bench)) {
                 _ => rng.range(1, 60),
             };
             let mut bench = Bench { model, cx: Cx::at(level, threads), scratch: Scratch::default(), len };
-            law(&format!("{name} draw {i} at {level} on {threads} threads, {len} steps"), &mut rng, &mut bench);
+            // A family may stand in the list more than once.
+            law(&format!("{name} ({f}) draw {i} at {level} on {threads} threads, {len} steps"), &mut rng, &mut bench);
         }
     }
 }
