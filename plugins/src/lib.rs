@@ -7,15 +7,25 @@
 //! | `ssmjson` | results of the others as lines of JSON |
 #![forbid(unsafe_code)]
 
+mod analyser;
+mod base;
+mod classes;
 mod classify;
 mod denoise;
+mod ear;
+mod eye;
 mod json;
 mod model;
 mod results;
 mod state;
 mod timeline;
 
-pub use results::{ClassScore, META_NAME, Results};
+pub use results::{ClassScore, META_NAME, Results, Vector};
+
+/// Debug category of what elements have in common.
+pub(crate) static CAT: std::sync::LazyLock<gst::DebugCategory> = std::sync::LazyLock::new(|| {
+    gst::DebugCategory::new("ssm", gst::DebugColorFlags::empty(), Some("State-space elements"))
+});
 
 fn plugin_init(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
     results::register_meta();

@@ -3,12 +3,19 @@
 use gst::ClockTime;
 use gst::prelude::*;
 use serde::Serialize;
+use serde::ser::SerializeMap;
 
 /// Name of the custom meta that carries results on a buffer.
 pub const META_NAME: &str = "GstSsmResultMeta";
 
 /// Version of the fields below, in messages and JSON.
 const VERSION: u32 = 1;
+
+/// Kind of results that are classes.
+const CLASSES: &str = "classes";
+
+/// Start and duration of what a result is of.
+pub(crate) type Time = (Option<ClockTime>, Option<ClockTime>);
 
 /// Makes the meta known; harmless when done twice.
 pub(crate) fn register_meta() {
@@ -34,41 +41,110 @@ fn single<S: serde::Serializer>(value: &f64, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_f32(*value as f32)
 }
 
-/// What one element found in one buffer.
+/// A vector, as it is written in a line of JSON.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Vector {
+    /// Numbers.
+    Numbers(Vec<f32>),
+    /// Base64 (RFC 4648) of the numbers as little-endian 32-bit floats.
+    Base64(String),
+}
+
+impl Vector {
+    fn bytes(&self) -> Vec<u8> {
+        match self {
+            Self::Numbers(v) => v.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            Self::Base64(text) => glib::base64_decode(text),
+        }
+    }
+
+    /// The same as base64.
+    pub(crate) fn to_base64(&self) -> Self {
+        Self::Base64(glib::base64_encode(&self.bytes()).into())
+    }
+}
+
+/// What one element found in one buffer.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Results {
     /// Version of these fields: 1.
     pub version: u32,
-    /// Kind of the results: `classes`.
+    /// Kind of the results: `classes`, `speech` or `vector`; it says which of the last three fields is there.
     pub kind: String,
     /// Name of the element that found them.
     pub element: String,
-    /// Presentation time of the buffer in ns, in its segment.
+    /// Time that the result is of in ns, in the buffer's segment: the buffer's own, or a step's within it.
     pub pts: Option<u64>,
-    /// Duration of the buffer in ns.
+    /// Duration of what the result is of in ns.
     pub duration: Option<u64>,
     /// Steps that the model had taken in this stream, this one included.
     pub step: u64,
     /// The best classes, best first.
     pub classes: Vec<ClassScore>,
+    /// Probability of speech, 0 to 1.
+    pub speech: Option<f64>,
+    /// The model's features.
+    pub vector: Option<Vector>,
+}
+
+/// The line of JSON: the fields in order, of the last three those of the kind.
+impl Serialize for Results {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let mut line = to.serialize_map(None)?;
+        line.serialize_entry("version", &self.version)?;
+        line.serialize_entry("kind", &self.kind)?;
+        line.serialize_entry("element", &self.element)?;
+        line.serialize_entry("pts", &self.pts)?;
+        line.serialize_entry("duration", &self.duration)?;
+        line.serialize_entry("step", &self.step)?;
+        if self.kind == CLASSES {
+            line.serialize_entry("classes", &self.classes)?;
+        }
+        if let Some(speech) = self.speech {
+            line.serialize_entry("speech", &(speech as f32))?;
+        }
+        if let Some(vector) = &self.vector {
+            line.serialize_entry("vector", vector)?;
+        }
+        line.end()
+    }
 }
 
 impl Results {
-    /// Classes found in a buffer.
-    pub(crate) fn classes(element: &str, buffer: &gst::BufferRef, step: u64, classes: Vec<ClassScore>) -> Self {
+    fn new(kind: &str, element: &str, time: Time, step: u64) -> Self {
+        let (pts, duration) = time;
         Self {
             version: VERSION,
-            kind: "classes".into(),
+            kind: kind.into(),
             element: element.into(),
-            pts: buffer.pts().map(ClockTime::nseconds),
-            duration: buffer.duration().map(ClockTime::nseconds),
+            pts: pts.map(ClockTime::nseconds),
+            duration: duration.map(ClockTime::nseconds),
             step,
-            classes,
+            classes: Vec::new(),
+            speech: None,
+            vector: None,
         }
     }
 
-    /// The results as a structure of the given name: `version`, `kind`, `element`, `pts`, `duration`, `step`, and
-    /// `classes`, an array of structures `class` with `index`, `label` and `score`.
+    /// Classes found at a time.
+    pub(crate) fn classes(element: &str, time: Time, step: u64, classes: Vec<ClassScore>) -> Self {
+        Self { classes, ..Self::new(CLASSES, element, time, step) }
+    }
+
+    /// How sure an element is that there is speech.
+    pub(crate) fn speech(element: &str, time: Time, step: u64, probability: f64) -> Self {
+        Self { speech: Some(probability), ..Self::new("speech", element, time, step) }
+    }
+
+    /// A vector of features.
+    pub(crate) fn vector(element: &str, time: Time, step: u64, vector: &[f32]) -> Self {
+        Self { vector: Some(Vector::Numbers(vector.to_vec())), ..Self::new("vector", element, time, step) }
+    }
+
+    /// The results as a structure of the given name: `version`, `kind`, `element`, `pts`, `duration`, `step`, and by kind
+    /// `classes`, an array of structures `class` with `index`, `label` and `score`; `speech`, a double; `vector`, GBytes
+    /// of little-endian 32-bit floats.
     pub(crate) fn to_structure(&self, name: &str) -> gst::Structure {
         let classes = self.classes.iter().map(|c| {
             let class = gst::Structure::builder("class").field("index", c.index).field("score", c.score);
@@ -81,14 +157,16 @@ impl Results {
             .field_if_some("pts", self.pts)
             .field_if_some("duration", self.duration)
             .field("step", self.step)
-            .field("classes", gst::Array::from_values(classes))
+            .field_if("classes", gst::Array::from_values(classes), self.kind == CLASSES)
+            .field_if_some("speech", self.speech)
+            .field_if_some("vector", self.vector.as_ref().map(|v| glib::Bytes::from_owned(v.bytes())))
             .build()
     }
 
     /// Reads a structure made by [`Results::to_structure`]; `None` if a field is missing or of another type.
     pub fn from_structure(s: &gst::StructureRef) -> Option<Self> {
-        let classes = s.get::<gst::Array>("classes").ok()?;
-        let classes = classes.iter().map(|value| {
+        let classes = s.get_optional::<gst::Array>("classes").ok()?;
+        let classes = classes.iter().flat_map(|c| c.iter()).map(|value| {
             let class = value.get::<gst::Structure>().ok()?;
             Some(ClassScore {
                 index: class.get("index").ok()?,
@@ -96,6 +174,8 @@ impl Results {
                 score: class.get("score").ok()?,
             })
         });
+        let vector = s.get_optional::<glib::Bytes>("vector").ok()?;
+        let numbers = |b: glib::Bytes| b.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
         Some(Self {
             version: s.get("version").ok()?,
             kind: s.get("kind").ok()?,
@@ -104,21 +184,26 @@ impl Results {
             duration: s.get_optional("duration").ok()?,
             step: s.get("step").ok()?,
             classes: classes.collect::<Option<_>>()?,
+            speech: s.get_optional("speech").ok()?,
+            vector: vector.map(|b| Vector::Numbers(numbers(b))),
         })
     }
 
-    /// Adds the results to a buffer, behind those of elements before.
-    pub(crate) fn attach(&self, buffer: &mut gst::BufferRef) -> Result<(), glib::BoolError> {
-        let value = self.to_structure("result").to_send_value();
+    /// Adds results to a buffer, behind those of elements before.
+    pub(crate) fn attach(results: &[Self], buffer: &mut gst::BufferRef) -> Result<(), glib::BoolError> {
+        if results.is_empty() {
+            return Ok(());
+        }
+        let values = results.iter().map(|r| r.to_structure("result").to_send_value());
         if let Ok(mut meta) = gst::meta::CustomMeta::from_mut_buffer(buffer, META_NAME) {
             let s = meta.mut_structure();
             let before = s.get::<gst::Array>("results").ok();
             let before = before.iter().flat_map(|a| a.iter()).cloned();
-            s.set("results", gst::Array::from_values(before.chain([value])));
+            s.set("results", gst::Array::from_values(before.chain(values)));
             return Ok(());
         }
         let mut meta = gst::meta::CustomMeta::add(buffer, META_NAME)?;
-        meta.mut_structure().set("results", gst::Array::from_values([value]));
+        meta.mut_structure().set("results", gst::Array::from_values(values));
         Ok(())
     }
 
@@ -133,16 +218,19 @@ impl Results {
     /// of [`Results::to_structure`], `stream-time` and `running-time` in ns.
     pub(crate) fn message(&self, src: &gst::Element, factory: &str, segment: Option<&gst::Segment>) -> gst::Message {
         let mut s = self.to_structure(factory);
-        let segment = segment.and_then(|s| s.downcast_ref::<gst::ClockTime>());
-        let pts = self.pts.map(ClockTime::from_nseconds);
-        if let (Some(segment), Some(pts)) = (segment, pts) {
-            if let Some(time) = segment.to_stream_time(pts) {
-                s.set("stream-time", time.nseconds());
-            }
-            if let Some(time) = segment.to_running_time(pts) {
-                s.set("running-time", time.nseconds());
-            }
-        }
+        set_times(&mut s, self.pts.map(ClockTime::from_nseconds), segment);
         gst::message::Element::builder(s).src(src).build()
+    }
+}
+
+/// Sets `stream-time` and `running-time` of a time in a segment, in ns.
+pub(crate) fn set_times(s: &mut gst::Structure, at: Option<ClockTime>, segment: Option<&gst::Segment>) {
+    let segment = segment.and_then(|s| s.downcast_ref::<gst::ClockTime>());
+    let (Some(segment), Some(at)) = (segment, at) else { return };
+    if let Some(time) = segment.to_stream_time(at) {
+        s.set("stream-time", time.nseconds());
+    }
+    if let Some(time) = segment.to_running_time(at) {
+        s.set("running-time", time.nseconds());
     }
 }

@@ -16,26 +16,24 @@
 //! comes out, unless `state-out` is set: then it goes into the snapshot, and a run that starts with it as `state-in`
 //! continues to the bit.
 
+use crate::base::{Base, lock, metadata, templates};
+use crate::ear::{self, TOLERANCE};
 use crate::model::{Counters, ModelSettings};
 use crate::state::{self, Stateful};
 use crate::timeline::{Follows, GapPolicy, follows};
 use gst::ClockTime;
 use gst::prelude::*;
 use gst::subclass::prelude::*;
-use gst_audio::{AudioCapsBuilder, AudioFormat, AudioInfo};
-use ssm_models::{AudioStream, Engine, Error, LevelRule, Options, Signal, Snapshot, SnapshotHeader};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use gst_audio::{AudioFormat, AudioInfo};
+use ssm_models::{AudioStream, Error, LevelRule, Options, Signal, SnapshotHeader};
+use std::sync::atomic::Ordering;
+use std::sync::{LazyLock, Mutex};
 
 static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
     gst::DebugCategory::new("ssmdenoise", gst::DebugColorFlags::empty(), Some("State-space speech denoiser"))
 });
 
 const DEFAULT_MODEL: &str = "builtin:denoise";
-/// Differences between timestamps and the count of samples that are taken for jitter: what audio sinks allow, too.
-const TOLERANCE: ClockTime = ClockTime::from_mseconds(40);
-/// Channels that caps may have.
-const MAX_CHANNELS: i32 = 64;
 
 /// How the level that the network divides by is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, glib::Enum)]
@@ -93,23 +91,6 @@ impl Flow {
         (self.origin, self.given, self.taken) = (pts, 0, 0);
     }
 
-    /// Makes buffers' bytes samples; what is not finite becomes zero and is counted.
-    fn read(&mut self, bytes: &[u8]) -> Option<(usize, f32)> {
-        let mut bad = None;
-        self.samples.clear();
-        if self.info.format() == AudioFormat::F32le {
-            self.samples.extend(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)));
-            let odd = self.samples.iter_mut().enumerate().filter(|(_, s)| !s.is_finite());
-            for (i, s) in odd {
-                bad.get_or_insert((i, *s));
-                *s = 0.0;
-            }
-        } else {
-            self.samples.extend(bytes.as_chunks::<2>().0.iter().map(|b| f32::from(i16::from_le_bytes(*b)) / 32768.0));
-        }
-        bad
-    }
-
     /// The frames in `out` as a buffer with its time; `None` if there are none.
     fn take(&mut self) -> Result<Option<gst::Buffer>, glib::BoolError> {
         let frames = (self.out.len() / self.audio.channels()) as u64;
@@ -146,19 +127,10 @@ pub struct Denoise {
     sink: gst::Pad,
     src: gst::Pad,
     settings: Mutex<Settings>,
-    /// Open from READY to NULL; queries read it and never wait for a forward pass.
-    engine: Mutex<Option<Arc<Engine>>>,
+    base: Base,
     /// Held while samples are computed, never while they are pushed.
     flow: Mutex<Option<Flow>>,
-    /// A snapshot to begin with, from `state-in` or the signal `load-state`.
-    restore: Mutex<Option<Vec<u8>>>,
     segment: Mutex<Option<gst::Event>>,
-    reset: AtomicBool,
-    counters: Counters,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Denoise {
@@ -175,29 +147,17 @@ impl Denoise {
     /// Opens the engine that the settings ask for, unless it is open already.
     fn open(&self) -> Result<(), Error> {
         let settings = lock(&self.settings).clone();
-        let engine = settings.model.engine(Self::options(&settings))?;
-        if lock(&self.engine).as_ref().is_some_and(|open| Arc::ptr_eq(open, &engine)) {
-            return Ok(());
-        }
-        let delay = AudioStream::new(&engine, 1)?;
-        let latency = (delay.latency() as u64).mul_div_ceil(*ClockTime::SECOND, u64::from(delay.rate())).unwrap_or(0);
-        self.counters.latency_ns.store(latency, Ordering::Relaxed);
-        self.counters.state_bytes.store(engine.model().layout().bytes() as u64, Ordering::Relaxed);
-        if settings.model.post_messages {
-            let _ = self.obj().post_message(settings.model.message(self.obj().upcast_ref(), &engine));
-        }
-        *lock(&self.engine) = Some(engine);
-        Ok(())
-    }
-
-    fn fail(&self, error: &Error) {
-        gst::element_imp_error!(self, gst::ResourceError::OpenRead, ("{error}"));
+        self.base.open(self.obj().upcast_ref(), &settings.model, Self::options(&settings), |engine| {
+            let delay = AudioStream::new(engine, 1)?;
+            let latency = (delay.latency() as u64).mul_div_ceil(*ClockTime::SECOND, u64::from(delay.rate()));
+            Ok(latency.unwrap_or(0))
+        })
     }
 
     /// Caps that the model runs at.
     fn allowed(&self) -> gst::Caps {
         let mut caps = self.sink.pad_template_caps();
-        if let Some(Signal::Samples { rate, .. }) = lock(&self.engine).as_ref().map(|e| e.info().input) {
+        if let Some(Signal::Samples { rate, .. }) = self.base.engine().map(|e| e.info().input) {
             caps.make_mut().iter_mut().for_each(|s| s.set("rate", rate as i32));
         }
         caps
@@ -216,21 +176,17 @@ impl Denoise {
 
     fn set_caps(&self, caps: &gst::CapsRef) -> Result<(), gst::LoggableError> {
         let info = AudioInfo::from_caps(caps).map_err(|e| gst::loggable_error!(CAT, "caps {caps}: {e}"))?;
-        let engine = lock(&self.engine).clone();
-        let engine = engine.ok_or_else(|| gst::loggable_error!(CAT, "no model is open"))?;
+        let engine = self.base.engine().ok_or_else(|| gst::loggable_error!(CAT, "no model is open"))?;
         let mut audio =
             AudioStream::new(&engine, info.channels() as usize).map_err(|e| gst::loggable_error!(CAT, "{e}"))?;
         if audio.rate() != info.rate() {
             let rate = audio.rate();
             return Err(gst::loggable_error!(CAT, "rate: expected {rate} Hz (the model's), got {} Hz", info.rate()));
         }
-        let restored = lock(&self.restore).take();
-        if let Some(bytes) = restored {
-            let restored = Snapshot::load(&bytes, engine.info(), engine.model().layout());
-            if let Err(error) = restored.and_then(|s| audio.restore(s)) {
-                gst::element_imp_error!(self, gst::ResourceError::Settings, ("state-in: {error}"));
-                return Err(gst::loggable_error!(CAT, "state-in: {error}"));
-            }
+        let restored = self.base.restored(&engine);
+        if let Err(error) = restored.and_then(|s| s.map_or(Ok(()), |s| audio.restore(s))) {
+            gst::element_imp_error!(self, gst::ResourceError::Settings, ("state-in: {error}"));
+            return Err(gst::loggable_error!(CAT, "state-in: {error}"));
         }
         let (samples, out) = (Vec::new(), Vec::new());
         let flow = Flow { info, audio, origin: None, given: 0, taken: 0, discont: true, warned: false, samples, out };
@@ -269,7 +225,7 @@ impl Denoise {
             GapPolicy::Hold => flow.audio.gap(0, &mut flow.out),
             GapPolicy::Reset => {
                 flow.audio.drain(&mut flow.out);
-                Counters::add(&self.counters.resets, 1);
+                Counters::add(&self.base.counters.resets, 1);
             }
         }
     }
@@ -282,21 +238,13 @@ impl Denoise {
                 gst::element_imp_error!(self, gst::CoreError::Negotiation, ("buffer before caps"));
                 return Err(gst::FlowError::NotNegotiated);
             };
-            let bpf = flow.info.bpf() as usize;
-            if !buffer.size().is_multiple_of(bpf) {
-                gst::element_imp_error!(
-                    self,
-                    gst::StreamError::Format,
-                    ("buffer: expected a multiple of {bpf} bytes (one sample of each channel), got {}", buffer.size())
-                );
-                return Err(gst::FlowError::Error);
-            }
+            ear::whole_frames(self.obj().upcast_ref(), &buffer, flow.info.bpf() as usize)?;
             let mut before = None;
-            if self.reset.swap(false, Ordering::Relaxed) {
+            if self.base.take_reset() {
                 flow.audio.drain(&mut flow.out);
                 before = flow.take().map_err(|e| self.no_memory(e))?;
                 flow.rebase(None);
-                Counters::add(&self.counters.resets, 1);
+                Counters::add(&self.base.counters.resets, 1);
             }
             let rate = u64::from(flow.info.rate());
             match follows(flow.time(flow.taken), buffer.pts(), TOLERANCE, settings.max_gap) {
@@ -322,29 +270,15 @@ impl Denoise {
                 flow.taken = inside;
             }
             let map = buffer.map_readable().map_err(|e| self.no_memory(e))?;
-            if let Some((at, value)) = flow.read(&map) {
-                Counters::add(&self.counters.not_finite, 1);
-                if !std::mem::replace(&mut flow.warned, true) {
-                    gst::element_imp_warning!(
-                        self,
-                        gst::StreamError::Decode,
-                        (
-                            "sample {at} of the buffer at {}: expected a finite number, got {value}; \
-                             such samples are taken for silence",
-                            buffer.pts().display()
-                        )
-                    );
-                }
-            } else {
-                flow.warned = false;
-            }
+            let bad = ear::read(flow.info.format(), &map, &mut flow.samples);
+            ear::warn_of(bad, &mut flow.warned, self.obj().upcast_ref(), &self.base, &buffer);
             flow.taken += (flow.samples.len() / flow.audio.channels()) as u64;
             let steps = flow.audio.steps();
             if let Err(error) = flow.audio.push(&flow.samples, &mut flow.out) {
                 gst::element_imp_error!(self, gst::StreamError::Failed, ("{error}"));
                 return Err(gst::FlowError::Error);
             }
-            Counters::add(&self.counters.steps, flow.audio.steps().saturating_sub(steps));
+            Counters::add(&self.base.counters.steps, flow.audio.steps().saturating_sub(steps));
             (before, flow.take().map_err(|e| self.no_memory(e))?)
         };
         self.push(before.into_iter().chain(after))
@@ -352,12 +286,8 @@ impl Denoise {
 
     /// Writes `state-out`, if it is set. Says whether it is set.
     fn write_state(&self) -> bool {
-        let Some(path) = lock(&self.settings).model.state_out.clone() else { return false };
-        let Some(bytes) = self.save() else { return true };
-        if let Err(error) = state::write(&path, &bytes) {
-            gst::element_imp_error!(self, gst::ResourceError::Write, ("state-out: {path}: {error}"));
-        }
-        true
+        let model = lock(&self.settings).model.clone();
+        self.base.write_state(self.obj().upcast_ref(), &model, || self.save())
     }
 
     fn sink_event(&self, pad: &gst::Pad, event: gst::Event) -> bool {
@@ -382,7 +312,7 @@ impl Denoise {
                 });
                 if known.is_some() && !same {
                     let _ = self.drain();
-                    Counters::add(&self.counters.resets, 1);
+                    Counters::add(&self.base.counters.resets, 1);
                 }
                 self.src.push_event(event)
             }
@@ -415,7 +345,7 @@ impl Denoise {
                     flow.discont = true;
                 }
                 *lock(&self.segment) = None;
-                Counters::add(&self.counters.resets, 1);
+                Counters::add(&self.base.counters.resets, 1);
                 self.src.push_event(event)
             }
             EventView::Eos(_) => {
@@ -426,7 +356,7 @@ impl Denoise {
             }
             EventView::CustomDownstream(e) if e.structure().is_some_and(|s| s.name() == "ssm-reset") => {
                 let _ = self.drain();
-                Counters::add(&self.counters.resets, 1);
+                Counters::add(&self.base.counters.resets, 1);
                 self.src.push_event(event)
             }
             _ => gst::Pad::event_default(pad, Some(&*self.obj()), event),
@@ -446,7 +376,7 @@ impl Denoise {
                 if !self.sink.peer_query(&mut upstream) {
                     return false;
                 }
-                let own = ClockTime::from_nseconds(self.counters.latency_ns.load(Ordering::Relaxed));
+                let own = ClockTime::from_nseconds(self.base.counters.latency_ns.load(Ordering::Relaxed));
                 let (live, min, max) = upstream.result();
                 q.set(live, min + own, max.map(|max| max + own));
                 true
@@ -488,12 +418,9 @@ impl ObjectSubclass for Denoise {
             sink,
             src,
             settings: Mutex::default(),
-            engine: Mutex::default(),
+            base: Base::default(),
             flow: Mutex::default(),
-            restore: Mutex::default(),
             segment: Mutex::default(),
-            reset: AtomicBool::new(false),
-            counters: Counters::default(),
         }
     }
 }
@@ -543,16 +470,11 @@ impl ObjectImpl for Denoise {
     }
 
     fn property(&self, _id: usize, pspec: &glib::ParamSpec) -> glib::Value {
-        let engine = lock(&self.engine).clone();
         let settings = lock(&self.settings);
         match pspec.name() {
             "level-rule" => settings.level_rule.to_value(),
             "level" => settings.level.to_value(),
-            name => settings
-                .model
-                .get(name)
-                .or_else(|| self.counters.get(name, engine.as_deref()))
-                .unwrap_or_else(|| pspec.default_value().clone()),
+            _ => self.base.property(&settings.model, pspec),
         }
     }
 
@@ -564,48 +486,26 @@ impl ObjectImpl for Denoise {
 
 impl Stateful for Denoise {
     fn reset(&self) {
-        self.reset.store(true, Ordering::Relaxed);
+        self.base.ask_reset();
     }
 
     fn save(&self) -> Option<Vec<u8>> {
-        let engine = lock(&self.engine).clone()?;
         let mut flow = lock(&self.flow);
         let flow = flow.as_mut()?;
         let mut header = SnapshotHeader::default();
         if let Some(pts) = flow.time(flow.taken) {
             header.extra.insert("pts".into(), pts.nseconds().to_string());
         }
-        match flow.audio.snapshot(header).save(engine.info(), engine.model().layout()) {
-            Ok(bytes) => Some(bytes),
-            Err(error) => {
-                gst::error!(CAT, imp = self, "{error}");
-                None
-            }
-        }
+        self.base.bytes(&CAT, &flow.audio.snapshot(header))
     }
 
     fn load(&self, bytes: &[u8]) -> bool {
-        let Some(engine) = lock(&self.engine).clone() else {
-            *lock(&self.restore) = Some(bytes.to_vec());
-            return true;
-        };
         let mut flow = lock(&self.flow);
-        let snapshot = Snapshot::load(bytes, engine.info(), engine.model().layout());
-        let done = match (flow.as_mut(), snapshot) {
-            (Some(flow), Ok(snapshot)) => {
-                flow.rebase(None);
-                flow.audio.restore(snapshot)
-            }
-            (None, Ok(_)) => {
-                *lock(&self.restore) = Some(bytes.to_vec());
-                Ok(())
-            }
-            (_, Err(error)) => Err(error),
-        };
-        if let Err(error) = &done {
-            gst::element_imp_warning!(self, gst::ResourceError::Settings, ("load-state: {error}"));
-        }
-        done.is_ok()
+        self.base.load(self.obj().upcast_ref(), bytes, |snapshot| {
+            let flow = flow.as_mut()?;
+            flow.rebase(None);
+            Some(flow.audio.restore(snapshot))
+        })
     }
 }
 
@@ -614,52 +514,32 @@ impl GstObjectImpl for Denoise {}
 impl ElementImpl for Denoise {
     fn metadata() -> Option<&'static gst::subclass::ElementMetadata> {
         static METADATA: LazyLock<gst::subclass::ElementMetadata> = LazyLock::new(|| {
-            gst::subclass::ElementMetadata::new(
+            metadata(
                 "State-space denoiser",
                 "Filter/Effect/Audio",
                 "Takes noise out of speech with a state-space network whose state lives as long as the stream",
-                "gst-plugin-ssm developers",
             )
         });
         Some(&METADATA)
     }
 
     fn pad_templates() -> &'static [gst::PadTemplate] {
-        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(|| {
-            let caps = AudioCapsBuilder::new_interleaved()
-                .format_list([AudioFormat::F32le, AudioFormat::S16le])
-                .channels_range(1..=MAX_CHANNELS)
-                .build();
-            [("sink", gst::PadDirection::Sink), ("src", gst::PadDirection::Src)]
-                .into_iter()
-                .filter_map(|(name, direction)| {
-                    gst::PadTemplate::new(name, direction, gst::PadPresence::Always, &caps).ok()
-                })
-                .collect()
-        });
+        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(|| templates(&ear::caps(), &ear::caps()));
         &TEMPLATES
     }
 
     fn change_state(&self, transition: gst::StateChange) -> Result<gst::StateChangeSuccess, gst::StateChangeError> {
-        match transition {
-            gst::StateChange::NullToReady | gst::StateChange::ReadyToPaused => {
-                if let Err(error) = self.open() {
-                    self.fail(&error);
-                    return Err(gst::StateChangeError);
-                }
-            }
-            _ => {}
+        if matches!(transition, gst::StateChange::NullToReady | gst::StateChange::ReadyToPaused)
+            && let Err(error) = self.open()
+        {
+            gst::element_imp_error!(self, gst::ResourceError::OpenRead, ("{error}"));
+            return Err(gst::StateChangeError);
         }
         if transition == gst::StateChange::ReadyToPaused {
-            let path = lock(&self.settings).model.state_in.clone();
-            if let Some(path) = path {
-                match std::fs::read(&path) {
-                    Ok(bytes) => *lock(&self.restore) = Some(bytes),
-                    Err(error) => {
-                        gst::element_imp_error!(self, gst::ResourceError::NotFound, ("state-in: {path}: {error}"));
-                        return Err(gst::StateChangeError);
-                    }
-                }
+            let model = lock(&self.settings).model.clone();
+            if let Err(error) = self.base.read_state(&model) {
+                self.obj().post_error_message(error);
+                return Err(gst::StateChangeError);
             }
         }
         let done = self.parent_change_state(transition)?;
@@ -669,7 +549,7 @@ impl ElementImpl for Denoise {
                 *lock(&self.flow) = None;
                 *lock(&self.segment) = None;
             }
-            gst::StateChange::ReadyToNull => *lock(&self.engine) = None,
+            gst::StateChange::ReadyToNull => self.base.close(),
             _ => {}
         }
         Ok(done)

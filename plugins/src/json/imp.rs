@@ -10,17 +10,30 @@
 //!
 //! A line holds the fields of [`crate::Results`]; a buffer without results gives a GAP event, so that sinks keep time.
 
+use crate::base::{lock, metadata, templates};
 use crate::results::Results;
 use gst::prelude::*;
 use gst::subclass::prelude::*;
-use std::sync::LazyLock;
+use std::sync::{LazyLock, Mutex};
 
 static CAT: LazyLock<gst::DebugCategory> =
     LazyLock::new(|| gst::DebugCategory::new("ssmjson", gst::DebugColorFlags::empty(), Some("Results as JSON")));
 
+/// How vectors are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, glib::Enum)]
+#[enum_type(name = "GstSsmVectorFormat")]
+enum Format {
+    #[default]
+    #[enum_value(name = "Numbers: an array of numbers", nick = "numbers")]
+    Numbers,
+    #[enum_value(name = "Base64: little-endian 32-bit floats as base64", nick = "base64")]
+    Base64,
+}
+
 pub struct Json {
     sink: gst::Pad,
     src: gst::Pad,
+    format: Mutex<Format>,
 }
 
 impl Json {
@@ -32,9 +45,13 @@ impl Json {
             }
             return Ok(gst::FlowSuccess::Ok);
         }
+        let format = *lock(&self.format);
         let mut lines = Vec::new();
-        for result in &results {
-            if let Err(error) = serde_json::to_writer(&mut lines, result) {
+        for mut result in results {
+            if format == Format::Base64 {
+                result.vector = result.vector.map(|v| v.to_base64());
+            }
+            if let Err(error) = serde_json::to_writer(&mut lines, &result) {
                 gst::element_imp_error!(self, gst::StreamError::Encode, ("result of {}: {error}", result.element));
                 return Err(gst::FlowError::Error);
             }
@@ -89,7 +106,7 @@ impl ObjectSubclass for Json {
             })
             .build();
         let src = pad("src").flags(gst::PadFlags::FIXED_CAPS).build();
-        Self { sink, src }
+        Self { sink, src, format: Mutex::default() }
     }
 }
 
@@ -99,6 +116,27 @@ impl ObjectImpl for Json {
         let _ = self.obj().add_pad(&self.sink);
         let _ = self.obj().add_pad(&self.src);
     }
+
+    fn properties() -> &'static [glib::ParamSpec] {
+        static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
+            vec![
+                glib::ParamSpecEnum::builder_with_default("format", Format::default())
+                    .nick("Vector format")
+                    .blurb("How vectors are written")
+                    .mutable_playing()
+                    .build(),
+            ]
+        });
+        &PROPERTIES
+    }
+
+    fn set_property(&self, _id: usize, value: &glib::Value, _pspec: &glib::ParamSpec) {
+        *lock(&self.format) = value.get().unwrap_or_default();
+    }
+
+    fn property(&self, _id: usize, _pspec: &glib::ParamSpec) -> glib::Value {
+        lock(&self.format).to_value()
+    }
 }
 
 impl GstObjectImpl for Json {}
@@ -106,11 +144,10 @@ impl GstObjectImpl for Json {}
 impl ElementImpl for Json {
     fn metadata() -> Option<&'static gst::subclass::ElementMetadata> {
         static METADATA: LazyLock<gst::subclass::ElementMetadata> = LazyLock::new(|| {
-            gst::subclass::ElementMetadata::new(
+            metadata(
                 "Results as JSON",
                 "Filter/Converter",
                 "Turns the results that state-space elements attached to buffers into lines of JSON",
-                "gst-plugin-ssm developers",
             )
         });
         Some(&METADATA)
@@ -124,12 +161,7 @@ impl ElementImpl for Json {
                 .structure_with_features(gst::Structure::new_empty("audio/x-raw"), any)
                 .build();
             let lines = gst::Caps::builder("application/x-json").field("schema", "ssm-results").build();
-            [("sink", gst::PadDirection::Sink, media), ("src", gst::PadDirection::Src, lines)]
-                .into_iter()
-                .filter_map(|(name, direction, caps)| {
-                    gst::PadTemplate::new(name, direction, gst::PadPresence::Always, &caps).ok()
-                })
-                .collect()
+            templates(&media, &lines)
         });
         &TEMPLATES
     }

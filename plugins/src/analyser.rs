@@ -1,0 +1,354 @@
+//! Elements that look or listen and let the media pass untouched: what they have in common, as functions over one trait.
+
+use crate::base::{Base, lock};
+use crate::ear::{Ear, Heard};
+use crate::eye::Eye;
+use crate::model::ModelSettings;
+use crate::results::Results;
+use gst::ClockTime;
+use gst::prelude::*;
+use gst::subclass::prelude::*;
+use gst_base::prelude::*;
+use gst_base::subclass::prelude::*;
+use ssm_models::{Engine, Error, Options, Signal, SnapshotHeader};
+use std::sync::{Arc, Mutex};
+
+/// What flows between two caps.
+pub(crate) enum Sense {
+    Eye(Box<Eye>),
+    Ear(Box<Ear>),
+}
+
+/// The part of an analyser that does not depend on what it looks for.
+#[derive(Default)]
+pub(crate) struct Shared {
+    pub(crate) base: Base,
+    /// Held while something is computed, never while it is pushed or posted.
+    sense: Mutex<Option<Sense>>,
+    /// Results of steps that were completed between two buffers; the next one carries them.
+    pending: Mutex<Vec<Results>>,
+}
+
+/// What was found: results for the buffer, and structures for the bus with their time.
+#[derive(Default)]
+pub(crate) struct Found {
+    pub(crate) results: Vec<Results>,
+    pub(crate) messages: Vec<(gst::Structure, Option<ClockTime>)>,
+}
+
+/// An element that lets the media pass.
+pub(crate) trait Analyser: BaseTransformImpl {
+    /// Name of the factory, and of the messages with results.
+    const FACTORY: &'static str;
+
+    fn shared(&self) -> &Shared;
+    fn model(&self) -> ModelSettings;
+    fn options(&self) -> Options;
+    /// Refuses a model that is for something else.
+    fn fits(&self, engine: &Arc<Engine>) -> Result<(), Error>;
+    /// Every how many frames the model looks.
+    fn interval(&self) -> u32 {
+        1
+    }
+    /// Whether each result is posted on the bus, too.
+    fn posts_results(&self) -> bool {
+        true
+    }
+    /// Makes results of the model's output.
+    fn heard(&self, heard: Heard<'_>, buffer: Option<&gst::BufferRef>, found: &mut Found);
+    /// Adds what the element itself remembers to a snapshot.
+    fn keep(&self, _header: &mut SnapshotHeader) {}
+    /// Goes on from what [`Analyser::keep`] kept.
+    fn resume(&self, _header: &SnapshotHeader) {}
+}
+
+fn element<T: Analyser>(imp: &T) -> gst::Element {
+    transform(imp).upcast()
+}
+
+fn transform<T: Analyser>(imp: &T) -> gst_base::BaseTransform {
+    imp.obj().clone().upcast()
+}
+
+/// Caps that the open model takes, else those of the template.
+fn allowed(base: &Base, template: gst::Caps) -> gst::Caps {
+    let Some(engine) = base.engine() else { return template };
+    match engine.info().input {
+        Signal::Samples { rate, .. } => {
+            let mut caps = crate::ear::caps();
+            caps.make_mut().iter_mut().for_each(|s| s.set("rate", rate as i32));
+            caps.intersect(&template)
+        }
+        _ => crate::eye::caps().intersect(&template),
+    }
+}
+
+pub(crate) fn open<T: Analyser>(imp: &T) -> Result<(), Error> {
+    let model = imp.model();
+    imp.shared().base.open(&element(imp), &model, imp.options(), |engine| imp.fits(engine).map(|()| 0))
+}
+
+/// Opens on the way up, closes on the way down.
+pub(crate) fn change_state<T: Analyser>(
+    imp: &T,
+    transition: gst::StateChange,
+) -> Result<gst::StateChangeSuccess, gst::StateChangeError> {
+    if matches!(transition, gst::StateChange::NullToReady | gst::StateChange::ReadyToPaused)
+        && let Err(error) = open(imp)
+    {
+        gst::element_error!(element(imp), gst::ResourceError::OpenRead, ("{error}"));
+        return Err(gst::StateChangeError);
+    }
+    let done = imp.parent_change_state(transition)?;
+    if transition == gst::StateChange::ReadyToNull {
+        imp.shared().base.close();
+    }
+    Ok(done)
+}
+
+pub(crate) fn save<T: Analyser>(imp: &T) -> Option<Vec<u8>> {
+    let snapshot = match lock(&imp.shared().sense).as_mut()? {
+        Sense::Eye(eye) => eye.snapshot(),
+        Sense::Ear(ear) => {
+            let mut header = SnapshotHeader::default();
+            imp.keep(&mut header);
+            ear.snapshot(header)
+        }
+    };
+    imp.shared().base.bytes(&crate::CAT, &snapshot)
+}
+
+pub(crate) fn load<T: Analyser>(imp: &T, bytes: &[u8]) -> bool {
+    let shared = imp.shared();
+    shared.base.load(&element(imp), bytes, |snapshot| {
+        lock(&shared.sense).as_mut().map(|sense| match sense {
+            Sense::Eye(eye) => eye.restore(snapshot),
+            Sense::Ear(ear) => ear.restore(snapshot).map(|header| imp.resume(&header)),
+        })
+    })
+}
+
+pub(crate) fn stop<T: Analyser>(imp: &T) {
+    imp.shared().base.write_state(&element(imp), &imp.model(), || save(imp));
+    *lock(&imp.shared().sense) = None;
+    lock(&imp.shared().pending).clear();
+}
+
+pub(crate) fn transform_caps<T: Analyser>(imp: &T, caps: &gst::Caps, filter: Option<&gst::Caps>) -> Option<gst::Caps> {
+    let template = transform(imp).sink_pad().pad_template_caps();
+    let first = gst::CapsIntersectMode::First;
+    let caps = caps.intersect_with_mode(&allowed(&imp.shared().base, template), first);
+    Some(filter.map_or(caps.clone(), |f| f.intersect_with_mode(&caps, first)))
+}
+
+pub(crate) fn set_caps<T: Analyser>(imp: &T, caps: &gst::Caps) -> Result<(), gst::LoggableError> {
+    // What came before is another stream.
+    if matches!(&*lock(&imp.shared().sense), Some(Sense::Ear(ear)) if ear.began()) {
+        end(imp, true);
+    }
+    let new = || {
+        let base = &imp.shared().base;
+        let engine = base.engine().ok_or_else(|| crate::base::bad_caps("model", "an open model", "none"))?;
+        let restored = base.restored(&engine)?;
+        Ok::<_, Error>(match engine.info().input {
+            Signal::Samples { .. } => {
+                let (ear, header) = Ear::new(&engine, caps, restored)?;
+                if let Some(header) = header {
+                    imp.resume(&header);
+                }
+                Sense::Ear(Box::new(ear))
+            }
+            _ => Sense::Eye(Box::new(Eye::new(&engine, caps, restored)?)),
+        })
+    };
+    match new() {
+        Ok(sense) => {
+            *lock(&imp.shared().sense) = Some(sense);
+            Ok(())
+        }
+        Err(error) => {
+            gst::element_error!(element(imp), gst::CoreError::Negotiation, ("{error}"));
+            Err(gst::loggable_error!(crate::CAT, "{error}"))
+        }
+    }
+}
+
+/// Posts messages, their times in the current segment.
+fn post<T: Analyser>(imp: &T, found: &mut Found) {
+    if !imp.model().post_messages {
+        found.messages.clear();
+        return;
+    }
+    let (obj, segment) = (element(imp), transform(imp).segment());
+    if imp.posts_results() {
+        for result in &found.results {
+            let _ = obj.post_message(result.message(&obj, T::FACTORY, Some(&segment)));
+        }
+    }
+    for (mut structure, at) in found.messages.drain(..) {
+        crate::results::set_times(&mut structure, at, Some(&segment));
+        let _ = obj.post_message(gst::message::Element::builder(structure).src(&obj).build());
+    }
+}
+
+/// Ends the stream: what is inside is completed with silence (`whole`) or thrown away; the state is fresh then.
+fn end<T: Analyser>(imp: &T, whole: bool) {
+    let (shared, mut found) = (imp.shared(), Found::default());
+    match lock(&shared.sense).as_mut() {
+        Some(Sense::Eye(eye)) => eye.reset(&shared.base),
+        Some(Sense::Ear(ear)) => {
+            let heard = &mut |heard: Heard<'_>| imp.heard(heard, None, &mut found);
+            if whole {
+                let _ = ear.end(&element(imp), &shared.base, heard);
+            } else {
+                ear.reset(heard);
+            }
+        }
+        None => {}
+    }
+    lock(&shared.pending).clear();
+    post(imp, &mut found);
+}
+
+/// As [`end`], and counted.
+fn restart<T: Analyser>(imp: &T, whole: bool) {
+    end(imp, whole);
+    if let Some(Sense::Ear(_)) = &*lock(&imp.shared().sense) {
+        crate::model::Counters::add(&imp.shared().base.counters.resets, 1);
+    }
+}
+
+pub(crate) fn sink_event<T: Analyser>(imp: &T, event: gst::Event) -> bool {
+    use gst::EventView;
+    let shared = imp.shared();
+    let began = || match lock(&shared.sense).as_ref() {
+        Some(Sense::Eye(eye)) => eye.began(),
+        Some(Sense::Ear(ear)) => ear.began(),
+        None => false,
+    };
+    match event.view() {
+        EventView::FlushStop(_) => restart(imp, false),
+        // The first segment finds none before it.
+        EventView::Segment(e) => {
+            let current = transform(imp).segment();
+            if began() && current != *e.segment() {
+                restart(imp, true);
+            }
+        }
+        EventView::CustomDownstream(e) if e.structure().is_some_and(|s| s.name() == "ssm-reset") => restart(imp, true),
+        EventView::Gap(e) => {
+            let (pts, duration) = e.get();
+            let mut found = Found::default();
+            if let Some(Sense::Ear(ear)) = lock(&shared.sense).as_mut() {
+                let heard = &mut |heard: Heard<'_>| imp.heard(heard, None, &mut found);
+                let missing = duration.and_then(|d| (pts + d).checked_sub(ear.now()?)).filter(|m| !m.is_zero());
+                if let Some(missing) = missing {
+                    let _ = ear.gap(&element(imp), &shared.base, &imp.model(), missing, heard);
+                }
+            }
+            post(imp, &mut found);
+            lock(&shared.pending).append(&mut found.results);
+        }
+        EventView::Eos(_) => {
+            let written = shared.base.write_state(&element(imp), &imp.model(), || save(imp));
+            let ear = matches!(&*lock(&shared.sense), Some(Sense::Ear(_)));
+            if ear && !written {
+                end(imp, true);
+            }
+        }
+        _ => {}
+    }
+    imp.parent_sink_event(event)
+}
+
+pub(crate) fn transform_ip<T: Analyser>(
+    imp: &T,
+    buffer: &mut gst::BufferRef,
+) -> Result<gst::FlowSuccess, gst::FlowError> {
+    let (shared, model, obj) = (imp.shared(), imp.model(), element(imp));
+    let mut found = Found { results: std::mem::take(&mut *lock(&shared.pending)), ..Found::default() };
+    match lock(&shared.sense).as_mut() {
+        Some(Sense::Eye(eye)) => {
+            let step = eye.look(&obj, &shared.base, &model, imp.interval(), buffer)?;
+            if let Some(y) = step {
+                let start = buffer.pts().unwrap_or_default();
+                let end = start + buffer.duration().unwrap_or_default();
+                let step = shared.base.counters.steps.load(std::sync::atomic::Ordering::Relaxed);
+                imp.heard(Heard::Step { start, end, step, y }, Some(buffer), &mut found);
+            }
+        }
+        Some(Sense::Ear(ear)) => {
+            let heard = &mut |heard: Heard<'_>| imp.heard(heard, None, &mut found);
+            ear.take(&obj, &shared.base, &model, buffer, heard)?;
+        }
+        None => {
+            gst::element_error!(obj, gst::CoreError::Negotiation, ("buffer before caps"));
+            return Err(gst::FlowError::NotNegotiated);
+        }
+    }
+    Results::attach(&found.results, buffer).map_err(|error| {
+        gst::element_error!(obj, gst::StreamError::Failed, ("results: {error}"));
+        gst::FlowError::Error
+    })?;
+    post(imp, &mut found);
+    Ok(gst::FlowSuccess::Ok)
+}
+
+/// The impls of an [`Analyser`] that only hand on to the functions above. Called inside the element's `imp`.
+macro_rules! hand_on {
+    ($imp:ty) => {
+        impl crate::state::Stateful for $imp {
+            fn reset(&self) {
+                crate::analyser::Analyser::shared(self).base.ask_reset();
+            }
+
+            fn save(&self) -> Option<Vec<u8>> {
+                crate::analyser::save(self)
+            }
+
+            fn load(&self, bytes: &[u8]) -> bool {
+                crate::analyser::load(self, bytes)
+            }
+        }
+
+        impl gst::subclass::prelude::GstObjectImpl for $imp {}
+
+        impl gst_base::subclass::prelude::BaseTransformImpl for $imp {
+            const MODE: gst_base::subclass::BaseTransformMode = gst_base::subclass::BaseTransformMode::AlwaysInPlace;
+            const PASSTHROUGH_ON_SAME_CAPS: bool = false;
+            const TRANSFORM_IP_ON_PASSTHROUGH: bool = false;
+
+            fn start(&self) -> Result<(), gst::ErrorMessage> {
+                let model = crate::analyser::Analyser::model(self);
+                crate::analyser::Analyser::shared(self).base.read_state(&model)
+            }
+
+            fn stop(&self) -> Result<(), gst::ErrorMessage> {
+                crate::analyser::stop(self);
+                Ok(())
+            }
+
+            fn transform_caps(
+                &self,
+                _direction: gst::PadDirection,
+                caps: &gst::Caps,
+                filter: Option<&gst::Caps>,
+            ) -> Option<gst::Caps> {
+                crate::analyser::transform_caps(self, caps, filter)
+            }
+
+            fn set_caps(&self, incaps: &gst::Caps, _outcaps: &gst::Caps) -> Result<(), gst::LoggableError> {
+                crate::analyser::set_caps(self, incaps)
+            }
+
+            fn sink_event(&self, event: gst::Event) -> bool {
+                crate::analyser::sink_event(self, event)
+            }
+
+            fn transform_ip(&self, buffer: &mut gst::BufferRef) -> Result<gst::FlowSuccess, gst::FlowError> {
+                crate::analyser::transform_ip(self, buffer)
+            }
+        }
+    };
+}
+pub(crate) use hand_on;

@@ -1,0 +1,185 @@
+//! What every element with a model holds and does alike: its open engine, its counters, its snapshots, its pads.
+
+use crate::model::{Counters, ModelSettings};
+use crate::state;
+use gst::prelude::*;
+use ssm_models::{Engine, Error, Options, Snapshot};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Locks; what a panic left behind is used as it is.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The part of an element that does not depend on what its model is for.
+#[derive(Default)]
+pub(crate) struct Base {
+    /// Open from READY to NULL; queries read it and never wait for a forward pass.
+    engine: Mutex<Option<Arc<Engine>>>,
+    /// A snapshot to begin with, from `state-in` or the signal `load-state`.
+    restore: Mutex<Option<Vec<u8>>>,
+    reset: AtomicBool,
+    pub(crate) counters: Counters,
+}
+
+impl Base {
+    /// Opens the engine that the settings ask for, unless it is open already. `fits` refuses a model that is for
+    /// something else and tells the element's latency in ns.
+    ///
+    /// # Errors
+    /// The model cannot be opened, or `fits` refuses it.
+    pub(crate) fn open(
+        &self,
+        obj: &gst::Element,
+        settings: &ModelSettings,
+        options: Options,
+        fits: impl FnOnce(&Arc<Engine>) -> Result<u64, Error>,
+    ) -> Result<(), Error> {
+        let engine = settings.engine(options)?;
+        let latency = fits(&engine)?;
+        let before = lock(&self.engine).replace(engine.clone());
+        if before.is_none_or(|before| !Arc::ptr_eq(&before, &engine)) {
+            self.counters.latency_ns.store(latency, Ordering::Relaxed);
+            self.counters.state_bytes.store(engine.model().layout().bytes() as u64, Ordering::Relaxed);
+            if settings.post_messages {
+                let _ = obj.post_message(settings.message(obj, &engine));
+            }
+        }
+        Ok(())
+    }
+
+    /// The open engine.
+    pub(crate) fn engine(&self) -> Option<Arc<Engine>> {
+        lock(&self.engine).clone()
+    }
+
+    /// Lets the engine go.
+    pub(crate) fn close(&self) {
+        *lock(&self.engine) = None;
+    }
+
+    /// Value of a common property.
+    pub(crate) fn property(&self, settings: &ModelSettings, pspec: &glib::ParamSpec) -> glib::Value {
+        let own = settings.get(pspec.name());
+        own.or_else(|| self.counters.get(pspec.name(), self.engine().as_deref()))
+            .unwrap_or_else(|| pspec.default_value().clone())
+    }
+
+    /// Asks the streaming thread for a fresh state.
+    pub(crate) fn ask_reset(&self) {
+        self.reset.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a fresh state was asked for since the last call.
+    pub(crate) fn take_reset(&self) -> bool {
+        self.reset.swap(false, Ordering::Relaxed)
+    }
+
+    /// Reads `state-in`, if it is set.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub(crate) fn read_state(&self, settings: &ModelSettings) -> Result<(), gst::ErrorMessage> {
+        if let Some(path) = &settings.state_in {
+            let bytes = std::fs::read(path)
+                .map_err(|e| gst::error_msg!(gst::ResourceError::NotFound, ("state-in: {path}: {e}")))?;
+            *lock(&self.restore) = Some(bytes);
+        }
+        Ok(())
+    }
+
+    /// The snapshot to begin with; it is given once.
+    ///
+    /// # Errors
+    /// It belongs to another model, or is damaged.
+    pub(crate) fn restored(&self, engine: &Engine) -> Result<Option<Snapshot>, Error> {
+        let bytes = lock(&self.restore).take();
+        bytes.map(|bytes| Snapshot::load(&bytes, engine.info(), engine.model().layout())).transpose()
+    }
+
+    /// The bytes of a snapshot of the open model.
+    pub(crate) fn bytes(&self, cat: &gst::DebugCategory, snapshot: &Snapshot) -> Option<Vec<u8>> {
+        let engine = self.engine()?;
+        match snapshot.save(engine.info(), engine.model().layout()) {
+            Ok(bytes) => Some(bytes),
+            Err(error) => {
+                gst::error!(cat, "{error}");
+                None
+            }
+        }
+    }
+
+    /// Goes on from a snapshot: now, by `restore`, or, where that gives `None` because nothing flows yet, when caps come.
+    /// A snapshot of another model is refused with a warning; without an open model it is judged later.
+    pub(crate) fn load(
+        &self,
+        obj: &gst::Element,
+        bytes: &[u8],
+        restore: impl FnOnce(Snapshot) -> Option<Result<(), Error>>,
+    ) -> bool {
+        let snapshot = self.engine().map(|e| Snapshot::load(bytes, e.info(), e.model().layout()));
+        let done = match snapshot {
+            Some(Ok(snapshot)) => restore(snapshot),
+            Some(Err(error)) => Some(Err(error)),
+            None => None,
+        };
+        match done {
+            Some(Ok(())) => true,
+            Some(Err(error)) => {
+                gst::element_warning!(obj, gst::ResourceError::Settings, ("load-state: {error}"));
+                false
+            }
+            None => {
+                *lock(&self.restore) = Some(bytes.to_vec());
+                true
+            }
+        }
+    }
+
+    /// Writes `state-out`, if it is set and there is a state. Says whether it is set.
+    pub(crate) fn write_state(
+        &self,
+        obj: &gst::Element,
+        settings: &ModelSettings,
+        save: impl FnOnce() -> Option<Vec<u8>>,
+    ) -> bool {
+        let Some(path) = &settings.state_out else { return false };
+        let Some(bytes) = save() else { return true };
+        if let Err(error) = state::write(path, &bytes) {
+            gst::element_error!(obj, gst::ResourceError::Write, ("state-out: {path}: {error}"));
+        }
+        true
+    }
+}
+
+/// Always-pads `sink` and `src`.
+pub(crate) fn templates(sink: &gst::Caps, src: &gst::Caps) -> Vec<gst::PadTemplate> {
+    [("sink", gst::PadDirection::Sink, sink), ("src", gst::PadDirection::Src, src)]
+        .into_iter()
+        .filter_map(|(name, direction, caps)| {
+            gst::PadTemplate::new(name, direction, gst::PadPresence::Always, caps).ok()
+        })
+        .collect()
+}
+
+/// What `gst-inspect-1.0` says of an element.
+pub(crate) fn metadata(name: &str, class: &str, does: &str) -> gst::subclass::ElementMetadata {
+    gst::subclass::ElementMetadata::new(name, class, does, "gst-plugin-ssm developers")
+}
+
+/// A model that is for something else.
+pub(crate) fn unfit(settings: &ModelSettings, expected: &str, engine: &Engine) -> Error {
+    let info = engine.info();
+    Error::Config {
+        file: settings.model.clone().unwrap_or_default(),
+        field: "family".into(),
+        expected: expected.into(),
+        got: format!("{} ({:?} to {:?})", info.family, info.input, info.output),
+    }
+}
+
+/// Caps that an element cannot follow.
+pub(crate) fn bad_caps(field: &str, expected: impl ToString, got: impl ToString) -> Error {
+    Error::Config { file: "caps".into(), field: field.into(), expected: expected.to_string(), got: got.to_string() }
+}

@@ -1,0 +1,139 @@
+//! From scores to the classes that are told: properties, labels, the best of them.
+
+use crate::results::ClassScore;
+use glib::prelude::*;
+use gst::prelude::*;
+use ssm_models::Error;
+use ssm_models::kernels::activation::softmax;
+use std::sync::Arc;
+
+/// How scores become probabilities.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, glib::Enum)]
+#[enum_type(name = "GstSsmActivation")]
+pub(crate) enum Activation {
+    /// One class is true; the probabilities add up to 1.
+    #[default]
+    #[enum_value(name = "Softmax: one class is true", nick = "softmax")]
+    Softmax,
+    /// Any number of classes is true, each for itself.
+    #[enum_value(name = "Sigmoid: any number of classes is true", nick = "sigmoid")]
+    Sigmoid,
+}
+
+/// Properties of elements that tell classes.
+#[derive(Clone)]
+pub(crate) struct ClassSettings {
+    labels_file: Option<String>,
+    threshold: f64,
+    top_k: u32,
+    pub(crate) activation: Activation,
+}
+
+impl ClassSettings {
+    pub(crate) fn new(activation: Activation) -> Self {
+        Self { labels_file: None, threshold: 0.0, top_k: 5, activation }
+    }
+
+    pub(crate) fn properties(&self) -> Vec<glib::ParamSpec> {
+        vec![
+            glib::ParamSpecString::builder("labels-file")
+                .nick("Labels file")
+                .blurb("Names of the classes, one a line")
+                .mutable_ready()
+                .build(),
+            glib::ParamSpecDouble::builder("threshold")
+                .nick("Threshold")
+                .blurb("Classes of a lower probability are not told")
+                .minimum(0.0)
+                .maximum(1.0)
+                .default_value(self.threshold)
+                .mutable_playing()
+                .build(),
+            glib::ParamSpecUInt::builder("top-k")
+                .nick("Top k")
+                .blurb("Classes told at most for each result, best first")
+                .minimum(1)
+                .default_value(self.top_k)
+                .mutable_playing()
+                .build(),
+        ]
+    }
+
+    /// Sets a property of [`ClassSettings::properties`]; `false` if it is none of these.
+    pub(crate) fn set(&mut self, name: &str, value: &glib::Value) -> bool {
+        match name {
+            "labels-file" => self.labels_file = value.get().ok().flatten(),
+            "threshold" => self.threshold = value.get().unwrap_or(self.threshold),
+            "top-k" => self.top_k = value.get().unwrap_or(self.top_k),
+            _ => return false,
+        }
+        true
+    }
+
+    /// Value of a property of [`ClassSettings::properties`]; `None` if it is none of these.
+    pub(crate) fn get(&self, name: &str) -> Option<glib::Value> {
+        Some(match name {
+            "labels-file" => self.labels_file.to_value(),
+            "threshold" => self.threshold.to_value(),
+            "top-k" => self.top_k.to_value(),
+            _ => return None,
+        })
+    }
+}
+
+/// Finds the best classes.
+#[derive(Default)]
+pub(crate) struct Ranking {
+    labels: Option<Arc<[String]>>,
+    order: Vec<u32>,
+}
+
+impl Ranking {
+    /// For a model of `classes` classes.
+    ///
+    /// # Errors
+    /// The labels file cannot be read or has another number of lines.
+    pub(crate) fn new(settings: &ClassSettings, classes: usize) -> Result<Self, Error> {
+        let labels = settings.labels_file.as_deref().map(|file| labels(file, classes)).transpose()?;
+        Ok(Self { labels, order: Vec::new() })
+    }
+
+    /// The classes to tell. Leaves the probabilities in `scores`.
+    pub(crate) fn best(&mut self, settings: &ClassSettings, scores: &mut [f32]) -> Vec<ClassScore> {
+        match settings.activation {
+            Activation::Softmax => softmax(scores),
+            Activation::Sigmoid => scores.iter_mut().for_each(|s| *s = sigmoid(*s)),
+        }
+        let k = (settings.top_k as usize).min(scores.len());
+        self.order.clear();
+        self.order.extend(0..scores.len() as u32);
+        let better = |a: &u32, b: &u32| scores[*b as usize].total_cmp(&scores[*a as usize]).then(a.cmp(b));
+        if k < self.order.len() {
+            self.order.select_nth_unstable_by(k, better);
+        }
+        self.order[..k].sort_unstable_by(better);
+        let classes = self.order[..k].iter().map(|i| ClassScore {
+            index: *i,
+            label: self.labels.as_ref().and_then(|l| l.get(*i as usize).cloned()),
+            score: f64::from(scores[*i as usize]),
+        });
+        classes.filter(|c| c.score >= settings.threshold).collect()
+    }
+}
+
+/// 1 / (1 + exp(-x)).
+pub(crate) fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+/// Names of `classes` classes, one a line.
+fn labels(file: &str, classes: usize) -> Result<Arc<[String]>, Error> {
+    let bad =
+        |expected: String, got: String| Error::Config { file: file.into(), field: "labels-file".into(), expected, got };
+    let text = std::fs::read_to_string(file).map_err(|e| bad("a text file".into(), e.to_string()))?;
+    let lines: Vec<String> = text.trim_end().lines().map(|l| l.trim().to_owned()).collect();
+    if lines.len() != classes {
+        return Err(bad(format!("{classes} lines (the model's classes)"), format!("{} lines", lines.len())));
+    }
+    Ok(lines.into())
+}

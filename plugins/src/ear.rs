@@ -1,0 +1,350 @@
+//! Audio before a model that gives something else than audio: formats, mixing to mono, the time of every step.
+
+use crate::base::{Base, bad_caps};
+use crate::model::{Counters, ModelSettings};
+use crate::timeline::{Follows, GapPolicy, follows};
+use gst::ClockTime;
+use gst::prelude::*;
+use gst_audio::{AudioCapsBuilder, AudioFormat, AudioInfo};
+use ssm_models::{Engine, Error, Listener, Snapshot, SnapshotHeader};
+use std::sync::Arc;
+
+/// Differences between timestamps and the count of samples that are taken for jitter: what audio sinks allow, too.
+pub(crate) const TOLERANCE: ClockTime = ClockTime::from_mseconds(40);
+/// Channels that caps may have.
+const MAX_CHANNELS: i32 = 64;
+
+/// Caps that are read, at any rate.
+pub(crate) fn caps() -> gst::Caps {
+    AudioCapsBuilder::new_interleaved()
+        .format_list([AudioFormat::F32le, AudioFormat::S16le])
+        .channels_range(1..=MAX_CHANNELS)
+        .build()
+}
+
+/// Makes a buffer's bytes samples, full scale 1; what is not finite becomes zero. Returns the first such sample.
+pub(crate) fn read(format: AudioFormat, bytes: &[u8], samples: &mut Vec<f32>) -> Option<(usize, f32)> {
+    let mut bad = None;
+    samples.clear();
+    if format == AudioFormat::F32le {
+        samples.extend(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)));
+        for (i, s) in samples.iter_mut().enumerate().filter(|(_, s)| !s.is_finite()) {
+            bad.get_or_insert((i, *s));
+            *s = 0.0;
+        }
+    } else {
+        samples.extend(bytes.as_chunks::<2>().0.iter().map(|b| f32::from(i16::from_le_bytes(*b)) / 32768.0));
+    }
+    bad
+}
+
+/// Says that a buffer does not hold whole frames.
+pub(crate) fn whole_frames(obj: &gst::Element, buffer: &gst::BufferRef, bpf: usize) -> Result<(), gst::FlowError> {
+    if buffer.size().is_multiple_of(bpf) {
+        return Ok(());
+    }
+    gst::element_error!(
+        obj,
+        gst::StreamError::Format,
+        ("buffer: expected a multiple of {bpf} bytes (one sample of each channel), got {}", buffer.size())
+    );
+    Err(gst::FlowError::Error)
+}
+
+/// Counts samples that are no numbers, and warns once a stretch of them.
+pub(crate) fn warn_of(
+    bad: Option<(usize, f32)>,
+    warned: &mut bool,
+    obj: &gst::Element,
+    base: &Base,
+    buffer: &gst::BufferRef,
+) {
+    let Some((at, value)) = bad else {
+        *warned = false;
+        return;
+    };
+    Counters::add(&base.counters.not_finite, 1);
+    if !std::mem::replace(warned, true) {
+        gst::element_warning!(
+            obj,
+            gst::StreamError::Decode,
+            (
+                "sample {at} of the buffer at {}: expected a finite number, got {value}; such samples are taken for \
+                 silence",
+                buffer.pts().display()
+            )
+        );
+    }
+}
+
+/// What an audio stream has to tell.
+pub(crate) enum Heard<'a> {
+    /// The model took a step: the time it is of, its number since the reset, its output.
+    Step { start: ClockTime, end: ClockTime, step: u64, y: &'a mut [f32] },
+    /// From here to there nothing came.
+    Gap { from: ClockTime, to: ClockTime },
+    /// The stream ended or begins anew: all that came ended here.
+    End { at: ClockTime },
+}
+
+/// A stream of audio, as one mono stream of the engine. Times are of the samples: first buffer's time and samples since;
+/// buffers without times count from 0.
+pub(crate) struct Ear {
+    info: AudioInfo,
+    listener: Listener,
+    origin: Option<ClockTime>,
+    /// Samples since `origin`.
+    taken: u64,
+    /// Whether `origin` comes from a snapshot and no buffer has confirmed it.
+    resumed: bool,
+    warned: bool,
+    samples: Vec<f32>,
+    out: Vec<f32>,
+}
+
+impl Ear {
+    /// A stream of `caps`. Returns the snapshot's header with it.
+    ///
+    /// # Errors
+    /// The caps or the model are for something else, or the snapshot does not fit.
+    pub(crate) fn new(
+        engine: &Arc<Engine>,
+        caps: &gst::CapsRef,
+        restored: Option<Snapshot>,
+    ) -> Result<(Self, Option<SnapshotHeader>), Error> {
+        let info = AudioInfo::from_caps(caps).map_err(|e| bad_caps("audio/x-raw", "whole caps", e))?;
+        let listener = Listener::new(engine)?;
+        if listener.rate() != info.rate() {
+            let expected = format!("{} Hz (the model's)", listener.rate());
+            return Err(bad_caps("rate", expected, format!("{} Hz", info.rate())));
+        }
+        let mut ear = Self {
+            info,
+            listener,
+            origin: None,
+            taken: 0,
+            resumed: false,
+            warned: false,
+            samples: Vec::new(),
+            out: Vec::new(),
+        };
+        let header = restored.map(|snapshot| ear.restore(snapshot)).transpose()?;
+        Ok((ear, header))
+    }
+
+    /// Time of the `n`th sample since `origin`.
+    fn time(&self, n: u64) -> ClockTime {
+        let since = n.mul_div_floor(*ClockTime::SECOND, u64::from(self.info.rate())).unwrap_or(0);
+        self.origin.unwrap_or(ClockTime::ZERO) + ClockTime::from_nseconds(since)
+    }
+
+    fn samples_in(&self, time: ClockTime) -> u64 {
+        time.nseconds().mul_div_round(u64::from(self.info.rate()), *ClockTime::SECOND).unwrap_or(0)
+    }
+
+    /// Begins a new count of time; no hop is under way.
+    fn rebase(&mut self, pts: Option<ClockTime>) {
+        (self.origin, self.taken, self.resumed) = (pts, 0, false);
+    }
+
+    /// Tells the steps in `out`; the first of them began at sample `from`.
+    fn tell(&mut self, from: u64, obj: &gst::Element, base: &Base, heard: &mut dyn FnMut(Heard<'_>)) {
+        let (hop, delay) = (self.listener.hop() as u64, self.listener.delay() as u64);
+        let mut out = std::mem::take(&mut self.out);
+        let width = base.engine().map_or(1, |e| e.info().output.len());
+        let steps = (out.len() / width) as u64;
+        let first = self.listener.steps().saturating_sub(steps);
+        Counters::add(&base.counters.steps, steps);
+        for (i, y) in out.chunks_exact_mut(width).enumerate() {
+            let at = from + i as u64 * hop;
+            if let Some(value) = y.iter().find(|v| !v.is_finite()) {
+                Counters::add(&base.counters.not_finite, 1);
+                if !std::mem::replace(&mut self.warned, true) {
+                    gst::element_warning!(
+                        obj,
+                        gst::StreamError::Decode,
+                        ("audio at {}: expected finite scores, got {value}; the state is reset", self.time(at))
+                    );
+                }
+                self.listener.reset();
+                Counters::add(&base.counters.resets, 1);
+                heard(Heard::End { at: self.time(at) });
+                break;
+            }
+            let (start, end) = (self.time(at.saturating_sub(delay)), self.time((at + hop).saturating_sub(delay)));
+            heard(Heard::Step { start, end, step: first + i as u64 + 1, y });
+        }
+        out.clear();
+        self.out = out;
+    }
+
+    fn failed(&mut self, obj: &gst::Element, error: &Error) -> gst::FlowError {
+        gst::element_error!(obj, gst::StreamError::Failed, ("{error}"));
+        self.out.clear();
+        gst::FlowError::Error
+    }
+
+    /// Completes the hop that was begun, with silence.
+    fn complete(
+        &mut self,
+        obj: &gst::Element,
+        base: &Base,
+        heard: &mut dyn FnMut(Heard<'_>),
+    ) -> Result<(), gst::FlowError> {
+        let from = self.taken - (self.listener.held() as u64).min(self.taken);
+        if let Err(error) = self.listener.complete(&mut self.out) {
+            return Err(self.failed(obj, &error));
+        }
+        self.tell(from, obj, base, heard);
+        Ok(())
+    }
+
+    /// Takes a buffer in.
+    ///
+    /// # Errors
+    /// The buffer does not hold whole frames, or the engine failed; the element has said so.
+    pub(crate) fn take(
+        &mut self,
+        obj: &gst::Element,
+        base: &Base,
+        settings: &ModelSettings,
+        buffer: &gst::BufferRef,
+        heard: &mut dyn FnMut(Heard<'_>),
+    ) -> Result<(), gst::FlowError> {
+        whole_frames(obj, buffer, self.info.bpf() as usize)?;
+        if base.take_reset() {
+            self.restart(obj, base, heard)?;
+        }
+        match follows(self.now(), buffer.pts(), TOLERANCE, settings.max_gap) {
+            Follows::On => {}
+            // A restored stream may go on at any time.
+            _ if self.resumed => self.origin = None,
+            Follows::Gap(missing) => self.gap(obj, base, settings, missing, heard)?,
+            Follows::Jump => self.restart(obj, base, heard)?,
+        }
+        if self.origin.is_none() && buffer.pts().is_some() {
+            let held = self.listener.held() as u64;
+            let earlier = held.mul_div_round(*ClockTime::SECOND, u64::from(self.info.rate())).unwrap_or(0);
+            self.rebase(buffer.pts().map(|pts| pts.saturating_sub(ClockTime::from_nseconds(earlier))));
+            self.taken = held;
+        }
+        self.resumed = false;
+        let map = buffer.map_readable().map_err(|e| {
+            gst::element_error!(obj, gst::StreamError::Failed, ("buffer: {e}"));
+            gst::FlowError::Error
+        })?;
+        let bad = read(self.info.format(), &map, &mut self.samples);
+        warn_of(bad, &mut self.warned, obj, base, buffer);
+        let channels = self.info.channels() as usize;
+        if channels > 1 {
+            let frames = self.samples.len() / channels;
+            for i in 0..frames {
+                let frame = &self.samples[i * channels..][..channels];
+                self.samples[i] = frame.iter().sum::<f32>() / channels as f32;
+            }
+            self.samples.truncate(frames);
+        }
+        let from = self.taken - (self.listener.held() as u64).min(self.taken);
+        self.taken += self.samples.len() as u64;
+        if let Err(error) = self.listener.push(&self.samples, &mut self.out) {
+            return Err(self.failed(obj, &error));
+        }
+        self.tell(from, obj, base, heard);
+        Ok(())
+    }
+
+    /// Nothing comes for a time: what is inside is completed with silence, the state ages, stays or starts anew.
+    ///
+    /// # Errors
+    /// The engine failed; the element has said so.
+    pub(crate) fn gap(
+        &mut self,
+        obj: &gst::Element,
+        base: &Base,
+        settings: &ModelSettings,
+        missing: ClockTime,
+        heard: &mut dyn FnMut(Heard<'_>),
+    ) -> Result<(), gst::FlowError> {
+        if settings.gap_policy == GapPolicy::Reset || missing > settings.max_gap {
+            return self.restart(obj, base, heard);
+        }
+        let from = self.time(self.taken);
+        self.complete(obj, base, heard)?;
+        if settings.gap_policy == GapPolicy::Step {
+            self.listener.gap(self.samples_in(missing));
+        }
+        let to = from + missing;
+        heard(Heard::Gap { from, to });
+        self.rebase(self.origin.map(|_| to));
+        Ok(())
+    }
+
+    /// The stream ends or begins anew: what is inside is completed with silence; the state is fresh then.
+    ///
+    /// # Errors
+    /// The engine failed; the element has said so.
+    pub(crate) fn end(
+        &mut self,
+        obj: &gst::Element,
+        base: &Base,
+        heard: &mut dyn FnMut(Heard<'_>),
+    ) -> Result<(), gst::FlowError> {
+        self.complete(obj, base, heard)?;
+        self.reset(heard);
+        Ok(())
+    }
+
+    /// As [`Ear::end`], and counted.
+    fn restart(
+        &mut self,
+        obj: &gst::Element,
+        base: &Base,
+        heard: &mut dyn FnMut(Heard<'_>),
+    ) -> Result<(), gst::FlowError> {
+        Counters::add(&base.counters.resets, 1);
+        self.end(obj, base, heard)
+    }
+
+    /// Makes the state a fresh one; what is inside is lost.
+    pub(crate) fn reset(&mut self, heard: &mut dyn FnMut(Heard<'_>)) {
+        heard(Heard::End { at: self.time(self.taken) });
+        self.listener.reset();
+        self.rebase(None);
+    }
+
+    /// Time of the next sample, once one has come.
+    pub(crate) fn now(&self) -> Option<ClockTime> {
+        self.origin.map(|_| self.time(self.taken))
+    }
+
+    /// Whether samples have come.
+    pub(crate) fn began(&self) -> bool {
+        self.taken > 0 || self.origin.is_some()
+    }
+
+    /// The state with its place in time.
+    pub(crate) fn snapshot(&mut self, mut header: SnapshotHeader) -> Snapshot {
+        if let Some(origin) = self.origin {
+            header.extra.insert("origin".into(), origin.nseconds().to_string());
+            header.extra.insert("pts".into(), self.time(self.taken).nseconds().to_string());
+        }
+        header.extra.insert("taken".into(), self.taken.to_string());
+        self.listener.snapshot(header)
+    }
+
+    /// Goes on from a snapshot, at the same place in time if the next buffer stands there. Returns its header.
+    ///
+    /// # Errors
+    /// It does not fit.
+    pub(crate) fn restore(&mut self, snapshot: Snapshot) -> Result<SnapshotHeader, Error> {
+        let header = self.listener.restore(snapshot)?;
+        let number = |name: &str| header.extra.get(name).and_then(|v| v.parse::<u64>().ok());
+        // Times that cannot be would overflow later.
+        let sane = |n: &u64| *n < 1 << 62;
+        let origin = number("origin").filter(sane).map(ClockTime::from_nseconds);
+        self.rebase(origin);
+        self.taken = number("taken").filter(|n| *n < 1 << 48).unwrap_or(0).max(self.listener.held() as u64);
+        self.resumed = true;
+        Ok(header)
+    }
+}

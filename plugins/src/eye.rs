@@ -1,0 +1,214 @@
+//! Video frames before a model: formats, preprocessing, the time between frames.
+
+use crate::base::{Base, bad_caps};
+use crate::model::{Counters, ModelSettings};
+use crate::timeline::{Follows, GapPolicy, follows};
+use gst::ClockTime;
+use gst::prelude::*;
+use gst_video::prelude::*;
+use gst_video::{VideoCapsBuilder, VideoFormat, VideoFrameRef, VideoInfo};
+use ssm_models::frontend::image::{ImagePlan, PixelFormat, Plane, Yuv};
+use ssm_models::kernels::Cx;
+use ssm_models::{Engine, Error, Signal, Snapshot, SnapshotHeader, Stream};
+use std::sync::Arc;
+
+/// Frame time where caps say none.
+const DEFAULT_FRAME: ClockTime = ClockTime::from_mseconds(40);
+
+/// The formats that the front end reads.
+const FORMATS: [VideoFormat; 13] = [
+    VideoFormat::Rgb,
+    VideoFormat::Bgr,
+    VideoFormat::Rgbx,
+    VideoFormat::Bgrx,
+    VideoFormat::Xrgb,
+    VideoFormat::Xbgr,
+    VideoFormat::Rgba,
+    VideoFormat::Bgra,
+    VideoFormat::Argb,
+    VideoFormat::Abgr,
+    VideoFormat::Gray8,
+    VideoFormat::I420,
+    VideoFormat::Nv12,
+];
+
+/// Caps that are read.
+pub(crate) fn caps() -> gst::Caps {
+    VideoCapsBuilder::new().format_list(FORMATS).build()
+}
+
+/// The front end's name of a format; `None` for one that is not in [`FORMATS`].
+fn pixels(info: &VideoInfo) -> Option<PixelFormat> {
+    let colour = info.colorimetry();
+    let full = colour.range() == gst_video::VideoColorRange::Range0_255;
+    let yuv = match (colour.matrix(), full) {
+        (gst_video::VideoColorMatrix::Bt709, true) => Yuv::Bt709Full,
+        (gst_video::VideoColorMatrix::Bt709, false) => Yuv::Bt709Limited,
+        (_, true) => Yuv::Bt601Full,
+        (_, false) => Yuv::Bt601Limited,
+    };
+    Some(match info.format() {
+        VideoFormat::Rgb => PixelFormat::Rgb,
+        VideoFormat::Bgr => PixelFormat::Bgr,
+        VideoFormat::Rgbx => PixelFormat::Rgbx,
+        VideoFormat::Bgrx => PixelFormat::Bgrx,
+        VideoFormat::Xrgb => PixelFormat::Xrgb,
+        VideoFormat::Xbgr => PixelFormat::Xbgr,
+        VideoFormat::Rgba => PixelFormat::Rgba,
+        VideoFormat::Bgra => PixelFormat::Bgra,
+        VideoFormat::Argb => PixelFormat::Argb,
+        VideoFormat::Abgr => PixelFormat::Abgr,
+        VideoFormat::Gray8 => PixelFormat::Gray8,
+        VideoFormat::I420 => PixelFormat::I420(yuv),
+        VideoFormat::Nv12 => PixelFormat::Nv12(yuv),
+        _ => return None,
+    })
+}
+
+/// A stream of frames of one size and format.
+pub(crate) struct Eye {
+    info: VideoInfo,
+    plan: ImagePlan,
+    cx: Cx,
+    stream: Stream,
+    /// When the next frame is expected.
+    expected: Option<ClockTime>,
+    /// Frames since the last inference.
+    waited: u32,
+    warned: bool,
+}
+
+impl Eye {
+    /// A stream of frames of `caps`.
+    ///
+    /// # Errors
+    /// The caps or the model are for something else, or the snapshot does not fit.
+    pub(crate) fn new(engine: &Arc<Engine>, caps: &gst::CapsRef, restored: Option<Snapshot>) -> Result<Self, Error> {
+        let info = VideoInfo::from_caps(caps).map_err(|e| bad_caps("video/x-raw", "whole caps", e))?;
+        let format = pixels(&info).ok_or_else(|| bad_caps("format", "one of the template", info.format()))?;
+        let Signal::Image { height, width, channels } = engine.info().input else {
+            return Err(bad_caps("model", "a model of frames", engine.info().family));
+        };
+        if channels != 3 {
+            return Err(bad_caps("model", "three colour planes", channels));
+        }
+        let size = (info.height() as usize, info.width() as usize);
+        let plan = ImagePlan::new(size, format, (height, width))?;
+        let (stream, cx) = (engine.stream(1), Cx::new(1)?);
+        let mut eye = Self { info, plan, cx, stream, expected: None, waited: u32::MAX, warned: false };
+        if let Some(snapshot) = restored {
+            eye.restore(snapshot)?;
+        }
+        Ok(eye)
+    }
+
+    /// What the model says of one frame, and the number of its step; `None` if it was not asked.
+    pub(crate) fn look(
+        &mut self,
+        obj: &gst::Element,
+        base: &Base,
+        settings: &ModelSettings,
+        interval: u32,
+        buffer: &gst::BufferRef,
+    ) -> Result<Option<&mut [f32]>, gst::FlowError> {
+        let frame_time = buffer.duration().or_else(|| {
+            let fps = self.info.fps();
+            let (num, den) = (u64::try_from(fps.numer()).ok()?, u64::try_from(fps.denom()).ok()?);
+            (num > 0).then(|| ClockTime::from_nseconds(ClockTime::SECOND.nseconds() * den / num))
+        });
+        let frame_time = frame_time.filter(|t| !t.is_zero()).unwrap_or(DEFAULT_FRAME);
+        if base.take_reset() {
+            self.reset(base);
+        }
+        // Half a frame is jitter.
+        let tolerance = frame_time / 2;
+        match follows(self.expected, buffer.pts(), tolerance, settings.max_gap.max(tolerance)) {
+            Follows::On => {}
+            Follows::Jump => self.reset(base),
+            Follows::Gap(missing) => match settings.gap_policy {
+                GapPolicy::Step => self.stream.gap(missing.nseconds() as f64 / frame_time.nseconds() as f64),
+                GapPolicy::Hold => {}
+                GapPolicy::Reset => self.reset(base),
+            },
+        }
+        self.expected = buffer.pts().or(self.expected).map(|t| t + frame_time);
+        self.waited = self.waited.saturating_add(1);
+        if self.waited < interval {
+            self.stream.gap(1.0);
+            Counters::add(&base.counters.dropped, 1);
+            return Ok(None);
+        }
+        self.waited = 0;
+        let frame = VideoFrameRef::from_buffer_ref_readable(buffer, &self.info).map_err(|_| {
+            gst::element_error!(
+                obj,
+                gst::StreamError::Format,
+                ("frame at {}: expected {} bytes, got {}", buffer.pts().display(), self.info.size(), buffer.size())
+            );
+            gst::FlowError::Error
+        })?;
+        let mut planes = [Plane { data: &[], stride: 0 }; 3];
+        for (i, plane) in planes.iter_mut().enumerate().take(frame.n_planes() as usize) {
+            plane.data = frame.plane_data(i as u32).unwrap_or_default();
+            plane.stride = usize::try_from(frame.plane_stride()[i]).unwrap_or(0);
+        }
+        let planes = &planes[..frame.n_planes() as usize];
+        let done = self.plan.run(&self.cx, planes, &mut self.stream.row().x).and_then(|()| self.stream.run(1));
+        if let Err(error) = done {
+            gst::element_error!(obj, gst::StreamError::Failed, ("{error}"));
+            return Err(gst::FlowError::Error);
+        }
+        Counters::add(&base.counters.steps, 1);
+        if let Some(i) = self.stream.row().y.iter().position(|s| !s.is_finite()) {
+            Counters::add(&base.counters.not_finite, 1);
+            if !std::mem::replace(&mut self.warned, true) {
+                let (value, at) = (self.stream.row().y[i], buffer.pts().display());
+                gst::element_warning!(
+                    obj,
+                    gst::StreamError::Decode,
+                    ("frame at {at}: expected a finite score of class {i}, got {value}; the state is reset")
+                );
+            }
+            self.reset(base);
+            return Ok(None);
+        }
+        self.warned = false;
+        Ok(Some(&mut self.stream.row().y))
+    }
+
+    /// Whether frames have come whose times say where the next one is expected.
+    pub(crate) fn began(&self) -> bool {
+        self.expected.is_some()
+    }
+
+    /// Makes the state a fresh one.
+    pub(crate) fn reset(&mut self, base: &Base) {
+        self.stream.reset();
+        self.expected = None;
+        Counters::add(&base.counters.resets, 1);
+    }
+
+    /// The state, and when the next frame is expected.
+    pub(crate) fn snapshot(&mut self) -> Snapshot {
+        let mut header = SnapshotHeader::default();
+        if let Some(pts) = self.expected {
+            header.extra.insert("pts".into(), pts.nseconds().to_string());
+        }
+        Snapshot { states: vec![self.stream.state().clone()], pending: vec![], header }
+    }
+
+    /// Goes on from a snapshot; the next frame may have any time.
+    ///
+    /// # Errors
+    /// It holds no state.
+    pub(crate) fn restore(&mut self, mut snapshot: Snapshot) -> Result<(), Error> {
+        let state = snapshot.states.pop().ok_or_else(|| Error::Snapshot {
+            field: "streams".into(),
+            expected: "1".into(),
+            got: "0".into(),
+        })?;
+        *self.stream.state() = state;
+        self.expected = None;
+        Ok(())
+    }
+}
