@@ -317,9 +317,9 @@ impl Ear {
         self.origin.map(|_| self.time(self.taken))
     }
 
-    /// Whether samples have come.
+    /// Whether samples have come since the caps or a snapshot.
     pub(crate) fn began(&self) -> bool {
-        self.taken > 0 || self.origin.is_some()
+        !self.resumed && (self.taken > 0 || self.origin.is_some())
     }
 
     /// The state with its place in time.

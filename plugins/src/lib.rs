@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `ssmclassify` | classes of each video frame (pixels untouched) |
 //! | `ssmdenoise` | audio in, clean audio out, with a fixed, declared latency |
+//! | `ssmvad` | where there is speech in audio |
 //! | `ssmjson` | results of the others as lines of JSON |
 #![forbid(unsafe_code)]
 
@@ -19,6 +20,7 @@ mod model;
 mod results;
 mod state;
 mod timeline;
+mod vad;
 
 pub use results::{ClassScore, META_NAME, Results, Vector};
 
@@ -33,6 +35,7 @@ fn plugin_init(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
     classify::register(plugin)?;
     denoise::register(plugin)?;
     json::register(plugin)?;
+    vad::register(plugin)?;
     Ok(())
 }
 

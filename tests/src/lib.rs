@@ -1,6 +1,7 @@
 //! Shared helpers of the test files: random models of every family, a seeded generator, paths.
 #![forbid(unsafe_code)]
 
+pub mod audio;
 pub mod element;
 pub mod fabricate;
 
