@@ -5,10 +5,12 @@
 //! | `ssmclassify` | classes of each video frame (pixels untouched) |
 //! | `ssmdenoise` | audio in, clean audio out, with a fixed, declared latency |
 //! | `ssmvad` | where there is speech in audio |
+//! | `ssmaudiotag` | classes of what is heard |
 //! | `ssmjson` | results of the others as lines of JSON |
 #![forbid(unsafe_code)]
 
 mod analyser;
+mod audiotag;
 mod base;
 mod classes;
 mod classify;
@@ -32,6 +34,7 @@ pub(crate) static CAT: std::sync::LazyLock<gst::DebugCategory> = std::sync::Lazy
 fn plugin_init(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
     results::register_meta();
 
+    audiotag::register(plugin)?;
     classify::register(plugin)?;
     denoise::register(plugin)?;
     json::register(plugin)?;

@@ -1,0 +1,167 @@
+//! # ssmaudiotag
+//!
+//! Classes of what is heard, by an audio network (Audio Mamba). The audio passes untouched.
+//!
+//! ```text
+//! gst-launch-1.0 -m filesrc location=street.wav ! wavparse ! audioconvert ! audioresample ! \
+//!     ssmaudiotag model=aum-base_audioset-vggsound.pth labels-file=audioset.txt activation=sigmoid ! fakesink
+//! ```
+//!
+//! `F32LE` or `S16LE` at the model's rate, any number of channels, which are mixed. Every `inference-interval` frames of
+//! the model's front end (10 ms each in the published models) there is a result: the scores of the clip that ends there.
+//! A clip is what the network was trained on (10.24 s for AudioSet); at the beginning it is padded as in training. A
+//! network that reads time in one direction goes on for ever instead. The result's time is that of the newest frames.
+//!
+//! State: as in `ssmvad`. What does not fill an interval at the end of stream is completed with silence and told on the
+//! bus, since there is no buffer left to carry it.
+
+use crate::analyser::{self, Analyser, Found, Shared};
+use crate::base::{lock, metadata, templates, unfit};
+use crate::classes::{Activation, ClassSettings, Ranking};
+use crate::ear::Heard;
+use crate::model::ModelSettings;
+use crate::results::Results;
+use crate::{ear, state};
+use gst::prelude::*;
+use gst::subclass::prelude::*;
+use ssm_models::{Engine, Error, Listen, Options, Signal};
+use std::sync::{Arc, LazyLock, Mutex};
+
+#[derive(Clone)]
+struct Settings {
+    model: ModelSettings,
+    classes: ClassSettings,
+    inference_interval: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let classes = ClassSettings::new(Activation::Softmax);
+        Self { model: ModelSettings::new(None, 0), classes, inference_interval: 0 }
+    }
+}
+
+#[derive(Default)]
+pub struct AudioTag {
+    shared: Shared,
+    settings: Mutex<Settings>,
+    ranking: Mutex<Ranking>,
+}
+
+impl Analyser for AudioTag {
+    const FACTORY: &'static str = "ssmaudiotag";
+
+    fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    fn model(&self) -> ModelSettings {
+        lock(&self.settings).model.clone()
+    }
+
+    fn options(&self) -> Options {
+        let frames = lock(&self.settings).inference_interval as usize;
+        Options { listen: Listen::Samples(frames), ..Options::default() }
+    }
+
+    fn fits(&self, engine: &Arc<Engine>) -> Result<(), Error> {
+        let settings = lock(&self.settings).clone();
+        let (Signal::Samples { .. }, Signal::Logits { classes }) = (engine.info().input, engine.info().output) else {
+            return Err(unfit(&settings.model, "a model from samples to class scores", engine));
+        };
+        *lock(&self.ranking) = Ranking::new(&settings.classes, classes)?;
+        Ok(())
+    }
+
+    fn heard(&self, heard: Heard<'_>, _buffer: Option<&gst::BufferRef>, found: &mut Found) {
+        let Heard::Step { start, end, step, y } = heard else { return };
+        let classes = lock(&self.ranking).best(&lock(&self.settings).classes, y);
+        let time = (Some(start), Some(end.saturating_sub(start)));
+        found.results.push(Results::classes(&self.obj().name(), time, step, classes));
+    }
+}
+
+analyser::hand_on!(AudioTag);
+
+#[glib::object_subclass]
+impl ObjectSubclass for AudioTag {
+    const NAME: &'static str = "GstSsmAudioTag";
+    type Type = super::AudioTag;
+    type ParentType = gst_base::BaseTransform;
+}
+
+impl ObjectImpl for AudioTag {
+    fn properties() -> &'static [glib::ParamSpec] {
+        static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
+            let defaults = Settings::default();
+            let mut properties = defaults.model.properties();
+            properties.extend(defaults.classes.properties());
+            properties.extend([
+                glib::ParamSpecEnum::builder_with_default("activation", defaults.classes.activation)
+                    .nick("Activation")
+                    .blurb(
+                        "How scores become probabilities: sigmoid for models whose classes sound together (AudioSet)",
+                    )
+                    .mutable_playing()
+                    .build(),
+                glib::ParamSpecUInt::builder("inference-interval")
+                    .nick("Inference interval")
+                    .blurb(
+                        "Frames of the front end (10 ms each in published models) from one result to the next; 0: a \
+                         second, or a column of patches where the network reads in one direction",
+                    )
+                    .maximum(1 << 16)
+                    .default_value(defaults.inference_interval)
+                    .mutable_ready()
+                    .build(),
+            ]);
+            properties
+        });
+        &PROPERTIES
+    }
+
+    fn set_property(&self, _id: usize, value: &glib::Value, pspec: &glib::ParamSpec) {
+        let Settings { model, classes, inference_interval } = &mut *lock(&self.settings);
+        match pspec.name() {
+            "activation" => classes.activation = value.get().unwrap_or(classes.activation),
+            "inference-interval" => *inference_interval = value.get().unwrap_or(*inference_interval),
+            name => _ = classes.set(name, value) || model.set(name, value),
+        }
+    }
+
+    fn property(&self, _id: usize, pspec: &glib::ParamSpec) -> glib::Value {
+        let Settings { model, classes, inference_interval } = lock(&self.settings).clone();
+        match pspec.name() {
+            "activation" => classes.activation.to_value(),
+            "inference-interval" => inference_interval.to_value(),
+            name => classes.get(name).unwrap_or_else(|| self.shared.base.property(&model, pspec)),
+        }
+    }
+
+    fn signals() -> &'static [glib::subclass::Signal] {
+        static SIGNALS: LazyLock<Vec<glib::subclass::Signal>> = LazyLock::new(state::signals::<AudioTag>);
+        &SIGNALS
+    }
+}
+
+impl ElementImpl for AudioTag {
+    fn metadata() -> Option<&'static gst::subclass::ElementMetadata> {
+        static METADATA: LazyLock<gst::subclass::ElementMetadata> = LazyLock::new(|| {
+            metadata(
+                "State-space audio classifier",
+                "Filter/Analyzer/Audio",
+                "Classes of what is heard by an audio state-space network (Audio Mamba); the audio passes untouched",
+            )
+        });
+        Some(&METADATA)
+    }
+
+    fn pad_templates() -> &'static [gst::PadTemplate] {
+        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(|| templates(&ear::caps(), &ear::caps()));
+        &TEMPLATES
+    }
+
+    fn change_state(&self, transition: gst::StateChange) -> Result<gst::StateChangeSuccess, gst::StateChangeError> {
+        analyser::change_state(self, transition)
+    }
+}
