@@ -6,6 +6,7 @@
 //! | `ssmdenoise` | audio in, clean audio out, with a fixed, declared latency |
 //! | `ssmvad` | where there is speech in audio |
 //! | `ssmaudiotag` | classes of what is heard |
+//! | `ssmembed` | vectors of features of frames or audio |
 //! | `ssmjson` | results of the others as lines of JSON |
 #![forbid(unsafe_code)]
 
@@ -16,6 +17,7 @@ mod classes;
 mod classify;
 mod denoise;
 mod ear;
+mod embed;
 mod eye;
 mod json;
 mod model;
@@ -37,6 +39,7 @@ fn plugin_init(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
     audiotag::register(plugin)?;
     classify::register(plugin)?;
     denoise::register(plugin)?;
+    embed::register(plugin)?;
     json::register(plugin)?;
     vad::register(plugin)?;
     Ok(())
