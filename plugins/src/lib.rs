@@ -7,6 +7,7 @@
 //! | `ssmvad` | where there is speech in audio |
 //! | `ssmaudiotag` | classes of what is heard |
 //! | `ssmembed` | vectors of features of frames or audio |
+//! | `ssmoverlay` | results of the others drawn on frames |
 //! | `ssmjson` | results of the others as lines of JSON |
 #![forbid(unsafe_code)]
 
@@ -21,6 +22,7 @@ mod embed;
 mod eye;
 mod json;
 mod model;
+mod overlay;
 mod results;
 mod state;
 mod timeline;
@@ -41,6 +43,7 @@ fn plugin_init(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
     denoise::register(plugin)?;
     embed::register(plugin)?;
     json::register(plugin)?;
+    overlay::register(plugin)?;
     vad::register(plugin)?;
     Ok(())
 }
