@@ -241,7 +241,8 @@ pub(crate) fn sink_event<T: Analyser>(imp: &T, event: gst::Event) -> bool {
             let mut found = Found::default();
             if let Some(Sense::Ear(ear)) = lock(&shared.sense).as_mut() {
                 let heard = &mut |heard: Heard<'_>| imp.heard(heard, None, &mut found);
-                let missing = duration.and_then(|d| (pts + d).checked_sub(ear.now()?)).filter(|m| !m.is_zero());
+                let missing =
+                    duration.and_then(|d| pts.checked_add(d)?.checked_sub(ear.now()?)).filter(|m| !m.is_zero());
                 if let Some(missing) = missing {
                     let _ = ear.gap(&element(imp), &shared.base, &imp.model(), missing, heard);
                 }
@@ -272,7 +273,7 @@ pub(crate) fn transform_ip<T: Analyser>(
             let step = eye.look(&obj, &shared.base, &model, imp.interval(), buffer)?;
             if let Some(y) = step {
                 let start = buffer.pts().unwrap_or_default();
-                let end = start + buffer.duration().unwrap_or_default();
+                let end = start.saturating_add(buffer.duration().unwrap_or_default());
                 let step = shared.base.counters.steps.load(std::sync::atomic::Ordering::Relaxed);
                 imp.heard(Heard::Step { start, end, step, y }, Some(buffer), &mut found);
             }

@@ -135,7 +135,7 @@ impl Ear {
     /// Time of the `n`th sample since `origin`.
     fn time(&self, n: u64) -> ClockTime {
         let since = n.mul_div_floor(*ClockTime::SECOND, u64::from(self.info.rate())).unwrap_or(0);
-        self.origin.unwrap_or(ClockTime::ZERO) + ClockTime::from_nseconds(since)
+        self.origin.unwrap_or(ClockTime::ZERO).saturating_add(ClockTime::from_nseconds(since))
     }
 
     fn samples_in(&self, time: ClockTime) -> u64 {
@@ -273,7 +273,7 @@ impl Ear {
         if settings.gap_policy == GapPolicy::Step {
             self.listener.gap(self.samples_in(missing));
         }
-        let to = from + missing;
+        let to = from.saturating_add(missing);
         heard(Heard::Gap { from, to });
         self.rebase(self.origin.map(|_| to));
         Ok(())

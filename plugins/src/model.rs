@@ -93,6 +93,7 @@ impl ModelSettings {
             glib::ParamSpecUInt64::builder("max-gap")
                 .nick("Longest gap")
                 .blurb("A gap in the timestamps up to this long is treated by gap-policy, a longer one resets, in ns")
+                .maximum(u64::MAX - 1)
                 .default_value(self.max_gap.nseconds())
                 .mutable_playing()
                 .build(),

@@ -94,13 +94,16 @@ fn channels_are_mixed_and_sixteen_bits_do() {
     assert!(v.results.len() == want.len() && off.fold(0.0, f64::max) < 1e-3);
 }
 
+/// What happens to a stream, and when it goes on.
+type Event<'a> = (&'a str, &'a dyn Fn(&mut Listening), ClockTime);
+
 /// Everything that ends a stream closes what is open; what follows is heard afresh.
 #[test]
 fn every_start_has_its_end() {
     let samples = speech();
     let (head, tail) = (&samples[..24_000], &samples[24_000..]);
     let fresh = direct("builtin:denoise", tail);
-    let events: [(&str, &dyn Fn(&mut Listening), ClockTime); 7] = [
+    let events: [Event<'_>; 7] = [
         ("flush", &|v| v.flush(), ClockTime::from_seconds(3)),
         (
             "segment",
@@ -226,6 +229,10 @@ fn odd_sizes_and_numbers_that_are_none_are_told() {
     let text = complaint(v.bus(), gst::MessageType::Warning);
     assert!(text.contains("sample 100") && text.contains("NaN"), "{text}");
     assert!(v.results.len() == 10 && v.results.iter().all(|r| r.speech.is_some_and(f64::is_finite)));
+    v.element.set_property_from_str("max-gap", "18446744073709551614");
+    let far = ClockTime::from_nseconds(u64::MAX - 2);
+    v.push(&bytes(&samples), Some(far)).expect("times near the end of time flow");
+    v.h.push_event(gst::event::Gap::builder(far).duration(far).build());
     assert_eq!(v.push(&[0; 13], Some(ClockTime::from_mseconds(100))), Err(gst::FlowError::Error));
     let text = complaint(v.bus(), gst::MessageType::Error);
     assert!(text.contains("multiple of 8") && text.contains("13"), "{text}");

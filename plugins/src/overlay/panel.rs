@@ -98,7 +98,7 @@ impl Panel {
 
     fn note_one(&mut self, result: &gst::StructureRef, now: ClockTime) -> Option<()> {
         let element = result.get::<&str>("element").ok()?;
-        let time = result.get::<u64>("pts").map_or(now, ClockTime::from_nseconds);
+        let time = result.get::<u64>("pts").ok().filter(|ns| *ns < u64::MAX).map_or(now, ClockTime::from_nseconds);
         let speech = result.get::<f64>("speech").ok();
         let classes = result.value("classes").ok().and_then(|v| v.get::<gst::ArrayRef<'_>>().ok());
         if speech.is_none() && classes.is_none() {
