@@ -151,6 +151,16 @@ fn colours_agree_between_formats() {
 }
 
 #[test]
+fn colour_does_not_bleed_over_odd_edges() {
+    // 180 lines: a dot is one pixel, the bar begins at pixel 35, so at the colour sample of pixel 36.
+    let mut b = Bench::new("I420", (320, 180), &[("timeline", "false")]);
+    let drawn = b.frame(16, ClockTime::ZERO, &[result("e", ClockTime::ZERO, &[(1, "LLLL", 1.0)])]);
+    let u = |x: usize| drawn[320 * 180 + 5 * 160 + x];
+    assert_eq!(u(17), u(16), "the panel before the bar");
+    assert_ne!(u(18), u(17), "the bar");
+}
+
+#[test]
 fn the_timeline_scrolls_and_a_flush_clears() {
     let mut b = Bench::new("GRAY8", (640, 360), &[("rows", "0"), ("timeline-span", "1000000000")]);
     let ms = ClockTime::from_mseconds;
