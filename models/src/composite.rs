@@ -3,14 +3,15 @@
 //!
 //! ```text
 //! v_t = encoder(input_t)                     vim, vmamba, conv, mel, or the input itself
-//! x_t = in_proj [v_t | v_{t-1}]              the step before only with `difference`; v_{-1} = 0
+//! x_t = in_proj [v_t | v_{t-1} | s_t]        the step before only with `difference`; v is 0 before the stream
+//! s_t[k] = v_t · v_{t-k} / (|v_t| |v_{t-k}|)   only with `similarity`, k = 1 … K; 0 where a length is 0
 //! y   = norm_f(core(x))                      mamba, mamba2, s4d, moe_mamba, bst
 //! score_t = head y_t                         about step t - look_ahead
 //! ```
 //!
 //! One file format of this project (docs/composites.md): tensors `encoder.…`, `in_proj.…`, `core.…`, `head.…`, the parts
-//! under the names of their own families, and the configuration in the metadata. Between steps only the core, the vector
-//! of the step before and the samples of an unfinished frame are remembered, so any cut of a stream gives the same bits.
+//! under the names of their own families, and the configuration in the metadata. Between steps only the core, the vectors
+//! of the steps before and the samples of an unfinished frame are remembered, so any cut of a stream gives the same bits.
 
 mod config;
 mod encoder;
@@ -64,7 +65,9 @@ struct Composite {
     encoder: Encoder,
     /// Place of the vector of the step before.
     previous: Option<Range<usize>>,
-    in_proj: Option<Linear>, // (D, F or 2F); none: the vectors are of width D
+    /// Place of the last steps' vectors, each of length 1 (or 0), the newest first: (K, F).
+    last: Option<Range<usize>>,
+    in_proj: Option<Linear>, // (D, F or 2F, + K); none: the vectors are of width D
     core: Core,
     head: Option<Linear>, // (classes, D)
     d: usize,
@@ -79,7 +82,8 @@ impl Composite {
         let encoder = Encoder::load(file, &w.at("encoder."), &config, options, &mut layout)?;
         let f = encoder.width();
         let previous = config.difference.then(|| layout.add("previous", &[f]));
-        let joined = if config.difference { 2 * f } else { f };
+        let last = (config.similarity > 0).then(|| layout.add("last", &[config.similarity, f]));
+        let joined = if config.difference { 2 * f } else { f } + config.similarity;
         let (mut in_proj, mut d) = (None, joined);
         if w.has("in_proj.weight") {
             // At least 1: an empty tensor is of the wrong shape then.
@@ -117,12 +121,14 @@ impl Composite {
             hash: file.hash(&format!("{config:?} carry={} head={}", options.carry, head.is_some())),
             facts: config.facts,
         };
-        Ok(Self { info, layout, encoder, previous, in_proj, core, head, d })
+        Ok(Self { info, layout, encoder, previous, last, in_proj, core, head, d })
     }
 
     /// Columns that `in_proj` sees.
     fn joined(&self) -> usize {
-        self.encoder.width() * if self.previous.is_some() { 2 } else { 1 }
+        let f = self.encoder.width();
+        let lags = self.last.as_ref().map_or(0, |at| at.len() / f.max(1));
+        f * if self.previous.is_some() { 2 } else { 1 } + lags
     }
 
     /// Working memory of a pass over `rows` streams of `len` steps on `threads` threads.
@@ -136,20 +142,41 @@ impl Composite {
             + before.max(self.core.scratch_len(m, self.d)).max(head)
     }
 
-    /// `[v_t | v_{t-1}]` of every step, and the last step's vector to the state.
-    fn join(&self, at: &Range<usize>, rows: &mut [Row], v: &[f32], out: &mut [f32]) {
-        let f = self.encoder.width();
+    /// `[v_t | v_{t-1} | s_t]` of every step, and what is remembered of the vectors to the state.
+    fn join(&self, rows: &mut [Row], v: &[f32], out: &mut [f32]) {
+        let (f, joined) = (self.encoder.width(), self.joined());
         let per_row = v.len() / rows.len().max(1);
-        for ((row, v), out) in rows.iter_mut().zip(v.chunks_exact(per_row)).zip(out.chunks_exact_mut(2 * per_row)) {
-            let previous = &mut row.state.data[at.clone()];
-            for (v, out) in v.chunks_exact(f).zip(out.chunks_exact_mut(2 * f)) {
-                let (present, before) = out.split_at_mut(f);
+        for ((row, v), out) in
+            rows.iter_mut().zip(v.chunks_exact(per_row)).zip(out.chunks_exact_mut(per_row / f * joined))
+        {
+            let state = &mut row.state.data;
+            for (v, out) in v.chunks_exact(f).zip(out.chunks_exact_mut(joined)) {
+                let (present, mut rest) = out.split_at_mut(f);
                 present.copy_from_slice(v);
-                before.copy_from_slice(previous);
-                previous.copy_from_slice(v);
+                if let Some(at) = &self.previous {
+                    let before;
+                    (before, rest) = rest.split_at_mut(f);
+                    before.copy_from_slice(&state[at.clone()]);
+                    state[at.clone()].copy_from_slice(v);
+                }
+                if let Some(at) = &self.last {
+                    liken(v, &mut state[at.clone()], rest);
+                }
             }
         }
     }
+}
+
+/// Cosines of `v` with the vectors of `last`, newest first; then `v` is the newest of them.
+fn liken(v: &[f32], last: &mut [f32], out: &mut [f32]) {
+    let f = v.len();
+    let length = v.iter().map(|v| v * v).sum::<f32>() + 1e-12;
+    let scale = 1.0 / length.sqrt();
+    for (before, out) in last.chunks_exact(f).zip(out) {
+        *out = before.iter().zip(v).map(|(b, v)| b * v).sum::<f32>() * scale;
+    }
+    last.copy_within(..last.len() - f, f);
+    last[..f].iter_mut().zip(v).for_each(|(l, v)| *l = v * scale);
 }
 
 impl Core {
@@ -267,10 +294,7 @@ impl Model for Composite {
         let (x, y) = (carve(s, m * d), carve(s, m * d));
         // v = encoder(input); x = in_proj [v | v before]
         self.encoder.forward(cx, rows, len, work, s, v);
-        match &self.previous {
-            Some(at) => self.join(at, rows, v, joined),
-            None => joined.copy_from_slice(v),
-        }
+        self.join(rows, v, joined);
         match &self.in_proj {
             Some(w) => {
                 linear(cx, Mat::new(joined, m, w.k()), w, Act::None, Store::Set, MatMut::new(x, m, d));
@@ -295,8 +319,12 @@ impl Model for Composite {
         self.core.gap(&mut state.data, periods);
     }
 
-    /// `previous`: (F); `layerI.…`: those of the core.
+    /// `previous`: (F); `last`: (K, F); `layerI.…`: those of the core.
     fn upstream_state(&self, state: &State, name: &str) -> Option<(Vec<usize>, Vec<f32>)> {
+        if let ("last", Some(at)) = (name, &self.last) {
+            let f = self.encoder.width();
+            return Some((vec![at.len() / f, f], state.data[at.clone()].to_vec()));
+        }
         match (name, &self.previous, &self.core) {
             ("previous", Some(at), _) => Some((vec![at.len()], state.data[at.clone()].to_vec())),
             (_, _, Core::Stack { stack, .. }) => stack.upstream_state(&state.data, name),

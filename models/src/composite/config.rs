@@ -13,6 +13,8 @@ const MAX_HOP: usize = 1_920_000;
 const MAX_DIM: usize = 1 << 16;
 /// Most classes, and steps of look-ahead.
 const MAX_CLASSES: usize = 1 << 16;
+/// Most steps that a vector is likened to.
+const MAX_LAGS: usize = 1024;
 /// Longest name of a class in bytes.
 const MAX_LABEL: usize = 256;
 /// Most cells of a pooling grid in each direction.
@@ -150,6 +152,8 @@ pub(super) struct Config {
     pub(super) encoder: Encoder,
     /// Whether the vector of the step before stands behind the present one.
     pub(super) difference: bool,
+    /// How many of the last steps' vectors the present one is likened to.
+    pub(super) similarity: usize,
     pub(super) core: Core,
     /// The core's fields, as its family reads them.
     pub(super) core_fields: Value,
@@ -164,7 +168,9 @@ impl Config {
         let top = Section::top(config, path)?;
         top.word("family", &["composite"])?;
         top.size("version", 1..=1)?;
-        let (encoder, difference) = read_encoder(&top.section("encoder")?)?;
+        let part = top.section("encoder")?;
+        let (encoder, difference) = read_encoder(&part)?;
+        let similarity = part.size_or("similarity", 0, 0..=MAX_LAGS)?;
         let (input, pixels) = read_input(&top.section("input")?, &encoder)?;
         let encoder = match encoder {
             Encoder::Vim { carry, mut model } => {
@@ -202,9 +208,13 @@ impl Config {
             }
             (said, implied) => implied.or(said),
         };
+        let mut encoder_words = encoder.kind().to_owned() + if difference { ", difference" } else { "" };
+        if similarity > 0 {
+            encoder_words += &format!(", similarity to {similarity} steps");
+        }
         let facts = Facts {
             parts: vec![
-                ("encoder", encoder.kind().to_owned() + if difference { ", difference" } else { "" }),
+                ("encoder", encoder_words),
                 ("core", core.kind().to_owned()),
                 ("head", if head { "linear" } else { "none" }.to_owned()),
             ],
@@ -215,7 +225,7 @@ impl Config {
             pixels,
         };
         let core_fields = Value::Object(part.map.clone());
-        Ok(Self { input, encoder, difference, core, core_fields, head, facts })
+        Ok(Self { input, encoder, difference, similarity, core, core_fields, head, facts })
     }
 }
 
@@ -236,7 +246,7 @@ fn read_encoder(s: &Section<'_>) -> Result<(Encoder, bool), Error> {
         "mel" => &["frontend"],
         _ => &[],
     };
-    s.only(&[&["kind", "difference"], own].concat())?;
+    s.only(&[&["kind", "difference", "similarity"], own].concat())?;
     let encoder = match kind {
         "vim" => Encoder::Vim { carry: s.flag("carry")?, model: nested("model")? },
         "vmamba" => Encoder::Vmamba { carry: s.flag("carry")?, model: nested("model")? },

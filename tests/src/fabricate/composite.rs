@@ -54,7 +54,9 @@ pub fn composite(rng: &mut Rng, encoder: &str, core: &str) -> Fabricated {
     };
     let difference = rng.range(0, 2) == 0;
     f.config["encoder"]["difference"] = json!(difference);
-    let joined = if difference { 2 * width } else { width };
+    let similarity = rng.pick(&[0, 0, 1, 3]);
+    f.config["encoder"]["similarity"] = json!(similarity);
+    let joined = if difference { 2 * width } else { width } + similarity;
     let plain = core != "bst" && joined < 80 && rng.range(0, 3) == 0;
     let d = match core {
         "bst" => block_state(&mut f, rng),
