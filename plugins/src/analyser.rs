@@ -11,6 +11,7 @@ use gst::subclass::prelude::*;
 use gst_base::prelude::*;
 use gst_base::subclass::prelude::*;
 use ssm_models::{Engine, Error, Options, Signal, SnapshotHeader};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 /// What flows between two caps.
@@ -107,13 +108,11 @@ pub(crate) fn change_state<T: Analyser>(
 }
 
 pub(crate) fn save<T: Analyser>(imp: &T) -> Option<Vec<u8>> {
+    let mut header = SnapshotHeader::default();
+    imp.keep(&mut header);
     let snapshot = match lock(&imp.shared().sense).as_mut()? {
-        Sense::Eye(eye) => eye.snapshot(),
-        Sense::Ear(ear) => {
-            let mut header = SnapshotHeader::default();
-            imp.keep(&mut header);
-            ear.snapshot(header)
-        }
+        Sense::Eye(eye) => eye.snapshot(header),
+        Sense::Ear(ear) => ear.snapshot(header),
     };
     imp.shared().base.bytes(&crate::CAT, &snapshot)
 }
@@ -121,9 +120,12 @@ pub(crate) fn save<T: Analyser>(imp: &T) -> Option<Vec<u8>> {
 pub(crate) fn load<T: Analyser>(imp: &T, bytes: &[u8]) -> bool {
     let shared = imp.shared();
     shared.base.load(&element(imp), bytes, |snapshot| {
-        lock(&shared.sense).as_mut().map(|sense| match sense {
-            Sense::Eye(eye) => eye.restore(snapshot),
-            Sense::Ear(ear) => ear.restore(snapshot).map(|header| imp.resume(&header)),
+        lock(&shared.sense).as_mut().map(|sense| {
+            let header = match sense {
+                Sense::Eye(eye) => eye.restore(snapshot),
+                Sense::Ear(ear) => ear.restore(snapshot),
+            };
+            header.map(|header| imp.resume(&header))
         })
     })
 }
@@ -143,23 +145,27 @@ pub(crate) fn transform_caps<T: Analyser>(imp: &T, caps: &gst::Caps, filter: Opt
 
 pub(crate) fn set_caps<T: Analyser>(imp: &T, caps: &gst::Caps) -> Result<(), gst::LoggableError> {
     // What came before is another stream.
-    if matches!(&*lock(&imp.shared().sense), Some(Sense::Ear(ear)) if ear.began()) {
+    if began(imp.shared()) {
         end(imp, true);
     }
     let new = || {
         let base = &imp.shared().base;
         let engine = base.engine().ok_or_else(|| crate::base::bad_caps("model", "an open model", "none"))?;
         let restored = base.restored(&engine)?;
-        Ok::<_, Error>(match engine.info().input {
+        let (sense, header) = match engine.info().input {
             Signal::Samples { .. } => {
                 let (ear, header) = Ear::new(&engine, caps, restored)?;
-                if let Some(header) = header {
-                    imp.resume(&header);
-                }
-                Sense::Ear(Box::new(ear))
+                (Sense::Ear(Box::new(ear)), header)
             }
-            _ => Sense::Eye(Box::new(Eye::new(&engine, caps, restored)?)),
-        })
+            _ => {
+                let (eye, header) = Eye::new(&engine, caps, restored)?;
+                (Sense::Eye(Box::new(eye)), header)
+            }
+        };
+        if let Some(header) = header {
+            imp.resume(&header);
+        }
+        Ok::<_, Error>(sense)
     };
     match new() {
         Ok(sense) => {
@@ -195,7 +201,14 @@ fn post<T: Analyser>(imp: &T, found: &mut Found) {
 fn end<T: Analyser>(imp: &T, whole: bool) {
     let (shared, mut found) = (imp.shared(), Found::default());
     match lock(&shared.sense).as_mut() {
-        Some(Sense::Eye(eye)) => eye.reset(&shared.base),
+        Some(Sense::Eye(eye)) => {
+            let at = eye.now();
+            if whole {
+                look_ahead(imp, eye, &mut found);
+            }
+            imp.heard(Heard::End { at }, None, &mut found);
+            eye.reset(&shared.base);
+        }
         Some(Sense::Ear(ear)) => {
             let heard = &mut |heard: Heard<'_>| imp.heard(heard, None, &mut found);
             if whole {
@@ -210,6 +223,24 @@ fn end<T: Analyser>(imp: &T, whole: bool) {
     post(imp, &mut found);
 }
 
+/// Gives the model the last frame as often as its output lags.
+fn look_ahead<T: Analyser>(imp: &T, eye: &mut Eye, found: &mut Found) {
+    let steps = imp.shared().base.engine().map_or(0, |e| e.info().facts.look_ahead);
+    for _ in 0..steps {
+        let Some(y) = eye.again() else { return };
+        imp.heard(Heard::After { y }, None, found);
+    }
+}
+
+/// Whether something has come since the caps.
+fn began(shared: &Shared) -> bool {
+    match lock(&shared.sense).as_ref() {
+        Some(Sense::Eye(eye)) => eye.began(),
+        Some(Sense::Ear(ear)) => ear.began(),
+        None => false,
+    }
+}
+
 /// As [`end`], and counted.
 fn restart<T: Analyser>(imp: &T, whole: bool) {
     end(imp, whole);
@@ -221,17 +252,12 @@ fn restart<T: Analyser>(imp: &T, whole: bool) {
 pub(crate) fn sink_event<T: Analyser>(imp: &T, event: gst::Event) -> bool {
     use gst::EventView;
     let shared = imp.shared();
-    let began = || match lock(&shared.sense).as_ref() {
-        Some(Sense::Eye(eye)) => eye.began(),
-        Some(Sense::Ear(ear)) => ear.began(),
-        None => false,
-    };
     match event.view() {
         EventView::FlushStop(_) => restart(imp, false),
         // The first segment finds none before it.
         EventView::Segment(e) => {
             let current = transform(imp).segment();
-            if began() && current != *e.segment() {
+            if began(shared) && current != *e.segment() {
                 restart(imp, true);
             }
         }
@@ -252,8 +278,7 @@ pub(crate) fn sink_event<T: Analyser>(imp: &T, event: gst::Event) -> bool {
         }
         EventView::Eos(_) => {
             let written = shared.base.write_state(&element(imp), &imp.model(), || save(imp));
-            let ear = matches!(&*lock(&shared.sense), Some(Sense::Ear(_)));
-            if ear && !written {
+            if !written && began(shared) {
                 end(imp, true);
             }
         }
@@ -270,11 +295,15 @@ pub(crate) fn transform_ip<T: Analyser>(
     let mut found = Found { results: std::mem::take(&mut *lock(&shared.pending)), ..Found::default() };
     match lock(&shared.sense).as_mut() {
         Some(Sense::Eye(eye)) => {
+            let (at, resets) = (eye.now(), shared.base.counters.resets.load(Ordering::Relaxed));
             let step = eye.look(&obj, &shared.base, &model, imp.interval(), buffer)?;
+            if shared.base.counters.resets.load(Ordering::Relaxed) != resets {
+                imp.heard(Heard::End { at }, None, &mut found);
+            }
             if let Some(y) = step {
                 let start = buffer.pts().unwrap_or_default();
                 let end = start.saturating_add(buffer.duration().unwrap_or_default());
-                let step = shared.base.counters.steps.load(std::sync::atomic::Ordering::Relaxed);
+                let step = shared.base.counters.steps.load(Ordering::Relaxed);
                 imp.heard(Heard::Step { start, end, step, y }, Some(buffer), &mut found);
             }
         }

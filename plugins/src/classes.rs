@@ -20,8 +20,17 @@ pub(crate) enum Activation {
     Sigmoid,
 }
 
+impl From<ssm_models::Activation> for Activation {
+    fn from(activation: ssm_models::Activation) -> Self {
+        match activation {
+            ssm_models::Activation::Softmax => Self::Softmax,
+            ssm_models::Activation::Sigmoid => Self::Sigmoid,
+        }
+    }
+}
+
 /// Properties of elements that tell classes.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub(crate) struct ClassSettings {
     labels_file: Option<String>,
     threshold: f64,
@@ -32,6 +41,11 @@ pub(crate) struct ClassSettings {
 impl ClassSettings {
     pub(crate) fn new(activation: Activation) -> Self {
         Self { labels_file: None, threshold: 0.0, top_k: 5, activation }
+    }
+
+    /// All of `classes` classes are told.
+    pub(crate) fn of(activation: Activation, classes: usize) -> Self {
+        Self { top_k: u32::try_from(classes).unwrap_or(u32::MAX), ..Self::new(activation) }
     }
 
     pub(crate) fn properties(&self) -> Vec<glib::ParamSpec> {
@@ -89,12 +103,15 @@ pub(crate) struct Ranking {
 }
 
 impl Ranking {
-    /// For a model of `classes` classes.
+    /// For a model of `classes` classes, whose file names them `own` or not at all.
     ///
     /// # Errors
     /// The labels file cannot be read or has another number of lines.
-    pub(crate) fn new(settings: &ClassSettings, classes: usize) -> Result<Self, Error> {
-        let labels = settings.labels_file.as_deref().map(|file| labels(file, classes)).transpose()?;
+    pub(crate) fn new(settings: &ClassSettings, own: &[String], classes: usize) -> Result<Self, Error> {
+        let labels = match settings.labels_file.as_deref() {
+            Some(file) => Some(labels(file, classes)?),
+            None => Some(own).filter(|own| own.len() == classes).map(Into::into),
+        };
         Ok(Self { labels, order: Vec::new() })
     }
 

@@ -81,6 +81,8 @@ pub(crate) fn warn_of(
 pub(crate) enum Heard<'a> {
     /// The model took a step: the time it is of, its number since the reset, its output.
     Step { start: ClockTime, end: ClockTime, step: u64, y: &'a mut [f32] },
+    /// At the end of stream: output for the look-ahead, of a step for which nothing came.
+    After { y: &'a mut [f32] },
     /// From here to there nothing came.
     Gap { from: ClockTime, to: ClockTime },
     /// The stream ended or begins anew: all that came ended here.

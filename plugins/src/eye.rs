@@ -79,11 +79,15 @@ pub(crate) struct Eye {
 }
 
 impl Eye {
-    /// A stream of frames of `caps`.
+    /// A stream of frames of `caps`. Returns the snapshot's header with it.
     ///
     /// # Errors
     /// The caps or the model are for something else, or the snapshot does not fit.
-    pub(crate) fn new(engine: &Arc<Engine>, caps: &gst::CapsRef, restored: Option<Snapshot>) -> Result<Self, Error> {
+    pub(crate) fn new(
+        engine: &Arc<Engine>,
+        caps: &gst::CapsRef,
+        restored: Option<Snapshot>,
+    ) -> Result<(Self, Option<SnapshotHeader>), Error> {
         let info = VideoInfo::from_caps(caps).map_err(|e| bad_caps("video/x-raw", "whole caps", e))?;
         let format = pixels(&info).ok_or_else(|| bad_caps("format", "one of the template", info.format()))?;
         let Signal::Image { height, width, channels } = engine.info().input else {
@@ -96,10 +100,8 @@ impl Eye {
         let plan = ImagePlan::new(size, format, (height, width))?;
         let (stream, cx) = (engine.stream(1), Cx::new(1)?);
         let mut eye = Self { info, plan, cx, stream, expected: None, waited: u32::MAX, warned: false };
-        if let Some(snapshot) = restored {
-            eye.restore(snapshot)?;
-        }
-        Ok(eye)
+        let header = restored.map(|snapshot| eye.restore(snapshot)).transpose()?;
+        Ok((eye, header))
     }
 
     /// What the model says of one frame, and the number of its step; `None` if it was not asked.
@@ -133,8 +135,12 @@ impl Eye {
         }
         self.expected = buffer.pts().or(self.expected).map(|t| t + frame_time);
         self.waited = self.waited.saturating_add(1);
-        if self.waited < interval {
-            self.stream.gap(1.0);
+        let every = if interval == 0 { self.usual_interval() } else { interval };
+        if self.waited < every {
+            // Steps of the usual length are those of the training: nothing is missing between them.
+            if interval != 0 {
+                self.stream.gap(1.0);
+            }
             Counters::add(&base.counters.dropped, 1);
             return Ok(None);
         }
@@ -176,6 +182,26 @@ impl Eye {
         Ok(Some(&mut self.stream.row().y))
     }
 
+    /// Every how many frames the model takes a step, to take about as many a second as in its training.
+    fn usual_interval(&self) -> u32 {
+        let (num, den) = (f64::from(self.info.fps().numer()), f64::from(self.info.fps().denom()));
+        let trained = self.stream.engine().info().facts.step_rate;
+        trained.map_or(1, |rate| (num / den / rate).round().clamp(1.0, 1e6) as u32)
+    }
+
+    /// What the model says of the last frame once more; `None` before the first.
+    pub(crate) fn again(&mut self) -> Option<&mut [f32]> {
+        self.expected?;
+        self.stream.run(1).ok()?;
+        let y = &mut self.stream.row().y;
+        y.iter().all(|v| v.is_finite()).then_some(y)
+    }
+
+    /// When the next frame is expected.
+    pub(crate) fn now(&self) -> ClockTime {
+        self.expected.unwrap_or_default()
+    }
+
     /// Whether frames have come whose times say where the next one is expected.
     pub(crate) fn began(&self) -> bool {
         self.expected.is_some()
@@ -189,19 +215,18 @@ impl Eye {
     }
 
     /// The state, and when the next frame is expected.
-    pub(crate) fn snapshot(&mut self) -> Snapshot {
-        let mut header = SnapshotHeader::default();
+    pub(crate) fn snapshot(&mut self, mut header: SnapshotHeader) -> Snapshot {
         if let Some(pts) = self.expected {
             header.extra.insert("pts".into(), pts.nseconds().to_string());
         }
         Snapshot { states: vec![self.stream.state().clone()], pending: vec![], header }
     }
 
-    /// Goes on from a snapshot; the next frame may have any time.
+    /// Goes on from a snapshot; the next frame may have any time. Returns its header.
     ///
     /// # Errors
     /// It holds no state.
-    pub(crate) fn restore(&mut self, mut snapshot: Snapshot) -> Result<(), Error> {
+    pub(crate) fn restore(&mut self, mut snapshot: Snapshot) -> Result<SnapshotHeader, Error> {
         let state = snapshot.states.pop().ok_or_else(|| Error::Snapshot {
             field: "streams".into(),
             expected: "1".into(),
@@ -209,6 +234,6 @@ impl Eye {
         })?;
         *self.stream.state() = state;
         self.expected = None;
-        Ok(())
+        Ok(snapshot.header)
     }
 }

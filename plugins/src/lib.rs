@@ -3,6 +3,7 @@
 //! | element | does |
 //! |---|---|
 //! | `ssmclassify` | classes of each video frame (pixels untouched) |
+//! | `ssmevents` | events in video, with beginning and end |
 //! | `ssmdenoise` | audio in, clean audio out, with a fixed, declared latency |
 //! | `ssmvad` | where there is speech in audio |
 //! | `ssmaudiotag` | classes of what is heard |
@@ -19,6 +20,7 @@ mod classify;
 mod denoise;
 mod ear;
 mod embed;
+mod events;
 mod eye;
 mod json;
 mod model;
@@ -28,7 +30,7 @@ mod state;
 mod timeline;
 mod vad;
 
-pub use results::{ClassScore, META_NAME, Results, Vector};
+pub use results::{ClassScore, EventResult, META_NAME, Results, Vector};
 
 /// Debug category of what elements have in common.
 pub(crate) static CAT: std::sync::LazyLock<gst::DebugCategory> = std::sync::LazyLock::new(|| {
@@ -42,6 +44,7 @@ fn plugin_init(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
     classify::register(plugin)?;
     denoise::register(plugin)?;
     embed::register(plugin)?;
+    events::register(plugin)?;
     json::register(plugin)?;
     overlay::register(plugin)?;
     vad::register(plugin)?;

@@ -65,12 +65,28 @@ impl Vector {
     }
 }
 
+/// Something that happened, with its beginning and end.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct EventResult {
+    /// Name of the class.
+    pub kind: String,
+    /// Its index among the model's classes.
+    pub class: u32,
+    /// Largest probability, 0 to 1.
+    #[serde(serialize_with = "single")]
+    pub score: f64,
+    /// Time of the last frame wholly of what was before, in ns.
+    pub start: u64,
+    /// Time of the first frame wholly of what comes after, in ns.
+    pub end: u64,
+}
+
 /// What one element found in one buffer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Results {
     /// Version of these fields: 1.
     pub version: u32,
-    /// Kind of the results: `classes`, `speech` or `vector`; it says which of the last three fields is there.
+    /// Kind of the results: `classes`, `speech`, `vector` or `event`; it says which of the last four fields is there.
     pub kind: String,
     /// Name of the element that found them.
     pub element: String,
@@ -86,9 +102,11 @@ pub struct Results {
     pub speech: Option<f64>,
     /// The model's features.
     pub vector: Option<Vector>,
+    /// What happened.
+    pub event: Option<EventResult>,
 }
 
-/// The line of JSON: the fields in order, of the last three those of the kind.
+/// The line of JSON: the fields in order, of the last four those of the kind.
 impl Serialize for Results {
     fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         let mut line = to.serialize_map(None)?;
@@ -107,7 +125,32 @@ impl Serialize for Results {
         if let Some(vector) = &self.vector {
             line.serialize_entry("vector", vector)?;
         }
+        if let Some(event) = &self.event {
+            line.serialize_entry("event", event)?;
+        }
         line.end()
+    }
+}
+
+impl EventResult {
+    fn to_structure(&self) -> gst::Structure {
+        gst::Structure::builder("event")
+            .field("kind", &self.kind)
+            .field("class", self.class)
+            .field("score", self.score)
+            .field("start", self.start)
+            .field("end", self.end)
+            .build()
+    }
+
+    fn from_structure(s: &gst::StructureRef) -> Option<Self> {
+        Some(Self {
+            kind: s.get("kind").ok()?,
+            class: s.get("class").ok()?,
+            score: s.get("score").ok()?,
+            start: s.get("start").ok()?,
+            end: s.get("end").ok()?,
+        })
     }
 }
 
@@ -124,6 +167,7 @@ impl Results {
             classes: Vec::new(),
             speech: None,
             vector: None,
+            event: None,
         }
     }
 
@@ -142,9 +186,14 @@ impl Results {
         Self { vector: Some(Vector::Numbers(vector.to_vec())), ..Self::new("vector", element, time, step) }
     }
 
+    /// Something that happened.
+    pub(crate) fn event(element: &str, time: Time, step: u64, event: EventResult) -> Self {
+        Self { event: Some(event), ..Self::new("event", element, time, step) }
+    }
+
     /// The results as a structure of the given name: `version`, `kind`, `element`, `pts`, `duration`, `step`, and by kind
     /// `classes`, an array of structures `class` with `index`, `label` and `score`; `speech`, a double; `vector`, GBytes
-    /// of little-endian 32-bit floats.
+    /// of little-endian 32-bit floats; `event`, a structure with `kind`, `class`, `score`, `start` and `end`.
     pub(crate) fn to_structure(&self, name: &str) -> gst::Structure {
         let classes = self.classes.iter().map(|c| {
             let class = gst::Structure::builder("class").field("index", c.index).field("score", c.score);
@@ -160,6 +209,7 @@ impl Results {
             .field_if("classes", gst::Array::from_values(classes), self.kind == CLASSES)
             .field_if_some("speech", self.speech)
             .field_if_some("vector", self.vector.as_ref().map(|v| glib::Bytes::from_owned(v.bytes())))
+            .field_if_some("event", self.event.as_ref().map(EventResult::to_structure))
             .build()
     }
 
@@ -186,6 +236,10 @@ impl Results {
             classes: classes.collect::<Option<_>>()?,
             speech: s.get_optional("speech").ok()?,
             vector: vector.map(|b| Vector::Numbers(numbers(b))),
+            event: match s.get_optional::<gst::Structure>("event").ok()? {
+                Some(event) => Some(EventResult::from_structure(&event)?),
+                None => None,
+            },
         })
     }
 

@@ -69,7 +69,7 @@ impl Analyser for AudioTag {
         let (Signal::Samples { .. }, Signal::Logits { classes }) = (engine.info().input, engine.info().output) else {
             return Err(unfit(&settings.model, "a model from samples to class scores", engine));
         };
-        *lock(&self.ranking) = Ranking::new(&settings.classes, classes)?;
+        *lock(&self.ranking) = Ranking::new(&settings.classes, &engine.info().facts.labels, classes)?;
         Ok(())
     }
 

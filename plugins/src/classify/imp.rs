@@ -69,7 +69,7 @@ impl Analyser for Classify {
         let (Signal::Image { .. }, Signal::Logits { classes }) = (engine.info().input, engine.info().output) else {
             return Err(unfit(&settings.model, "a model from frames to class scores", engine));
         };
-        *lock(&self.ranking) = Ranking::new(&settings.classes, classes)?;
+        *lock(&self.ranking) = Ranking::new(&settings.classes, &engine.info().facts.labels, classes)?;
         Ok(())
     }
 

@@ -109,6 +109,7 @@ impl Analyser for Vad {
                 segments.step(&rules, probability, start, end)
             }
             Heard::Gap { from, to } => segments.gap(&rules, from, to),
+            Heard::After { .. } => None,
             Heard::End { at } => segments.end(at),
         };
         found.messages.extend(turn.map(message));

@@ -1,0 +1,327 @@
+//! From scores of each frame to events with a beginning and an end.
+//!
+//! A class called `cut` is an event of one frame: it is told where its score is at the threshold or above and the largest
+//! of five frames. Every other class lasts: an event goes on while the largest score of these classes is at the lower
+//! threshold or above, and is told if it reached the threshold; its kind is the class that had the most of it. Events do
+//! not overlap: of a cut and a longer event within two frames of it, the one with the larger score is told.
+
+use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
+
+/// The class that marks single frames.
+const CUT: &str = "cut";
+/// Classes that mark nothing.
+const NOTHING: [&str; 2] = ["none", "background"];
+/// Frames on each side that a cut's score is compared with.
+const NEAR: usize = 2;
+
+/// What the element's properties say.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rules {
+    pub(crate) threshold: f64,
+    pub(crate) low: f64,
+    /// Shortest time from one cut to the next in ns.
+    pub(crate) cooldown: u64,
+}
+
+/// What a class is taken for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Cut,
+    Lasting,
+    Nothing,
+}
+
+/// The classes of a model.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Kinds {
+    roles: Vec<Role>,
+}
+
+impl Kinds {
+    pub(crate) fn new(labels: &[String], classes: usize) -> Self {
+        let role = |i: usize| match labels.get(i).map(String::as_str) {
+            Some(CUT) => Role::Cut,
+            Some(name) if NOTHING.contains(&name) => Role::Nothing,
+            _ => Role::Lasting,
+        };
+        Self { roles: (0..classes).map(role).collect() }
+    }
+
+    fn of(&self, role: Role) -> impl Iterator<Item = usize> {
+        self.roles.iter().enumerate().filter(move |(_, r)| **r == role).map(|(i, _)| i)
+    }
+}
+
+/// A frame: its number in the stream, its time in ns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Mark {
+    pub(crate) frame: u64,
+    pub(crate) pts: u64,
+}
+
+/// Something happened.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Event {
+    /// Index of the class.
+    pub(crate) kind: usize,
+    /// The last frame wholly of what was before.
+    pub(crate) start: Mark,
+    /// The first frame wholly of what comes after.
+    pub(crate) end: Mark,
+    /// Largest probability.
+    pub(crate) score: f64,
+}
+
+impl Event {
+    /// Time of the event: of a cut its first new frame, else the middle.
+    pub(crate) fn pts(&self) -> u64 {
+        if self.end.frame == self.start.frame + 1 { self.end.pts } else { self.start.pts.midpoint(self.end.pts) }
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Cut {
+    kind: usize,
+    start: Mark,
+    end: Mark,
+    score: f64,
+}
+
+/// A stretch of frames of a lasting class.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Span {
+    start: Mark,
+    first: Mark,
+    /// The first frame behind it, once it has ended.
+    end: Option<Mark>,
+    largest: f64,
+    /// Sum of each class's probabilities.
+    sums: Vec<f64>,
+}
+
+/// Frames and their scores on the way to events. A value: it goes into snapshots as text.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Finder {
+    /// Frames that have no scores yet.
+    waiting: VecDeque<Mark>,
+    /// The last frames with the score and the class of their cut, oldest first.
+    recent: VecDeque<(Mark, f64, usize)>,
+    last_cut: Option<u64>,
+    cuts: Vec<Cut>,
+    spans: VecDeque<Span>,
+    frames: u64,
+}
+
+impl Finder {
+    /// A frame came, and the probabilities of the frame `look_ahead` before it.
+    pub(crate) fn step(
+        &mut self,
+        rules: &Rules,
+        kinds: &Kinds,
+        look_ahead: usize,
+        pts: u64,
+        p: &[f32],
+        out: &mut Vec<Event>,
+    ) {
+        self.waiting.push_back(Mark { frame: self.frames, pts });
+        self.frames += 1;
+        if self.waiting.len() > look_ahead {
+            self.score(rules, kinds, p, out);
+        }
+    }
+
+    /// The frame that scores of the next step are of, if it has come.
+    pub(crate) fn front(&self, look_ahead: usize) -> Option<Mark> {
+        // The next step's frame itself is not there yet.
+        if look_ahead == 0 { None } else { self.waiting.front().filter(|_| self.waiting.len() >= look_ahead).copied() }
+    }
+
+    /// Probabilities of the oldest frame that has none, when no more frames come.
+    pub(crate) fn score(&mut self, rules: &Rules, kinds: &Kinds, p: &[f32], out: &mut Vec<Event>) {
+        let Some(mark) = self.waiting.pop_front() else { return };
+        let at = |i: usize| p.get(i).map_or(0.0, |p| f64::from(*p));
+        let best = |role: Role| {
+            kinds.of(role).map(|i| (at(i), i)).fold((0.0, usize::MAX), |a, b| if b.0 > a.0 { b } else { a })
+        };
+        let (cut, kind) = best(Role::Cut);
+        let before = self.recent.back().map_or(mark, |r| r.0);
+        let lasting = best(Role::Lasting).0;
+        match self.spans.back_mut().filter(|s| s.end.is_none()) {
+            Some(span) if lasting < rules.low => span.end = Some(mark),
+            Some(span) => {
+                span.largest = span.largest.max(lasting);
+                span.sums.iter_mut().enumerate().for_each(|(i, sum)| *sum += at(i));
+            }
+            None if lasting >= rules.low && lasting > 0.0 => {
+                let sums = (0..kinds.roles.len()).map(at).collect();
+                self.spans.push_back(Span { start: before, first: mark, end: None, largest: lasting, sums });
+            }
+            None => {}
+        }
+        self.recent.push_back((mark, cut, kind));
+        if self.recent.len() > 2 * NEAR + 2 {
+            self.recent.pop_front();
+        }
+        if let Some(middle) = self.recent.len().checked_sub(NEAR + 1) {
+            self.judge(rules, middle);
+        }
+        self.tell(rules, kinds, mark.frame, out);
+    }
+
+    /// No more frames: what is open ends with the last one that came.
+    pub(crate) fn end(&mut self, rules: &Rules, kinds: &Kinds, out: &mut Vec<Event>) {
+        let n = self.recent.len();
+        for middle in n.saturating_sub(NEAR)..n {
+            self.judge(rules, middle);
+        }
+        if let Some((last, ..)) = self.recent.back().copied() {
+            if let Some(span) = self.spans.back_mut().filter(|s| s.end.is_none()) {
+                span.end = Some(last);
+            }
+            self.tell(rules, kinds, u64::MAX, out);
+        }
+        *self = Self::default();
+    }
+
+    /// Whether a frame of `recent` is a cut: all that it is compared with is there.
+    fn judge(&mut self, rules: &Rules, middle: usize) {
+        let (mark, score, kind) = self.recent[middle];
+        let near = middle.saturating_sub(NEAR)..(middle + NEAR + 1).min(self.recent.len());
+        // Of equal ones the first.
+        let largest = near.clone().all(|i| self.recent[i].1 < score || i >= middle && self.recent[i].1 <= score);
+        let rested = self.last_cut.is_none_or(|last| mark.pts.saturating_sub(last) >= rules.cooldown);
+        if middle > 0 && score >= rules.threshold && score > 0.0 && largest && rested {
+            self.last_cut = Some(mark.pts);
+            self.cuts.push(Cut { kind, start: self.recent[middle - 1].0, end: mark, score });
+        }
+    }
+
+    /// Tells what can no longer change, `now` being the newest frame with scores.
+    fn tell(&mut self, rules: &Rules, kinds: &Kinds, now: u64, out: &mut Vec<Event>) {
+        let near = NEAR as u64;
+        let touches = |span: &Span, cut: &Cut| {
+            cut.end.frame + near >= span.first.frame && span.end.is_none_or(|end| cut.end.frame <= end.frame + near)
+        };
+        while let Some(span) = self.spans.front() {
+            // Cuts up to two frames behind the end are judged two frames later.
+            let Some(end) = span.end.filter(|end| now == u64::MAX || now >= end.frame + 2 * near) else { break };
+            let strongest = self.cuts.iter().filter(|c| touches(span, c)).map(|c| c.score).fold(0.0, f64::max);
+            if span.largest >= rules.threshold && span.largest >= strongest {
+                let lasting = kinds.of(Role::Lasting).map(|i| (span.sums.get(i).copied().unwrap_or(0.0), i));
+                let kind = lasting.fold((f64::MIN, 0), |a, b| if b.0 > a.0 { b } else { a }).1;
+                let event = Event { kind, start: span.start, end, score: span.largest };
+                self.cuts.retain(|c| !touches(span, c));
+                out.push(event);
+            }
+            self.spans.pop_front();
+        }
+        // A cut that no open or future stretch can touch.
+        let spans = &self.spans;
+        self.cuts.retain(|cut| {
+            let open = now != u64::MAX && (now < cut.end.frame + near || spans.iter().any(|s| touches(s, cut)));
+            if !open {
+                out.push(Event { kind: cut.kind, start: cut.start, end: cut.end, score: cut.score });
+            }
+            open
+        });
+        out.sort_by_key(|e| e.end.frame);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RULES: Rules = Rules { threshold: 0.5, low: 0.25, cooldown: 200 };
+    const FRAME: u64 = 40;
+
+    fn kinds() -> Kinds {
+        Kinds::new(&["cut", "dissolve", "fade"].map(str::to_owned), 3)
+    }
+
+    /// Events (kind, start frame, end frame) of scores in line with the frames; the scores come `lag` frames late.
+    fn run(scores: &[[f32; 3]], lag: usize, save_at: Option<usize>) -> Vec<(usize, u64, u64)> {
+        let (mut finder, mut out) = (Finder::default(), Vec::new());
+        let n = scores.len();
+        for t in 0..n + lag {
+            let p = t.checked_sub(lag).map_or([0.9; 3], |t| scores[t]);
+            if t < n {
+                finder.step(&RULES, &kinds(), lag, t as u64 * FRAME, &p, &mut out);
+            } else {
+                finder.score(&RULES, &kinds(), &p, &mut out);
+            }
+            if save_at == Some(t) {
+                let text = serde_json::to_string(&finder).expect("it is a value");
+                finder = serde_json::from_str(&text).expect("it is its own text");
+            }
+        }
+        finder.end(&RULES, &kinds(), &mut out);
+        out.iter().map(|e| (e.kind, e.start.frame, e.end.frame)).collect()
+    }
+
+    fn quiet(n: usize) -> Vec<[f32; 3]> {
+        vec![[0.01, 0.02, 0.0]; n]
+    }
+
+    #[test]
+    fn a_cut_is_the_largest_score_around() {
+        let mut s = quiet(40);
+        (s[9][0], s[10][0], s[11][0]) = (0.6, 0.9, 0.9);
+        s[30][0] = 0.49;
+        for lag in [0, 8] {
+            assert_eq!(run(&s, lag, None), [(0, 9, 10)]);
+        }
+        // At the very end, too, and never on the first frame.
+        (s[39][0], s[0][0]) = (0.8, 0.99);
+        assert_eq!(run(&s, 8, None), [(0, 9, 10), (0, 38, 39)]);
+    }
+
+    #[test]
+    fn cuts_keep_their_distance() {
+        let mut s = quiet(40);
+        (s[10][0], s[13][0], s[16][0]) = (0.9, 0.9, 0.8);
+        assert_eq!(run(&s, 2, None), [(0, 9, 10), (0, 15, 16)]);
+    }
+
+    #[test]
+    fn a_stretch_ends_below_the_lower_threshold() {
+        let mut s = quiet(60);
+        for (t, s) in s.iter_mut().enumerate().take(30).skip(20) {
+            (s[1], s[2]) = (0.3, if t < 24 { 0.6 } else { 0.1 });
+        }
+        s[40][2] = 0.4; // never reaches the threshold
+        for lag in [0, 8] {
+            assert_eq!(run(&s, lag, None), [(1, 19, 30)]);
+        }
+    }
+
+    #[test]
+    fn of_a_cut_and_a_stretch_the_stronger_is_told() {
+        for (cut, at, want) in [
+            (0.55, 24, vec![(2, 19, 30)]),
+            (0.95, 24, vec![(0, 23, 24)]),
+            (0.55, 32, vec![(2, 19, 30)]),
+            (0.55, 18, vec![(2, 19, 30)]),
+            (0.55, 33, vec![(2, 19, 30), (0, 32, 33)]),
+            (0.55, 17, vec![(0, 16, 17), (2, 19, 30)]),
+        ] {
+            let mut s = quiet(60);
+            s[20..30].iter_mut().for_each(|s| s[2] = 0.8);
+            s[at][0] = cut;
+            assert_eq!(run(&s, 4, None), want, "cut of {cut} at {at}");
+        }
+    }
+
+    #[test]
+    fn it_goes_on_from_its_text() {
+        let mut s = quiet(60);
+        s[20..30].iter_mut().for_each(|s| s[1] = 0.8);
+        (s[10][0], s[28][0], s[45][0]) = (0.9, 0.6, 0.7);
+        let want = run(&s, 8, None);
+        assert_eq!(want, [(0, 9, 10), (1, 19, 30), (0, 44, 45)]);
+        for at in 0..68 {
+            assert_eq!(run(&s, 8, Some(at)), want, "saved behind frame {at}");
+        }
+    }
+}
