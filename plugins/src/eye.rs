@@ -97,7 +97,7 @@ impl Eye {
             return Err(bad_caps("model", "three colour planes", channels));
         }
         let size = (info.height() as usize, info.width() as usize);
-        let plan = ImagePlan::new(size, format, (height, width))?;
+        let plan = ImagePlan::with_pixels(size, format, (height, width), &engine.info().facts.pixels)?;
         let (stream, cx) = (engine.stream(1), Cx::new(1)?);
         let mut eye = Self { info, plan, cx, stream, expected: None, waited: u32::MAX, warned: false };
         let header = restored.map(|snapshot| eye.restore(snapshot)).transpose()?;
