@@ -1,5 +1,7 @@
 //! The `ssm` command line.
 
+mod element;
+mod eval_shots;
 mod generate;
 mod inspect;
 mod mix;
@@ -28,7 +30,8 @@ enum Command {
     Verify(verify::Args),
     /// Continue a sequence of token ids, the likeliest one each time.
     Generate(generate::Args),
-
+    /// Find the transitions of videos and compare them with the truth.
+    EvalShots(eval_shots::Args),
     /// Mix speech and noise.
     Mix(mix::Args),
     /// Ratio of signal to distortion against a clean sound.
@@ -67,6 +70,7 @@ fn main() -> ExitCode {
         Command::Spectrogram(args) => spectrogram::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Random(args) => random::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Generate(args) => generate::run(args),
+        Command::EvalShots(args) => eval_shots::run(&args),
     };
     done.unwrap_or_else(|error| {
         eprintln!("ssm: {error}");
