@@ -4,7 +4,10 @@ use crate::checkpoint::Checkpoint;
 use crate::error::Error;
 
 /// Name and file of each.
-const BUILTIN: &[(&str, &[u8])] = &[("denoise", include_bytes!("../builtin/denoise.safetensors"))];
+const BUILTIN: &[(&str, &[u8])] = &[
+    ("denoise", include_bytes!("../builtin/denoise.safetensors")),
+    ("shots", include_bytes!("../builtin/shots.safetensors")),
+];
 
 /// The checkpoint of a builtin name, given without `builtin:`.
 pub(crate) fn checkpoint(name: &str) -> Result<Checkpoint, Error> {

@@ -79,8 +79,14 @@ fn the_parts_done_apart_give_the_same() {
             let table: Vec<f32> = (0..len)
                 .flat_map(|t| {
                     let now = &features[t * width..][..width];
-                    let before = if t == 0 { &silent[..] } else { &features[(t - 1) * width..][..width] };
-                    affine(&f, "in_proj", &[now, if difference { before } else { &[] }].concat())
+                    let at = |k: usize| if k > t { &silent[..] } else { &features[(t - k) * width..][..width] };
+                    let dot =
+                        |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+                    let length = |a: &[f32]| (dot(a, a) + 1e-12).sqrt();
+                    let lags = f.config["encoder"]["similarity"].as_u64().unwrap_or(0) as usize;
+                    let like = |k: usize| (dot(now, at(k)) / length(now) / length(at(k))) as f32;
+                    let like: Vec<f32> = (1..=lags).map(like).collect();
+                    affine(&f, "in_proj", &[now, if difference { at(1) } else { &[] }, &like].concat())
                 })
                 .collect();
 
@@ -192,6 +198,7 @@ fn a_file_that_does_not_fit_is_refused_by_name() {
     set("/encoder/pool", json!([0, 2]), "encoder.pool", "1 to 64");
     set("/encoder/pool", json!([2]), "encoder.pool", "two whole numbers");
     set("/encoder/difference", json!("yes"), "encoder.difference", "true or false");
+    set("/encoder/similarity", json!(1025), "encoder.similarity", "a whole number, 0 to 1024");
     set("/encoder/pol", json!(1), "encoder.pol", "an unknown field");
     set("/input/height", json!(null), "input.height", "got nothing");
     set("/input/height", json!(5000), "input.height", "1 to 4096");

@@ -173,7 +173,9 @@ fn events_come_as_messages_and_results_and_at_the_end_of_stream() {
         }
     }
     for (kind, start, end, score) in &told {
-        let inside = frame(*start) + 1..frame(*end).max(frame(*start) + 2).min(n);
+        // What is there from the first frame on has nothing before it.
+        let first = if *start == 0 { 0 } else { frame(*start) + 1 };
+        let inside = first..frame(*end).max(frame(*start) + 2).min(n);
         let column = |i: usize| scores[inside.clone()].iter().map(|p| p[i]).fold(0.0, f64::max);
         let largest = if kind == "cut" { column(0) } else { column(1).max(column(2)) };
         assert!((largest - score).abs() < 1e-6, "{kind} {start} {end}: {score}, expected {largest}");

@@ -4,10 +4,11 @@
 //! scores rise something happened. The frames pass untouched.
 //!
 //! ```text
-//! gst-launch-1.0 -m filesrc location=film.mp4 ! decodebin ! videoconvert ! ssmevents model=shots.safetensors ! fakesink
+//! gst-launch-1.0 -m filesrc location=film.mp4 ! decodebin ! videoconvert ! ssmevents ! fakesink
 //! ```
 //!
-//! Any model from frames to class scores runs, above all composites (docs/composites.md). The class `cut` marks single
+//! Without a `model` the builtin network finds shot transitions: cuts, dissolves, fades, wipes. Any model from frames to
+//! class scores runs, above all composites (docs/composites.md). The class `cut` marks single
 //! frames, `none` and `background` mark nothing, every other class lasts. A cut is told where its probability is at
 //! `threshold` or above and the largest of five frames, `cooldown` after the cut before at the earliest. Of the lasting
 //! classes an event is a stretch of frames whose largest probability is at `low-threshold` or above and reaches
@@ -41,6 +42,8 @@ use gst::subclass::prelude::*;
 use ssm_models::{Engine, Error, Options, Signal, SnapshotHeader};
 use std::sync::{Arc, LazyLock, Mutex};
 
+const DEFAULT_MODEL: &str = "builtin:shots";
+
 #[derive(Clone)]
 struct Settings {
     model: ModelSettings,
@@ -53,7 +56,13 @@ struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         let rules = Rules { threshold: 0.5, low: 0.25, cooldown: ClockTime::from_mseconds(200).nseconds() };
-        Self { model: ModelSettings::new(None, 1), rules, frame_scores: true, inference_interval: 0, carry: false }
+        Self {
+            model: ModelSettings::new(Some(DEFAULT_MODEL), 1),
+            rules,
+            frame_scores: true,
+            inference_interval: 0,
+            carry: false,
+        }
     }
 }
 
