@@ -18,7 +18,7 @@ from data import RATE, load
 from export import read
 
 UNSEEN = ["asterisk_it", "asterisk_ru"]
-SEEN = ["kerstin", "kathleen", "nathalie", "festvox_ru"]
+SEEN = ["kerstin", "kathleen", "nathalie", "festvox_ru", "flemishguy"]
 SNRS = (-5, 0, 5, 10, 15)  # dB
 CLIPS = 40
 LONGEST = 8 * RATE

@@ -14,11 +14,11 @@ from scipy.signal import fftconvolve, lfilter, resample_poly
 
 from data import RATE, load
 
-VOICES = {"kerstin": 0.22, "kathleen": 0.22, "nathalie": 0.2, "festvox_ru": 0.36}  # share of the examples
+VOICES = {"kerstin": 0.18, "kathleen": 0.18, "nathalie": 0.16, "festvox_ru": 0.24, "flemishguy": 0.24}  # share of the examples
 NOISES = {"esc10": 0.6, "blanket": 0.25, "sonic_pi": 0.15}
 KEPT_OUT = ("loop_3d_printer", "vinyl_hiss")  # of sonic_pi: the demonstrations use them
 PIECE = 5 * RATE
-POOLS = {"speech": 3600, "noise": 3000}  # pieces
+POOLS = {"speech": 4800, "noise": 3000}  # pieces
 VALIDATION = 60  # pieces of each pool kept for validation, the last ones
 
 
@@ -61,6 +61,20 @@ def room(rng, x):
     return fftconvolve(x, response)[: len(x)].astype(np.float32)
 
 
+def narrow(rng, x):
+    """x with nothing above 3.3 to 7.5 kHz, as telephones and codecs leave it."""
+    n = 1 << (len(x) - 1).bit_length()
+    f = np.fft.rfftfreq(n, 1 / RATE)
+    keep = np.clip((rng.uniform(3300, 7500) - f) / 200 + 0.5, 0, 1)
+    return np.fft.irfft(np.fft.rfft(x, n) * keep, n)[: len(x)].astype(np.float32)
+
+
+def coded(rng, x):
+    """x with noise that follows its level 25 to 45 dB below, as a waveform codec adds it."""
+    level = np.sqrt(np.convolve(x * x, np.ones(160, np.float32) / 160, "same").clip(0))
+    return x + level * rng.standard_normal(len(x)).astype(np.float32) * np.float32(10 ** (-rng.uniform(25, 45) / 20))
+
+
 def envelope(rng, n, low, high):
     """A slow random gain (n,): points at `low` to `high` a second, each 0 to -25 dB, in between straight lines."""
     points = max(2, int(n / RATE * rng.uniform(low, high)) + 2)
@@ -88,7 +102,7 @@ class Maker:
     def sentence(self, rng, n):
         """n samples of one voice, of one or more sentences with pauses."""
         voice = rng.choice(list(VOICES), p=list(VOICES.values()))
-        percent = int(rng.integers(76, 126))
+        percent = int(rng.integers(74, 132))
         x = np.zeros(0, np.float32)
         while len(x) < n:
             part = faster(self.draw(rng, self.speech, {voice: 1.0}, n * 130 // 100), percent)
@@ -99,6 +113,10 @@ class Maker:
             x = equalise(rng, x)
         if rng.random() < 0.3:
             x = room(rng, x)
+        if rng.random() < 0.25:
+            x = coded(rng, x)
+        if rng.random() < 0.35:
+            x = narrow(rng, x)
         return x
 
     def recorded(self, rng, n):
@@ -218,7 +236,7 @@ class Mixer:
         noise *= loudness / max(active_rms(noise), 1e-6) * 10 ** (-snr / 20)
         if rng.random() < 0.05:
             noise[: int(rng.uniform(0.1, 0.6) * n)] *= 1e-3
-        gain = 10 ** (rng.uniform(-45, -12) / 20) / loudness
+        gain = 10 ** (rng.uniform(-58, -12) / 20) / loudness
         gain = min(gain, 0.99 / max(float(np.abs(speech + noise).max()), 1e-6))
         return (speech + noise) * gain, speech * gain
 

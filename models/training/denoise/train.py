@@ -31,7 +31,7 @@ RECIPE = {
     "warmup": 200,  # steps
     "weight_decay": 0.01,
     "clip": 1.0,
-    "ema": 0.998,
+    "ema": 0.999,
     "spectral_weight": 1.0,
     "vad_weight": 0.1,
     "seed": 1,
