@@ -22,7 +22,7 @@ from mixing import Mixer, pools
 from model import CONFIG, POWER_FLOOR, Denoiser
 
 RECIPE = {
-    "steps": 3201,
+    "steps": 11_038,
     "batch": 8,
     "samples": 32_000,  # 2 s
     "long_from": 0.88,  # share of the steps after which examples are twice as long and half as many
