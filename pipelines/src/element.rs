@@ -38,8 +38,13 @@ pub fn files(folder: &Path, endings: &[&str]) -> Result<Vec<PathBuf>, Failure> {
 }
 
 /// Runs a pipeline to its end. `properties`: element name, property, value. `watched`: the element whose buffers' times are
-/// kept.
-pub fn play(line: &str, properties: &[(&str, &str, &str)], watched: &str) -> Result<Run, Failure> {
+/// kept, and which `look` sees.
+pub fn play(
+    line: &str,
+    properties: &[(&str, &str, &str)],
+    watched: &str,
+    look: impl Fn(&gst::BufferRef) + Send + Sync + 'static,
+) -> Result<Run, Failure> {
     let pipeline = gst::parse::launch(line).map_err(failed)?;
     let pipeline = pipeline.downcast::<gst::Pipeline>().map_err(|_| failed(format!("{line}: expected a pipeline")))?;
     for (element, property, value) in properties {
@@ -50,8 +55,10 @@ pub fn play(line: &str, properties: &[(&str, &str, &str)], watched: &str) -> Res
     if let Some(pad) = pipeline.by_name(watched).and_then(|e| e.static_pad("sink")) {
         let times = times.clone();
         pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
-            if let Some(pts) = info.buffer().and_then(|b| b.pts()) {
-                times.lock().unwrap_or_else(PoisonError::into_inner).push(pts.nseconds());
+            if let Some(buffer) = info.buffer() {
+                let mut times = times.lock().unwrap_or_else(PoisonError::into_inner);
+                times.extend(buffer.pts().map(|t| t.nseconds()));
+                look(buffer);
             }
             gst::PadProbeReturn::Ok
         });

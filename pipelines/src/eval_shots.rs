@@ -136,8 +136,12 @@ fn events(args: &Args, video: &Path) -> Result<Vec<(f64, f64)>, Failure> {
          fakesink sync=false"
     );
     let (mut times, mut found) = (Vec::new(), Vec::new());
-    let run =
-        play(&line, &[("file", "location", &video.to_string_lossy()), ("events", "model", &args.model)], "events")?;
+    let run = play(
+        &line,
+        &[("file", "location", &video.to_string_lossy()), ("events", "model", &args.model)],
+        "events",
+        |_| (),
+    )?;
     times.extend(run.times);
     times.sort_unstable();
     for s in run.messages.iter().filter(|s| s.name() == "ssm-event") {

@@ -7,6 +7,7 @@ mod inspect;
 mod mix;
 mod random;
 mod score;
+mod shots;
 mod spectrogram;
 mod verify;
 mod wav;
@@ -30,6 +31,8 @@ enum Command {
     Verify(verify::Args),
     /// Continue a sequence of token ids, the likeliest one each time.
     Generate(generate::Args),
+    /// Find the shots of a video, as a table and a contact sheet.
+    Shots(shots::Args),
     /// Find the transitions of videos and compare them with the truth.
     EvalShots(eval_shots::Args),
     /// Mix speech and noise.
@@ -70,6 +73,7 @@ fn main() -> ExitCode {
         Command::Spectrogram(args) => spectrogram::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Random(args) => random::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Generate(args) => generate::run(args),
+        Command::Shots(args) => shots::run(&args),
         Command::EvalShots(args) => eval_shots::run(&args),
     };
     done.unwrap_or_else(|error| {

@@ -154,11 +154,12 @@ impl Analyser for Events {
                 step = number;
                 // Frames of which no scores are known yet are told later.
                 let of = if look_ahead == 0 { Some(start.nseconds()) } else { finder.front(look_ahead).map(|m| m.pts) };
-                let best = ranking.best(classes, y);
+                let mut all = ranking.best(classes, y);
+                all.sort_by_key(|c| c.index);
                 finder.step(rules, kinds, look_ahead, start.nseconds(), y, &mut events);
                 if let Some(pts) = of.filter(|_| settings.frame_scores) {
                     let time = (Some(ClockTime::from_nseconds(pts)), None);
-                    found.results.push(Results::classes(&self.obj().name(), time, step, best));
+                    found.results.push(Results::classes(&self.obj().name(), time, step, all));
                 }
             }
             Heard::After { y } => {

@@ -14,6 +14,10 @@ pub(crate) const ROWS: usize = 16;
 const STEPS: usize = 2048;
 /// Letters of a label at most.
 const LETTERS: usize = 28;
+/// Events that a timeline remembers.
+const MARKS: usize = 64;
+/// How long an event's name stands in the corner.
+const BANNER: ClockTime = ClockTime::from_mseconds(1500);
 /// An element that has said nothing for so long is no longer shown.
 const FORGET: ClockTime = ClockTime::from_seconds(5);
 /// A step of the timeline stands until the next one, but no longer than this.
@@ -62,12 +66,29 @@ struct Step {
     score: f32,
 }
 
+/// An event.
+struct Mark {
+    start: ClockTime,
+    end: ClockTime,
+    class: u32,
+}
+
+/// An event that was told just now.
+#[derive(Default)]
+struct News {
+    label: String,
+    class: u32,
+    told: ClockTime,
+}
+
 struct Source {
     element: String,
     seen: ClockTime,
     rows: Vec<Row>,
     used: usize,
     course: VecDeque<Step>,
+    marks: VecDeque<Mark>,
+    news: Option<News>,
 }
 
 /// What is remembered of the results. Once it has seen as many elements and as long labels as there are, it allocates
@@ -101,6 +122,9 @@ impl Panel {
         let time = result.get::<u64>("pts").ok().filter(|ns| *ns < u64::MAX).map_or(now, ClockTime::from_nseconds);
         let speech = result.get::<f64>("speech").ok();
         let classes = result.value("classes").ok().and_then(|v| v.get::<gst::ArrayRef<'_>>().ok());
+        if let Ok(event) = result.get::<&gst::StructureRef>("event") {
+            return self.source(element, now)?.event(event, now);
+        }
         if speech.is_none() && classes.is_none() {
             return None;
         }
@@ -117,11 +141,13 @@ impl Panel {
         }
         if source.course.back().is_some_and(|last| last.time > time) {
             source.course.clear();
+            source.marks.clear();
         }
         if source.course.len() == STEPS {
             source.course.pop_front();
         }
-        let (index, score) = source.rows[..source.used].first().map_or((0, 0.0), |r| (r.index, r.score));
+        let best = source.rows[..source.used].iter().reduce(|best, r| if r.score > best.score { r } else { best });
+        let (index, score) = best.map_or((0, 0.0), |r| (r.index, r.score));
         source.course.push_back(Step { time, index, score });
         Some(())
     }
@@ -137,6 +163,8 @@ impl Panel {
                     rows: Vec::with_capacity(ROWS),
                     used: 0,
                     course: VecDeque::with_capacity(STEPS),
+                    marks: VecDeque::with_capacity(MARKS),
+                    news: None,
                 });
                 self.sources.len() - 1
             }
@@ -157,6 +185,7 @@ impl Panel {
         let dot = (height / 180).max(1);
         if show.rows > 0 {
             self.rows(canvas, dot, show.rows);
+            self.banner(canvas, brush.size(), dot, now);
         }
         if show.timeline {
             self.timeline(canvas, brush.size(), dot, show.span, now);
@@ -197,7 +226,21 @@ impl Panel {
         }
     }
 
-    /// A lane for each element: the height is the score of its best class, the colour that class; the right edge is now.
+    /// The name of the newest event, in the upper right corner.
+    fn banner(&self, canvas: &mut Canvas<'_>, (width, _): (usize, usize), dot: usize, now: ClockTime) {
+        let news = self.sources.iter().filter_map(|s| s.news.as_ref());
+        let fresh = news.filter(|n| n.told <= now && now - n.told <= BANNER).max_by_key(|n| n.told);
+        let Some(News { label, class, .. }) = fresh else { return };
+        let dot = 2 * dot;
+        let letters = label.chars().count().min(LETTERS);
+        let (pad, text) = (3 * dot, letters * (font::WIDTH + 1) * dot);
+        let Some(x) = width.checked_sub(text + 3 * pad) else { return };
+        canvas.fill(Rect { x, y: pad, width: text + 2 * pad, height: font::HEIGHT * dot + 2 * pad }, BLACK, 180);
+        canvas.text(label, (x + pad, 2 * pad), dot, LETTERS, colour(*class));
+    }
+
+    /// A lane for each element: the height is the score of its best class, the colour that class; events are bands of the
+    /// whole lane; the right edge is now.
     fn timeline(
         &self,
         canvas: &mut Canvas<'_>,
@@ -227,6 +270,19 @@ impl Panel {
                     canvas.fill(rect, colour(found.index), 230);
                 }
             }
+            for mark in &source.marks {
+                // Places of the event from the right edge; one frame is a step wide.
+                let back = |t: ClockTime| {
+                    (now.saturating_sub(t).nseconds() / (span.nseconds() / columns as u64).max(1)) as usize
+                };
+                let (from, to) = (back(mark.start), back(mark.end));
+                if to < columns {
+                    let left = columns.saturating_sub(from + 1);
+                    let wide = (columns - to - left).max(1);
+                    let rect = Rect { x: left * step, y: bottom - room, width: wide * step, height: room };
+                    canvas.fill(rect, colour(mark.class), 120);
+                }
+            }
             // Half.
             canvas.fill(Rect { x: 0, y: bottom - room / 2, width, height: dot.div_ceil(2) }, WHITE, 70);
         }
@@ -234,6 +290,21 @@ impl Panel {
 }
 
 impl Source {
+    fn event(&mut self, event: &gst::StructureRef, now: ClockTime) -> Option<()> {
+        let time = |name: &str| event.get::<u64>(name).ok().filter(|ns| *ns < u64::MAX).map(ClockTime::from_nseconds);
+        let class = event.get("class").ok()?;
+        let mark = Mark { start: time("start")?, end: time("end")?, class };
+        if self.marks.len() == MARKS {
+            self.marks.pop_front();
+        }
+        self.marks.push_back(mark);
+        let news = self.news.get_or_insert_default();
+        (news.class, news.told) = (class, now);
+        news.label.clear();
+        news.label.push_str(event.get::<&str>("kind").unwrap_or_default());
+        Some(())
+    }
+
     fn row(&mut self, index: u32, label: &str, score: f64) {
         if self.used == self.rows.len() {
             self.rows.push(Row::default());
