@@ -197,8 +197,9 @@ fn post<T: Analyser>(imp: &T, found: &mut Found) {
     }
 }
 
-/// Ends the stream: what is inside is completed with silence (`whole`) or thrown away; the state is fresh then.
-fn end<T: Analyser>(imp: &T, whole: bool) {
+/// Ends the stream: what is inside is completed with silence (`whole`) or thrown away; the state is fresh then. Returns the
+/// results that no buffer has carried.
+fn end<T: Analyser>(imp: &T, whole: bool) -> Vec<Results> {
     let (shared, mut found) = (imp.shared(), Found::default());
     match lock(&shared.sense).as_mut() {
         Some(Sense::Eye(eye)) => {
@@ -219,8 +220,10 @@ fn end<T: Analyser>(imp: &T, whole: bool) {
         }
         None => {}
     }
-    lock(&shared.pending).clear();
     post(imp, &mut found);
+    let mut results = std::mem::take(&mut *lock(&shared.pending));
+    results.append(&mut found.results);
+    results
 }
 
 /// Gives the model the last frame as often as its output lags.
@@ -279,7 +282,10 @@ pub(crate) fn sink_event<T: Analyser>(imp: &T, event: gst::Event) -> bool {
         EventView::Eos(_) => {
             let written = shared.base.write_state(&element(imp), &imp.model(), || save(imp));
             if !written && began(shared) {
-                end(imp, true);
+                let results = end(imp, true);
+                if !results.is_empty() {
+                    transform(imp).src_pad().push_event(Results::late(&results));
+                }
             }
         }
         _ => {}

@@ -8,6 +8,9 @@ use serde::ser::SerializeMap;
 /// Name of the custom meta that carries results on a buffer.
 pub const META_NAME: &str = "GstSsmResultMeta";
 
+/// Name of the event with results that no buffer carries.
+const LATE: &str = "ssm-results";
+
 /// Version of the fields below, in messages and JSON.
 const VERSION: u32 = 1;
 
@@ -261,11 +264,28 @@ impl Results {
         Ok(())
     }
 
+    /// An event with results for which no buffer is left, ahead of the end of stream: a structure `ssm-results` with
+    /// `results`, an array as in the meta.
+    pub(crate) fn late(results: &[Self]) -> gst::Event {
+        let values = results.iter().map(|r| r.to_structure("result").to_send_value());
+        let structure = gst::Structure::builder(LATE).field("results", gst::Array::from_values(values)).build();
+        gst::event::CustomDownstream::new(structure)
+    }
+
+    /// The results of an event made by [`Results::late`]; `None` for any other structure.
+    pub(crate) fn of_late(structure: &gst::StructureRef) -> Option<Vec<Self>> {
+        (structure.name() == LATE).then(|| Self::read(structure))
+    }
+
+    fn read(structure: &gst::StructureRef) -> Vec<Self> {
+        let Ok(results) = structure.get::<gst::Array>("results") else { return Vec::new() };
+        results.iter().filter_map(|v| v.get::<gst::Structure>().ok()).filter_map(|s| Self::from_structure(&s)).collect()
+    }
+
     /// The results that a buffer carries, in the order in which the elements stood.
     pub fn of(buffer: &gst::BufferRef) -> Vec<Self> {
         let Ok(meta) = gst::meta::CustomMeta::from_buffer(buffer, META_NAME) else { return Vec::new() };
-        let Ok(results) = meta.structure().get::<gst::Array>("results") else { return Vec::new() };
-        results.iter().filter_map(|v| v.get::<gst::Structure>().ok()).filter_map(|s| Self::from_structure(&s)).collect()
+        Self::read(meta.structure())
     }
 
     /// An element message with the results; its structure has the name of the element's factory and, beside the fields

@@ -9,7 +9,7 @@ use ssm_models::frontend::image::{ImagePlan, PixelFormat, Plane};
 use ssm_models::kernels::{CpuLevel, Cx};
 use ssm_models::{Row, Scratch, Signal};
 use ssm_tests::Rng;
-use ssm_tests::element::{Folder, complaint, make};
+use ssm_tests::element::{Folder, complaint, make, run};
 use ssm_tests::fabricate::{Fabricated, composite};
 
 const WIDTH: usize = 32;
@@ -261,4 +261,30 @@ fn a_model_of_sound_is_refused() {
     assert!(element.set_state(gst::State::Ready).is_err());
     let text = complaint(&bus, gst::MessageType::Error);
     assert!(text.contains("expected a model from frames to class scores"), "{text}");
+}
+
+/// What the end of stream decides is written as a line, too.
+#[test]
+fn every_event_is_a_line() {
+    let folder = Folder::new("events-lines");
+    let (_, path) = model(&folder);
+    for n in [7, 8, 9, 10, 11, 30] {
+        let lines = folder.file("lines.jsonl");
+        let messages = run(&format!(
+            "videotestsrc num-buffers={n} pattern=smpte100 ! video/x-raw,format=RGB,width=32,height=18,framerate=25/1 ! \
+             ssmevents model={path} threshold=0.01 low-threshold=0.005 cooldown=0 frame-scores=false ! ssmjson ! \
+             filesink location={lines}"
+        ));
+        let messages = messages.iter().filter(|s| s.name() == "ssm-event");
+        let told: Vec<(u64, u64)> =
+            messages.map(|s| (s.get("start").expect("ns"), s.get("end").expect("ns"))).collect();
+        let text = std::fs::read_to_string(&lines).expect("lines");
+        let written: Vec<(u64, u64)> = text
+            .lines()
+            .map(|l| serde_json::from_str::<serde_json::Value>(l).expect("JSON"))
+            .map(|v| (v["event"]["start"].as_u64().expect("ns"), v["event"]["end"].as_u64().expect("ns")))
+            .collect();
+        assert!(!told.is_empty(), "{n} frames");
+        assert_eq!(written, told, "{n} frames");
+    }
 }

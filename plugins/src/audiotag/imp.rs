@@ -12,8 +12,8 @@
 //! A clip is what the network was trained on (10.24 s for AudioSet); at the beginning it is padded as in training. A
 //! network that reads time in one direction goes on for ever instead. The result's time is that of the newest frames.
 //!
-//! State: as in `ssmvad`. What does not fill an interval at the end of stream is completed with silence and told on the
-//! bus, since there is no buffer left to carry it.
+//! State: as in `ssmvad`. What does not fill an interval at the end of stream is completed with silence; its result goes
+//! ahead of the end of stream as an event `ssm-results`, since there is no buffer left to carry it.
 
 use crate::analyser::{self, Analyser, Found, Shared};
 use crate::base::{lock, metadata, templates, unfit};

@@ -37,6 +37,32 @@ pub struct Json {
 }
 
 impl Json {
+    /// A buffer with a line for each result. An error is posted.
+    fn lines(
+        &self,
+        results: Vec<Results>,
+        pts: Option<gst::ClockTime>,
+        duration: Option<gst::ClockTime>,
+    ) -> Result<gst::Buffer, serde_json::Error> {
+        let format = *lock(&self.format);
+        let mut lines = Vec::new();
+        for mut result in results {
+            if format == Format::Base64 {
+                result.vector = result.vector.map(|v| v.to_base64());
+            }
+            serde_json::to_writer(&mut lines, &result).inspect_err(|error| {
+                gst::element_imp_error!(self, gst::StreamError::Encode, ("result of {}: {error}", result.element));
+            })?;
+            lines.push(b'\n');
+        }
+        let mut out = gst::Buffer::from_mut_slice(lines);
+        if let Some(out) = out.get_mut() {
+            out.set_pts(pts);
+            out.set_duration(duration);
+        }
+        Ok(out)
+    }
+
     fn chain(&self, buffer: gst::Buffer) -> Result<gst::FlowSuccess, gst::FlowError> {
         let results = Results::of(&buffer);
         if results.is_empty() {
@@ -45,23 +71,7 @@ impl Json {
             }
             return Ok(gst::FlowSuccess::Ok);
         }
-        let format = *lock(&self.format);
-        let mut lines = Vec::new();
-        for mut result in results {
-            if format == Format::Base64 {
-                result.vector = result.vector.map(|v| v.to_base64());
-            }
-            if let Err(error) = serde_json::to_writer(&mut lines, &result) {
-                gst::element_imp_error!(self, gst::StreamError::Encode, ("result of {}: {error}", result.element));
-                return Err(gst::FlowError::Error);
-            }
-            lines.push(b'\n');
-        }
-        let mut out = gst::Buffer::from_mut_slice(lines);
-        if let Some(out) = out.get_mut() {
-            out.set_pts(buffer.pts());
-            out.set_duration(buffer.duration());
-        }
+        let out = self.lines(results, buffer.pts(), buffer.duration()).map_err(|_| gst::FlowError::Error)?;
         self.src.push(out)
     }
 
@@ -71,6 +81,14 @@ impl Json {
                 gst::debug!(CAT, imp = self, "results of {event:?}");
                 self.src.push_event(gst::event::Caps::new(&self.src.pad_template_caps()))
             }
+            gst::EventView::CustomDownstream(e) => match e.structure().and_then(Results::of_late) {
+                // What the end of stream decided: its lines have the time of the last of them.
+                Some(results) => {
+                    let pts = results.last().and_then(|r| r.pts).map(gst::ClockTime::from_nseconds);
+                    self.lines(results, pts, None).is_ok_and(|out| self.src.push(out).is_ok())
+                }
+                None => gst::Pad::event_default(pad, Some(&*self.obj()), event),
+            },
             _ => gst::Pad::event_default(pad, Some(&*self.obj()), event),
         }
     }
