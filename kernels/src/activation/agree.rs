@@ -10,7 +10,7 @@ const ACTS: [Act; 5] = [Act::Relu, Act::Silu, Act::Gelu, Act::Sigmoid, Act::Soft
 fn tolerance(act: Act, x: f32, y: f32) -> f32 {
     match act {
         Act::Gelu => 3e-7 * x.abs() + 1e-7,
-        _ => 1e-6 * y.abs() + 1e-37,
+        _ => 1e-6 * y.abs() + 1e-36,
     }
 }
 

@@ -1,4 +1,4 @@
-use super::{Io, Scan};
+use super::{Io, Scan, TINY};
 use crate::activation::{silu, softplus};
 use std::ops::Range;
 
@@ -17,7 +17,7 @@ pub(super) fn scan(s: &Scan<'_>, group: usize, channels: Range<usize>, io: &Io) 
                 let (b, c) = (s.b.row(row)[group * n + i], s.c.row(row)[group * n + i]);
                 // SAFETY: i < n and e < d: inside the state, and this part owns channel e.
                 let h = unsafe { &mut *io.h.add(i * d + e) };
-                *h = (delta * s.a[i * d + e]).exp() * *h + delta * u * b;
+                *h = (delta * s.a[i * d + e]).exp() * *h + (delta * u * b + TINY);
                 y += *h * c;
             }
             y += s.d.map_or(0.0, |d| d[e]) * u;

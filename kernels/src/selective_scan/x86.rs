@@ -5,9 +5,10 @@
 //! multiply-adds round once, exp and softplus are the polynomials of `simd.rs` (2 ulp), and the sum over states runs in
 //! groups; h itself sees the same operations in the same order.
 
-use super::{Io, Scan};
+use super::{Io, Scan, TINY};
 use crate::simd::{self, Simd, Wide};
 use std::arch::x86_64::{__m256, __m512};
+use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
 /// Steps of a strip: its three arrays stay in the first-level cache.
@@ -57,17 +58,17 @@ unsafe fn states<S: Simd, const G: usize>(
         let mut a = [S::splat(0.0); G];
         for (g, (h, a)) in h.iter_mut().zip(&mut a).enumerate() {
             *h = load(io.h.add((i + g) * d + e), lanes);
-            *a = load(s.a.as_ptr().add((i + g) * d + e), lanes);
+            *a = load::<S>(s.a.as_ptr().add((i + g) * d + e), lanes).mul(S::splat(LOG2_E));
         }
-        let column = group * n + i;
+        let (column, tiny) = (group * n + i, S::splat(TINY));
         for t in 0..strip.steps {
             let (delta, du) = (strip.delta[t], strip.du[t]);
             let b = s.b.ptr().add(strip.row[t] * s.b.stride() + column);
             let c = s.c.ptr().add(strip.row[t] * s.c.stride() + column);
             let mut y = strip.y[t];
             for g in 0..G {
-                let da = simd::exp_neg(delta.mul(a[g]));
-                h[g] = da.mul_add(h[g], du.mul(S::splat(*b.add(g))));
+                let da = simd::exp2_neg(delta.mul(a[g]));
+                h[g] = da.mul_add(h[g], du.mul_add(S::splat(*b.add(g)), tiny));
                 y = h[g].mul_add(S::splat(*c.add(g)), y);
             }
             strip.y[t] = y;
@@ -193,8 +194,8 @@ unsafe fn step_one<S: Simd>(s: &Scan<'_>, group: usize, row: usize, e: usize, le
         let skip = s.d.map_or(zero, |d| load(d.as_ptr().add(e), lanes));
         let dt = load::<S>(s.dt.ptr().add(row * s.dt.stride() + e), lanes).add(bias);
         let delta = scale.mul(if s.softplus { simd::softplus(dt) } else { dt });
-        let da = simd::exp_neg(delta.mul(load(s.a.as_ptr().add(e), lanes)));
-        let h = da.mul_add(load(io.h.add(e), lanes), delta.mul(u).mul(b));
+        let da = simd::exp2_neg(delta.mul(S::splat(LOG2_E)).mul(load(s.a.as_ptr().add(e), lanes)));
+        let h = da.mul_add(load(io.h.add(e), lanes), delta.mul(u).mul_add(b, S::splat(TINY)));
         store(h, io.h.add(e), lanes);
         let mut y = skip.mul_add(u, h.mul_add(c, zero));
         if let Some(z) = &s.z {
