@@ -54,6 +54,10 @@ pub use array::{Mat, MatMut, Slab};
 pub use cpu::{CpuLevel, LevelError};
 pub use team::Team;
 
+/// Added to a recurrent state at each step, so that it never fades into the denormal numbers: they are slow, and a stream
+/// that has fallen silent would stay among them for ever. Far below the last bit of any state that matters.
+pub(crate) const TINY: f32 = 1e-30;
+
 /// Where a computation runs: the instruction level and the threads that share the work.
 pub struct Cx {
     /// Instruction level of every op.

@@ -31,9 +31,6 @@ pub(crate) trait Simd: Copy {
     /// `c - self * b`, rounded once.
     unsafe fn neg_mul_add(self, b: Self, c: Self) -> Self;
     unsafe fn abs(self) -> Self;
-    unsafe fn round(self) -> Self;
-    /// `self * 2^k` for an integral vector `k` in -126..=127.
-    unsafe fn scale2(self, k: Self) -> Self;
     /// `self * 2^k` for 0.5 <= self < 2 and `t` = 1.5 · 2^23 + k with -125 <= k <= 125: `k` moves into the exponent bits.
     unsafe fn scale2_bits(self, t: Self) -> Self;
     /// Per lane: `yes` where `self > o`, else `no` (also where NaN).
@@ -166,16 +163,6 @@ impl<S: Simd, const V: usize> Simd for Wide<S, V> {
         self.map(|a| unsafe { a.abs() })
     }
     #[inline(always)]
-    unsafe fn round(self) -> Self {
-        // SAFETY: trait contract.
-        self.map(|a| unsafe { a.round() })
-    }
-    #[inline(always)]
-    unsafe fn scale2(self, k: Self) -> Self {
-        // SAFETY: trait contract.
-        self.zip(k, |a, k| unsafe { a.scale2(k) })
-    }
-    #[inline(always)]
     unsafe fn scale2_bits(self, t: Self) -> Self {
         // SAFETY: trait contract.
         self.zip(t, |a, t| unsafe { a.scale2_bits(t) })
@@ -267,19 +254,6 @@ impl Simd for __m256 {
     unsafe fn abs(self) -> Self {
         // SAFETY: trait contract.
         unsafe { _mm256_andnot_ps(_mm256_set1_ps(-0.0), self) }
-    }
-    #[inline(always)]
-    unsafe fn round(self) -> Self {
-        // SAFETY: trait contract.
-        unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self) }
-    }
-    #[inline(always)]
-    unsafe fn scale2(self, k: Self) -> Self {
-        // SAFETY: trait contract. The power of two is built in the exponent bits.
-        unsafe {
-            let bits = _mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_cvtps_epi32(k), _mm256_set1_epi32(127)));
-            _mm256_mul_ps(self, _mm256_castsi256_ps(bits))
-        }
     }
     #[inline(always)]
     unsafe fn scale2_bits(self, t: Self) -> Self {
@@ -382,16 +356,6 @@ impl Simd for __m512 {
         unsafe { _mm512_abs_ps(self) }
     }
     #[inline(always)]
-    unsafe fn round(self) -> Self {
-        // SAFETY: trait contract.
-        unsafe { _mm512_roundscale_ps::<0>(self) }
-    }
-    #[inline(always)]
-    unsafe fn scale2(self, k: Self) -> Self {
-        // SAFETY: trait contract.
-        unsafe { _mm512_scalef_ps(self, k) }
-    }
-    #[inline(always)]
     unsafe fn scale2_bits(self, t: Self) -> Self {
         // SAFETY: trait contract. Shifting drops all of t but the low bits of k.
         unsafe {
@@ -414,39 +378,6 @@ impl Simd for __m512 {
 #[inline(always)]
 fn mask512(n: usize) -> __mmask16 {
     ((1u32 << n.min(16)) - 1) as __mmask16
-}
-
-/// `exp(x)` to about 2 ulp for -87.3 <= x <= 88.3; smaller x give 0, larger x give infinity, NaN stays NaN.
-///
-/// `x = k ln2 + r` with |r| <= ln2/2, the ln2 in two parts; then [`exp_reduced`] times 2^k.
-#[inline(always)]
-pub(crate) unsafe fn exp<S: Simd>(x: S) -> S {
-    // SAFETY: the caller has the features of S.
-    unsafe {
-        let k = x.mul(S::splat(LOG2_E)).round();
-        // -126 ..= 127 is what `scale2` takes; x outside is replaced below.
-        let k = k.max(S::splat(-126.0)).min(S::splat(127.0));
-        let r = k.neg_mul_add(S::splat(0.693_359_4), x);
-        let r = k.neg_mul_add(S::splat(-2.121_944_4e-4), r);
-        let y = exp_reduced(r).scale2(k);
-        let y = x.select_gt(S::splat(-87.336_54), y, S::splat(0.0));
-        let y = x.select_gt(S::splat(88.376_26), S::splat(f32::INFINITY), y);
-        x.keep_nan(y)
-    }
-}
-
-/// `exp(x)` for x <= 0, as in `exp(Δ·a)`: [`exp`] without the upper bound. NaN stays NaN.
-#[inline(always)]
-pub(crate) unsafe fn exp_neg<S: Simd>(x: S) -> S {
-    // SAFETY: the caller has the features of S.
-    unsafe {
-        // `max` returns its second operand on NaN: the bound goes first, so NaN passes on.
-        let x = S::splat(-87.336_54).max(x);
-        let k = x.mul(S::splat(LOG2_E)).round();
-        let r = k.neg_mul_add(S::splat(0.693_359_4), x);
-        let r = k.neg_mul_add(S::splat(-2.121_944_4e-4), r);
-        exp_reduced(r).scale2(k)
-    }
 }
 
 /// Adding it rounds a float below 2^22 to an integer in the low bits.
@@ -475,9 +406,17 @@ unsafe fn exp_within<S: Simd>(x: S) -> S {
     }
 }
 
+/// `exp(x)` to about 4 ulp for -86.6 <= x <= 0, smaller x taken for -86.6; NaN stays NaN.
+#[inline(always)]
+pub(crate) unsafe fn exp_neg<S: Simd>(x: S) -> S {
+    // SAFETY: the caller has the features of S. `max` returns its second operand on NaN.
+    unsafe { exp_within(S::splat(-86.6).max(x)) }
+}
+
 /// `2^r` for |r| <= 1/2: `1 + r q(r)`, q of degree 4 fitted for the smallest relative error, 9e-8. The form makes `2^0`
 /// exactly 1.
 #[inline(always)]
+#[expect(clippy::approx_constant, reason = "the fit lies beside ln 2")]
 unsafe fn exp2_reduced<S: Simd>(r: S) -> S {
     // SAFETY: the caller has the features of S.
     unsafe {
@@ -508,7 +447,7 @@ pub(crate) unsafe fn softplus<S: Simd>(x: S) -> S {
     ];
     // SAFETY: the caller has the features of S.
     unsafe {
-        let t = exp_within(S::splat(0.0).sub(S::splat(86.0).min(x.abs())));
+        let t = exp_neg(S::splat(0.0).sub(x.abs()));
         let mut p = S::splat(LOG1P[0]);
         for c in &LOG1P[1..] {
             p = p.mul_add(t, S::splat(*c));
@@ -537,20 +476,6 @@ pub(crate) unsafe fn sigmoid<S: Simd>(x: S) -> S {
 pub(crate) unsafe fn silu<S: Simd>(x: S) -> S {
     // SAFETY: the caller has the features of S.
     unsafe { S::splat(-88.0).max(x).div(S::splat(1.0).add(exp_of_negative(x))) }
-}
-
-/// `exp(r)` for |r| <= ln2/2: `1 + r + r² q(r)`, q of degree 4 interpolated at Chebyshev points; off by 1e-8 at most.
-/// The form makes `exp(0)` exactly 1.
-#[inline(always)]
-unsafe fn exp_reduced<S: Simd>(r: S) -> S {
-    // SAFETY: the caller has the features of S.
-    unsafe {
-        let mut q = S::splat(0.001_392_617_6);
-        for c in [0.008_363_173, 0.041_666_556, 0.166_665_78, 0.5, 1.0, 1.0] {
-            q = q.mul_add(r, S::splat(c));
-        }
-        q
-    }
 }
 
 /// `0.5 x (1 + erf(x/√2))`, erf by Abramowitz & Stegun 7.1.26 (off by 1.5e-7 at most).

@@ -16,6 +16,7 @@ mod agree;
 mod x86;
 
 use crate::CpuLevel;
+use crate::TINY;
 use crate::array::{MatMut, Slab};
 
 /// Poles λ of a layer.
@@ -107,9 +108,9 @@ fn split(s: &mut [f32], n: usize) -> (&mut [f32], &mut [f32]) {
     s.split_at_mut(n)
 }
 
-/// `s ← λ s + u` of state `i`.
+/// `s ← λ s + u + ε` of state `i`.
 fn step(poles: &Poles, i: usize, re: &mut [f32], im: &mut [f32], u: f32) {
     let (lr, li, sr, si) = (poles.re[i], poles.im[i], re[i], im[i]);
-    re[i] = lr * sr - li * si + u;
-    im[i] = lr * si + li * sr;
+    re[i] = lr * sr - li * si + (u + TINY);
+    im[i] = lr * si + (li * sr + TINY);
 }

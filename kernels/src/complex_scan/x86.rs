@@ -4,6 +4,7 @@
 //! lanes at the end.
 
 use super::Poles;
+use crate::TINY;
 use crate::array::MatMut;
 use crate::simd::Simd;
 use std::arch::x86_64::{__m256, __m512};
@@ -75,7 +76,7 @@ impl<S: Simd, const G: usize> States<S, G> {
         }
     }
 
-    /// `s ← λ s + u` of vector `g`.
+    /// `s ← λ s + u + ε` of vector `g`.
     ///
     /// # Safety
     /// S's features.
@@ -84,8 +85,9 @@ impl<S: Simd, const G: usize> States<S, G> {
         // SAFETY: the caller has S's features.
         unsafe {
             let (lr, li, sr, si) = (self.lr[g], self.li[g], self.sr[g], self.si[g]);
-            self.sr[g] = lr.mul_add(sr, li.neg_mul_add(si, u));
-            self.si[g] = lr.mul_add(si, li.mul(sr));
+            let tiny = S::splat(TINY);
+            self.sr[g] = lr.mul_add(sr, li.neg_mul_add(si, u.add(tiny)));
+            self.si[g] = lr.mul_add(si, li.mul_add(sr, tiny));
         }
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! q_r  = 2 Re Σ_n t_r[n] z[n]                        r < rank; nothing in S4D
-//! z[n] ← a[n] z[n] + b[n] u - Σ_r p_r[n] q_r         complex, one z per feature and n
+//! z[n] ← a[n] z[n] + b[n] u + ε - Σ_r p_r[n] q_r     complex, one z per feature and n; ε: see [`crate::TINY`]
 //! y_c  = Re Σ_n c_c[n] z[n] + d_c u                  of the new z, per output channel c
 //! ```
 //!

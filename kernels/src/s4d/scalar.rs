@@ -1,4 +1,5 @@
 use super::{Coefficients, Io, LANES, MAX_RANK};
+use crate::TINY;
 
 /// The recurrence as its equation stands, feature by feature.
 pub(super) fn run(w: &Coefficients, block: usize, io: &Io<'_>) {
@@ -30,8 +31,8 @@ pub(super) fn run(w: &Coefficients, block: usize, io: &Io<'_>) {
             for n in 0..s.states {
                 let (re, im) = state(n);
                 let ((a_re, a_im), (b_re, b_im)) = (coefficient(n, 0), coefficient(n, 1));
-                let mut new_re = a_re * *re - a_im * *im + b_re * u;
-                let mut new_im = a_re * *im + a_im * *re + b_im * u;
+                let mut new_re = a_re * *re - a_im * *im + (b_re * u + TINY);
+                let mut new_im = a_re * *im + a_im * *re + (b_im * u + TINY);
                 for (r, q) in q.iter().enumerate().take(s.rank) {
                     let (p_re, p_im) = coefficient(n, 2 + 2 * r);
                     new_re -= p_re * q;

@@ -9,6 +9,7 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::{Coefficients, Io, LANES, MAX_RANK};
+use crate::TINY;
 use crate::simd::Simd;
 use std::arch::x86_64::{__m256, __m512};
 use std::ops::Range;
@@ -65,13 +66,14 @@ unsafe fn put<S: Simd>(v: (S, S), p: *mut f32) {
     }
 }
 
-/// `a z + b u`.
+/// `a z + b u + ε`.
 #[inline(always)]
 unsafe fn turn<S: Simd>(a: (S, S), b: (S, S), z: (S, S), u: S) -> (S, S) {
     // SAFETY: the caller has S's features.
     unsafe {
-        let re = a.0.mul_add(z.0, a.1.neg_mul_add(z.1, b.0.mul(u)));
-        let im = a.0.mul_add(z.1, a.1.mul_add(z.0, b.1.mul(u)));
+        let tiny = S::splat(TINY);
+        let re = a.0.mul_add(z.0, a.1.neg_mul_add(z.1, b.0.mul_add(u, tiny)));
+        let im = a.0.mul_add(z.1, a.1.mul_add(z.0, b.1.mul_add(u, tiny)));
         (re, im)
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Δ_t = s · softplus(dt_t + dt_bias)              [d]      s: step scale, 1 unless the stream has another rate
-//! h_t = exp(Δ_t a) h_{t-1} + (Δ_t u_t) b_t + ε    [n, d]     ε: 1e-30, see `TINY`
+//! h_t = exp(Δ_t a) h_{t-1} + (Δ_t u_t) b_t + ε    [n, d]     ε: 1e-30, see [`crate::TINY`]
 //! y_t = Σ_n c_t[n] h_t[n] + d u_t                 [d]
 //! y_t = y_t · silu(z_t)                           if z is given
 //! ```
@@ -125,10 +125,6 @@ pub fn selective_scan(cx: &Cx, s: &Scan<'_>, h: &mut [f32], mut y: MatMut<'_>) {
         }
     });
 }
-
-/// Added to the state at each step: it never fades into the denormal numbers, which are slow and stay there for ever when
-/// the input is silent. Far below the last bit of any state that matters.
-const TINY: f32 = 1e-30;
 
 /// Channels of one task at most.
 const BLOCK: usize = 64;

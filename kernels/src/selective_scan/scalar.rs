@@ -1,4 +1,5 @@
-use super::{Io, Scan, TINY};
+use super::{Io, Scan};
+use crate::TINY;
 use crate::activation::{silu, softplus};
 use std::ops::Range;
 

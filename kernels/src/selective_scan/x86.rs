@@ -5,7 +5,8 @@
 //! multiply-adds round once, exp and softplus are the polynomials of `simd.rs` (2 ulp), and the sum over states runs in
 //! groups; h itself sees the same operations in the same order.
 
-use super::{Io, Scan, TINY};
+use super::{Io, Scan};
+use crate::TINY;
 use crate::simd::{self, Simd, Wide};
 use std::arch::x86_64::{__m256, __m512};
 use std::f32::consts::LOG2_E;

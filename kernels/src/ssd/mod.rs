@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Δ_t[h]      = s · clamp(softplus(dt_t[h] + dt_bias[h]))      s: step scale, 1 unless the stream has another rate
-//! S_t[h,p,n]  = exp(Δ_t[h] a[h]) S_{t-1}[h,p,n] + Δ_t[h] x_t[h,p] b_t[g,n]
+//! S_t[h,p,n]  = exp(Δ_t[h] a[h]) S_{t-1}[h,p,n] + Δ_t[h] x_t[h,p] b_t[g,n] + ε      ε: see [`crate::TINY`]
 //! y_t[h,p]    = Σ_n S_t[h,p,n] c_t[g,n] + d[h,p] x_t[h,p]      then · silu(z_t[h,p]) if z is given
 //! ```
 //!

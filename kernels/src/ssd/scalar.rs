@@ -1,4 +1,5 @@
 use super::{Io, Ssd};
+use crate::TINY;
 use crate::activation::silu;
 
 /// The recurrence of one head as the paper writes it.
@@ -14,7 +15,7 @@ pub(super) fn head(w: &Ssd<'_>, head: usize, io: &Io) {
             for i in 0..io.n {
                 // SAFETY: i < n and e < d: inside the state, and this part owns channel e.
                 let s = unsafe { &mut *io.s.add(i * d + e) };
-                *s = da * *s + delta * x * b[i];
+                *s = da * *s + (delta * x * b[i] + TINY);
                 y += *s * c[i];
             }
             y += w.d[e] * x;

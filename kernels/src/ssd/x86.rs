@@ -6,6 +6,7 @@
 //! multiply-adds round once; the order of every sum is the same.
 
 use super::{Io, Ssd};
+use crate::TINY;
 use crate::simd::{self, Simd};
 use std::arch::x86_64::{__m256, __m512};
 
@@ -55,14 +56,14 @@ unsafe fn states<S: Simd, const V: usize, const G: usize>(
             }
         }
         for t in 0..strip.steps {
-            let da = S::splat(strip.da[t]);
+            let (da, tiny) = (S::splat(strip.da[t]), S::splat(TINY));
             let (dx, mut y) = (strip.dx[t], strip.y[t]);
             let b = w.b.ptr().add((t0 + t) * w.b.stride() + column + i);
             let c = w.c.ptr().add((t0 + t) * w.c.stride() + column + i);
             for (g, s) in s.iter_mut().enumerate() {
                 let (b, c) = (S::splat(*b.add(g)), S::splat(*c.add(g)));
                 for v in 0..V {
-                    s[v] = da.mul_add(s[v], dx[v].mul(b));
+                    s[v] = da.mul_add(s[v], dx[v].mul_add(b, tiny));
                     y[v] = s[v].mul_add(c, y[v]);
                 }
             }
