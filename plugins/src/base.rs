@@ -82,7 +82,7 @@ impl Base {
     /// The file cannot be read.
     pub(crate) fn read_state(&self, settings: &ModelSettings) -> Result<(), gst::ErrorMessage> {
         if let Some(path) = &settings.state_in {
-            let bytes = std::fs::read(path)
+            let bytes = state::read(path)
                 .map_err(|e| gst::error_msg!(gst::ResourceError::NotFound, ("state-in: {path}: {e}")))?;
             *lock(&self.restore) = Some(bytes);
         }

@@ -4,6 +4,8 @@ use glib::object::ObjectSubclassIs;
 use glib::prelude::*;
 use glib::subclass::Signal;
 use glib::subclass::prelude::*;
+use std::fs;
+use std::io::{self, Read, Write};
 use std::path::Path;
 
 /// An element that has a state.
@@ -53,15 +55,57 @@ where
     ]
 }
 
-/// Writes a snapshot: to a neighbouring file first, which then takes the name, so that a reader never sees half of one.
+/// Bytes that a file with a state has at most: a device may have no end.
+const MAX_BYTES: u64 = 1 << 28;
+
+/// Reads a file with a snapshot.
 ///
 /// # Errors
-/// The file system refuses; the old file is then as it was.
-pub(crate) fn write(path: &str, bytes: &[u8]) -> std::io::Result<()> {
-    let part = format!("{path}.part");
-    let done = std::fs::write(&part, bytes).and_then(|()| std::fs::rename(&part, Path::new(path)));
-    if done.is_err() {
-        let _ = std::fs::remove_file(&part);
+/// The file system refuses, or the file does not end.
+pub(crate) fn read(path: &str) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    fs::File::open(path)?.take(MAX_BYTES).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 == MAX_BYTES {
+        return Err(io::Error::other(format!("expected fewer than {MAX_BYTES} bytes, got more")));
     }
-    done
+    Ok(bytes)
+}
+
+/// Writes a snapshot. A file is written under a neighbouring name first, which then takes its place, so that a reader
+/// never sees half of one and a full disk leaves the old one. A device stays the device that it is and is written to.
+///
+/// # Errors
+/// The file system refuses (the old file is then as it was), or `path` is a pipe, a socket or a folder: opening a pipe
+/// would wait for its reader.
+pub(crate) fn write(path: &str, bytes: &[u8]) -> io::Result<()> {
+    match fs::metadata(path) {
+        Ok(found) if device(&found) => fs::OpenOptions::new().write(true).open(path)?.write_all(bytes),
+        Ok(found) if !found.is_file() => Err(io::Error::other("expected a file or a device, got something else")),
+        Ok(_) => replace(&fs::canonicalize(path)?, bytes),
+        Err(_) => replace(Path::new(path), bytes),
+    }
+}
+
+#[cfg(unix)]
+fn device(found: &fs::Metadata) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    found.file_type().is_char_device()
+}
+
+#[cfg(not(unix))]
+fn device(_: &fs::Metadata) -> bool {
+    false
+}
+
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut part = path.as_os_str().to_owned();
+    part.push(".part");
+    let written = || {
+        let mut file = fs::File::create(&part)?;
+        file.write_all(bytes)?;
+        // Without it the new name could outlive a loss of power, and the bytes not.
+        file.sync_all()?;
+        fs::rename(&part, path)
+    };
+    written().inspect_err(|_| _ = fs::remove_file(&part))
 }
