@@ -2,15 +2,21 @@
 //! per span, its first axis the streams.
 //!
 //! The metadata holds `format` = `ssm-state`, `version`, `model` (hash of weights and options), `family`, `streams`,
-//! `steps`, and what the element adds (`pts`, pending samples). Any safetensors reader can look inside.
+//! `steps` (a number for each stream), what the element adds (`pts`, pending samples), and `sha256`. Any safetensors
+//! reader can look inside.
+//!
+//! The checksum is over each entry of the metadata but itself in the order of names (name, zero byte, value, zero byte),
+//! then over each tensor in the order of names (name, zero byte, data).
 
+use crate::checkpoint::hex;
 use crate::error::Error;
 use crate::model::Info;
-use crate::state::{State, StateLayout};
+use crate::state::{Span, State, StateLayout};
+use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap};
 
 /// Version of the format; another one is refused.
-const VERSION: &str = "1";
+const VERSION: &str = "2";
 
 /// What a snapshot says beside its tensors.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,6 +42,19 @@ fn mismatch(field: &str, expected: impl ToString, got: impl ToString) -> Error {
     Error::Snapshot { field: field.into(), expected: expected.to_string(), got: got.to_string() }
 }
 
+/// The checksum of metadata without it, and of tensors.
+fn checksum<'a>(metadata: &BTreeMap<String, String>, tensors: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> String {
+    let mut hash = Sha256::new();
+    for (name, value) in metadata {
+        [name, value].iter().for_each(|s| hash.update([s.as_bytes(), &[0]].concat()));
+    }
+    for (name, data) in BTreeMap::from_iter(tensors) {
+        hash.update([name.as_bytes(), &[0]].concat());
+        hash.update(data);
+    }
+    hex(&hash.finalize())
+}
+
 impl Snapshot {
     /// The snapshot as bytes.
     ///
@@ -52,17 +71,21 @@ impl Snapshot {
             })
             .chain([("pending".to_owned(), vec![self.pending.len()], bytes(&self.pending))])
             .collect();
-        let mut metadata: HashMap<String, String> = self.header.extra.clone().into_iter().collect();
+        let steps: Vec<String> = self.states.iter().map(|s| s.steps.to_string()).collect();
+        let mut metadata = self.header.extra.clone();
         for (key, value) in [
             ("format", "ssm-state".to_owned()),
             ("version", VERSION.to_owned()),
             ("model", info.hash.clone()),
             ("family", info.family.to_owned()),
             ("streams", self.states.len().to_string()),
-            ("steps", self.states.first().map_or(0, |s| s.steps).to_string()),
+            ("steps", steps.join(" ")),
         ] {
             metadata.insert(key.to_owned(), value);
         }
+        let sum = checksum(&metadata, spans.iter().map(|(name, _, data)| (&**name, &**data)));
+        metadata.insert("sha256".into(), sum);
+        let metadata: HashMap<String, String> = metadata.into_iter().collect();
         let views = spans.iter().map(|(name, shape, data)| {
             safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), data).map(|v| (name, v))
         });
@@ -77,7 +100,10 @@ impl Snapshot {
     pub fn load(bytes: &[u8], info: &Info, layout: &StateLayout) -> Result<Self, Error> {
         let (_, head) = safetensors::SafeTensors::read_metadata(bytes)
             .map_err(|e| mismatch("file", "a safetensors file of format ssm-state", e))?;
+        let file = safetensors::SafeTensors::deserialize(bytes).map_err(|e| mismatch("file", "whole tensors", e))?;
         let mut extra: BTreeMap<String, String> = head.metadata().clone().unwrap_or_default().into_iter().collect();
+        let sum = extra.remove("sha256");
+        let real = checksum(&extra, file.iter().map(|(name, t)| (name, t.data())));
         let mut expect = |key: &str, want: &str| match extra.remove(key) {
             Some(got) if got == want => Ok(()),
             got => Err(mismatch(key, want, got.unwrap_or_else(|| "nothing".into()))),
@@ -86,16 +112,21 @@ impl Snapshot {
         expect("version", VERSION)?;
         expect("family", info.family)?;
         expect("model", &info.hash)?;
-        let mut number = |key: &str, most: u64| -> Result<u64, Error> {
-            let word = extra.remove(key).unwrap_or_default();
-            let value = word.parse().ok().filter(|n| *n <= most);
-            value.ok_or_else(|| mismatch(key, format!("a number up to {most}"), format!("{word:?}")))
-        };
-        // No more streams than the file has room for, whatever its header says.
-        let most = (bytes.len() / layout.bytes().max(1)).min(MAX_STREAMS);
-        let streams = number("streams", most as u64)? as usize;
-        let steps = number("steps", u64::MAX)?;
-        let file = safetensors::SafeTensors::deserialize(bytes).map_err(|e| mismatch("file", "whole tensors", e))?;
+        if sum.as_deref() != Some(&real) {
+            return Err(mismatch("sha256", real, sum.as_deref().unwrap_or("nothing")));
+        }
+        let mut word = |key: &str| extra.remove(key).unwrap_or_default();
+        let streams = word("streams");
+        let streams: usize = streams
+            .parse()
+            .ok()
+            .filter(|n| *n <= MAX_STREAMS)
+            .ok_or_else(|| mismatch("streams", format!("a number up to {MAX_STREAMS}"), format!("{streams:?}")))?;
+        let words = word("steps");
+        let steps: Vec<u64> = words.split(' ').filter_map(|n| n.parse().ok()).filter(|n| *n < 1 << 48).collect();
+        if steps.len() != streams {
+            return Err(mismatch("steps", format!("{streams} numbers below 2^48"), format!("{words:?}")));
+        }
         let values = |name: &str, shape: Option<&[usize]>| -> Result<Vec<f32>, Error> {
             let t = file.tensor(name).map_err(|_| mismatch(name, "a tensor of this name", "nothing"))?;
             if t.dtype() != safetensors::Dtype::F32 || shape.is_some_and(|s| s != t.shape()) {
@@ -104,9 +135,12 @@ impl Snapshot {
             }
             Ok(t.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
         };
-        let mut states = vec![State { steps, ..State::new(layout) }; streams];
-        for span in layout.spans() {
-            let saved = values(&span.name, Some(&[&[streams], &span.shape[..]].concat()))?;
+        let shape = |span: &Span| [&[streams], &span.shape[..]].concat();
+        let spans = layout.spans().iter().map(|span| values(&span.name, Some(&shape(span))));
+        // Before there is memory for the states: the file has as many as it says.
+        let spans: Vec<Vec<f32>> = spans.collect::<Result<_, _>>()?;
+        let mut states: Vec<State> = steps.into_iter().map(|steps| State { steps, ..State::new(layout) }).collect();
+        for (span, saved) in layout.spans().iter().zip(&spans) {
             for (state, saved) in states.iter_mut().zip(saved.chunks_exact(span.len().max(1))) {
                 state.data[span.range()].copy_from_slice(saved);
             }

@@ -162,6 +162,7 @@ pub(crate) fn set_caps<T: Analyser>(imp: &T, caps: &gst::Caps) -> Result<(), gst
                 (Sense::Eye(Box::new(eye)), header)
             }
         };
+        base.forget();
         if let Some(header) = header {
             imp.resume(&header);
         }

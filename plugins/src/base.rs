@@ -89,13 +89,18 @@ impl Base {
         Ok(())
     }
 
-    /// The snapshot to begin with; it is given once.
+    /// The snapshot to begin with, until [`Base::forget`].
     ///
     /// # Errors
     /// It belongs to another model, or is damaged.
     pub(crate) fn restored(&self, engine: &Engine) -> Result<Option<Snapshot>, Error> {
-        let bytes = lock(&self.restore).take();
-        bytes.map(|bytes| Snapshot::load(&bytes, engine.info(), engine.model().layout())).transpose()
+        let bytes = lock(&self.restore);
+        bytes.as_ref().map(|bytes| Snapshot::load(bytes, engine.info(), engine.model().layout())).transpose()
+    }
+
+    /// Lets the snapshot to begin with go: a stream has begun with it, or there is no stream any more.
+    pub(crate) fn forget(&self) {
+        *lock(&self.restore) = None;
     }
 
     /// The bytes of a snapshot of the open model.

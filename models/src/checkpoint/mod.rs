@@ -324,6 +324,6 @@ fn inside(folder: &Path) -> Result<PathBuf, CheckpointError> {
     })
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
