@@ -14,6 +14,9 @@ const HOPS: usize = 16;
 /// Output frame `n` belongs to input frame `n`: what the model's delay puts in front is thrown away, and
 /// [`AudioStream::drain`] gives what is still inside, so as many frames come out as went in. Cutting the input
 /// differently changes no bit. (A frame here is one sample of every channel.)
+///
+/// A hop for which a channel's model gives values that are not finite becomes silence, and that channel goes on with a
+/// fresh state.
 pub struct AudioStream {
     /// One a channel; the samples that do not fill a hop yet lie at the front of its row's input.
     streams: Vec<Stream>,
@@ -24,6 +27,8 @@ pub struct AudioStream {
     held: usize,
     /// Output frames still to be thrown away.
     discard: usize,
+    /// Hops that became silence.
+    silenced: u64,
 }
 
 impl AudioStream {
@@ -43,7 +48,7 @@ impl AudioStream {
             return Err(Error::Input { expected: "one channel or more".into(), got: "none".into() });
         }
         let streams = (0..channels).map(|_| engine.stream(HOPS)).collect();
-        Ok(Self { streams, hop, delay: info.delay, rate, held: 0, discard: info.delay })
+        Ok(Self { streams, hop, delay: info.delay, rate, held: 0, discard: info.delay, silenced: 0 })
     }
 
     /// Frames by which the output lags behind the input at most: the model's delay and one hop.
@@ -64,6 +69,11 @@ impl AudioStream {
     /// Steps that each channel's model has taken since the reset.
     pub fn steps(&mut self) -> u64 {
         self.streams[0].state().steps
+    }
+
+    /// Hops of a channel that became silence since the streams were made.
+    pub fn silenced(&self) -> u64 {
+        self.silenced
     }
 
     /// Takes whole frames of interleaved `input` in and appends what is complete to `out`.
@@ -99,6 +109,10 @@ impl AudioStream {
         for stream in &mut self.streams {
             result = result.and(stream.wait());
         }
+        for stream in &mut self.streams {
+            let mended = result.and_then(|()| mend(stream, (self.hop, self.hop), hops, 0.0));
+            result = mended.map(|silenced| self.silenced += silenced);
+        }
         if result.is_err() {
             self.reset();
             return result;
@@ -109,7 +123,7 @@ impl AudioStream {
         out.resize(start + (n - skip) * channels, 0.0);
         for (c, stream) in self.streams.iter_mut().enumerate() {
             let row = stream.row();
-            out[start..][c..].iter_mut().step_by(channels).zip(&row.y[skip..n]).for_each(|(o, y)| *o = *y);
+            out[start..].iter_mut().skip(c).step_by(channels).zip(&row.y[skip..n]).for_each(|(o, y)| *o = *y);
             row.x.copy_within(n..held, 0);
         }
         self.held -= n;
@@ -118,11 +132,16 @@ impl AudioStream {
 
     /// Ends the streams: appends what is still inside to `out`. The streams are then fresh ones.
     pub fn drain(&mut self, out: &mut Vec<f32>) {
-        let (channels, start, held) = (self.streams.len(), out.len(), self.held);
+        let (channels, start, held, inside) = (self.streams.len(), out.len(), self.held, self.inside());
+        out.resize(start + inside * channels, 0.0);
         for (c, stream) in self.streams.iter_mut().enumerate() {
+            // A state that is younger than the delay gives less, one from before a gap more: of both the end counts.
             let tail = stream.drain(held);
-            out.resize(start + tail.len() * channels, 0.0);
-            out[start..].iter_mut().skip(c).step_by(channels).zip(tail).for_each(|(o, y)| *o = *y);
+            let tail = &tail[tail.len().saturating_sub(inside)..];
+            let out = out[start..].iter_mut().skip(c).step_by(channels).skip(inside - tail.len());
+            let finite = tail.iter().all(|y| y.is_finite());
+            out.zip(tail).for_each(|(o, y)| *o = if finite { *y } else { 0.0 });
+            self.silenced += u64::from(!finite);
         }
         self.reset();
     }
@@ -188,8 +207,35 @@ impl AudioStream {
     }
 }
 
+/// Fills each step of a stream's output that is not finite with `fill`, and takes the steps after it from a fresh state.
+/// `width`: values of a step's input and output. Returns how many there were.
+fn mend(stream: &mut Stream, width: (usize, usize), steps: usize, fill: f32) -> Result<u64, Error> {
+    let (x_width, y_width) = width;
+    let finite = |y: &[f32]| y.iter().all(|y| y.is_finite());
+    let first = stream.row().y[..steps * y_width].chunks_exact(y_width).position(|y| !finite(y));
+    let Some(first) = first else { return Ok(0) };
+    let (x, mut y, mut bad) = (stream.row().x.clone(), stream.row().y.clone(), 1);
+    stream.reset();
+    y[first * y_width..][..y_width].fill(fill);
+    for i in first + 1..steps {
+        stream.row().x[..x_width].copy_from_slice(&x[i * x_width..][..x_width]);
+        stream.run(1)?;
+        let step = &mut y[i * y_width..][..y_width];
+        step.copy_from_slice(&stream.row().y[..y_width]);
+        if !finite(step) {
+            step.fill(fill);
+            stream.reset();
+            bad += 1;
+        }
+    }
+    let row = stream.row();
+    row.x.copy_from_slice(&x);
+    row.y.copy_from_slice(&y);
+    Ok(bad)
+}
+
 /// Mono audio through a model that gives scores or a vector for each hop of samples. Cutting the input differently
-/// changes no bit of any step.
+/// changes no bit of any step. A step whose output is not finite is given as NaN, and the next one begins a fresh state.
 pub struct Listener {
     stream: Stream,
     hop: usize,
@@ -263,7 +309,8 @@ impl Listener {
     }
 
     fn run(&mut self, hops: usize, out: &mut Vec<f32>) -> Result<(), Error> {
-        if let Err(error) = self.stream.run(hops) {
+        let run = self.stream.run(hops);
+        if let Err(error) = run.and_then(|()| mend(&mut self.stream, (self.hop, self.width), hops, f32::NAN)) {
             self.reset();
             return Err(error);
         }

@@ -22,13 +22,17 @@ pub(crate) fn caps() -> gst::Caps {
         .build()
 }
 
-/// Makes a buffer's bytes samples, full scale 1; what is not finite becomes zero. Returns the first such sample.
+/// Samples beyond this, 120 dB above full scale, are no sound: they come from uninitialised memory and broken decoders.
+const LOUDEST: f32 = 1e6;
+
+/// Makes a buffer's bytes samples, full scale 1; what is not finite or beyond [`LOUDEST`] becomes zero. Returns the first
+/// such sample.
 pub(crate) fn read(format: AudioFormat, bytes: &[u8], samples: &mut Vec<f32>) -> Option<(usize, f32)> {
     let mut bad = None;
     samples.clear();
     if format == AudioFormat::F32le {
         samples.extend(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)));
-        for (i, s) in samples.iter_mut().enumerate().filter(|(_, s)| !s.is_finite()) {
+        for (i, s) in samples.iter_mut().enumerate().filter(|(_, s)| !(-LOUDEST..=LOUDEST).contains(*s)) {
             bad.get_or_insert((i, *s));
             *s = 0.0;
         }
@@ -51,7 +55,7 @@ pub(crate) fn whole_frames(obj: &gst::Element, buffer: &gst::BufferRef, bpf: usi
     Err(gst::FlowError::Error)
 }
 
-/// Counts samples that are no numbers, and warns once a stretch of them.
+/// Counts buffers with samples that cannot be, and warns once a stretch of them.
 pub(crate) fn warn_of(
     bad: Option<(usize, f32)>,
     warned: &mut bool,
@@ -69,8 +73,8 @@ pub(crate) fn warn_of(
             obj,
             gst::StreamError::Decode,
             (
-                "sample {at} of the buffer at {}: expected a finite number, got {value}; such samples are taken for \
-                 silence",
+                "sample {at} of the buffer at {}: expected a number up to {LOUDEST:e}, got {value}; such samples are taken \
+                 for silence",
                 buffer.pts().display()
             )
         );
@@ -99,7 +103,10 @@ pub(crate) struct Ear {
     taken: u64,
     /// Whether `origin` comes from a snapshot and no buffer has confirmed it.
     resumed: bool,
+    /// Whether samples that are not finite are being seen, so that a stretch of them warns once.
     warned: bool,
+    /// Whether the last step's scores were not finite.
+    lost: bool,
     samples: Vec<f32>,
     out: Vec<f32>,
 }
@@ -127,6 +134,7 @@ impl Ear {
             taken: 0,
             resumed: false,
             warned: false,
+            lost: false,
             samples: Vec::new(),
             out: Vec::new(),
         };
@@ -149,32 +157,32 @@ impl Ear {
         (self.origin, self.taken, self.resumed) = (pts, 0, false);
     }
 
-    /// Tells the steps in `out`; the first of them began at sample `from`.
-    fn tell(&mut self, from: u64, obj: &gst::Element, base: &Base, heard: &mut dyn FnMut(Heard<'_>)) {
+    /// Tells the steps in `out`; the first of them began at sample `from`, after `step` steps of the state.
+    fn tell(&mut self, from: u64, step: u64, obj: &gst::Element, base: &Base, heard: &mut dyn FnMut(Heard<'_>)) {
         let (hop, delay) = (self.listener.hop() as u64, self.listener.delay() as u64);
-        let mut out = std::mem::take(&mut self.out);
+        let (mut out, mut step) = (std::mem::take(&mut self.out), step);
         let width = base.engine().map_or(1, |e| e.info().output.len());
-        let steps = (out.len() / width) as u64;
-        let first = self.listener.steps().saturating_sub(steps);
-        Counters::add(&base.counters.steps, steps);
+        Counters::add(&base.counters.steps, (out.len() / width) as u64);
         for (i, y) in out.chunks_exact_mut(width).enumerate() {
             let at = from + i as u64 * hop;
-            if let Some(value) = y.iter().find(|v| !v.is_finite()) {
+            if y.iter().any(|v| !v.is_finite()) {
                 Counters::add(&base.counters.not_finite, 1);
-                if !std::mem::replace(&mut self.warned, true) {
+                Counters::add(&base.counters.resets, 1);
+                if !std::mem::replace(&mut self.lost, true) {
                     gst::element_warning!(
                         obj,
                         gst::StreamError::Decode,
-                        ("audio at {}: expected finite scores, got {value}; the state is reset", self.time(at))
+                        ("audio at {}: expected finite scores, got others; the state is reset", self.time(at))
                     );
                 }
-                self.listener.reset();
-                Counters::add(&base.counters.resets, 1);
                 heard(Heard::End { at: self.time(at) });
-                break;
+                step = 0;
+                continue;
             }
+            self.lost = false;
+            step += 1;
             let (start, end) = (self.time(at.saturating_sub(delay)), self.time((at + hop).saturating_sub(delay)));
-            heard(Heard::Step { start, end, step: first + i as u64 + 1, y });
+            heard(Heard::Step { start, end, step, y });
         }
         out.clear();
         self.out = out;
@@ -194,10 +202,11 @@ impl Ear {
         heard: &mut dyn FnMut(Heard<'_>),
     ) -> Result<(), gst::FlowError> {
         let from = self.taken - (self.listener.held() as u64).min(self.taken);
+        let steps = self.listener.steps();
         if let Err(error) = self.listener.complete(&mut self.out) {
             return Err(self.failed(obj, &error));
         }
-        self.tell(from, obj, base, heard);
+        self.tell(from, steps, obj, base, heard);
         Ok(())
     }
 
@@ -248,10 +257,11 @@ impl Ear {
         }
         let from = self.taken - (self.listener.held() as u64).min(self.taken);
         self.taken += self.samples.len() as u64;
+        let steps = self.listener.steps();
         if let Err(error) = self.listener.push(&self.samples, &mut self.out) {
             return Err(self.failed(obj, &error));
         }
-        self.tell(from, obj, base, heard);
+        self.tell(from, steps, obj, base, heard);
         Ok(())
     }
 

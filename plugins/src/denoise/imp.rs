@@ -76,6 +76,8 @@ struct Flow {
     discont: bool,
     /// Whether samples that are not finite are being seen, so that a stretch of them warns once.
     warned: bool,
+    /// Whether the model gives values that are not finite, so that a stretch of them warns once.
+    silent: bool,
     samples: Vec<f32>,
     out: Vec<f32>,
 }
@@ -188,8 +190,19 @@ impl Denoise {
             gst::element_imp_error!(self, gst::ResourceError::Settings, ("state-in: {error}"));
             return Err(gst::loggable_error!(CAT, "state-in: {error}"));
         }
-        let (samples, out) = (Vec::new(), Vec::new());
-        let flow = Flow { info, audio, origin: None, given: 0, taken: 0, discont: true, warned: false, samples, out };
+        self.base.forget();
+        let flow = Flow {
+            info,
+            audio,
+            origin: None,
+            given: 0,
+            taken: 0,
+            discont: true,
+            warned: false,
+            silent: false,
+            samples: Vec::new(),
+            out: Vec::new(),
+        };
         *lock(&self.flow) = Some(flow);
         Ok(())
     }
@@ -204,12 +217,32 @@ impl Denoise {
         gst::FlowError::Error
     }
 
+    /// Counts hops that became silence since there were `silenced`, at `steps`, and warns once a stretch of them.
+    fn note_silence(&self, flow: &mut Flow, silenced: u64, steps: u64) {
+        let more = flow.audio.silenced() - silenced;
+        Counters::add(&self.base.counters.not_finite, more);
+        Counters::add(&self.base.counters.resets, more);
+        if more > 0 && !std::mem::replace(&mut flow.silent, true) {
+            gst::element_imp_warning!(
+                self,
+                gst::StreamError::Decode,
+                (
+                    "samples at {}: expected finite ones of the model, got others; they are silence, and the state is reset",
+                    flow.time(flow.given).display()
+                )
+            );
+        }
+        flow.silent &= more > 0 || flow.audio.steps() <= steps;
+    }
+
     /// Takes what is inside out, completed with silence; the streams are fresh then.
     fn drain(&self) -> Result<gst::FlowSuccess, gst::FlowError> {
         let buffer = {
             let mut flow = lock(&self.flow);
             let Some(flow) = flow.as_mut() else { return Ok(gst::FlowSuccess::Ok) };
+            let silenced = flow.audio.silenced();
             flow.audio.drain(&mut flow.out);
+            self.note_silence(flow, silenced, 0);
             let buffer = flow.take().map_err(|e| self.no_memory(e))?;
             flow.rebase(None);
             flow.discont = true;
@@ -273,12 +306,13 @@ impl Denoise {
             let bad = ear::read(flow.info.format(), &map, &mut flow.samples);
             ear::warn_of(bad, &mut flow.warned, self.obj().upcast_ref(), &self.base, &buffer);
             flow.taken += (flow.samples.len() / flow.audio.channels()) as u64;
-            let steps = flow.audio.steps();
+            let (steps, silenced) = (flow.audio.steps(), flow.audio.silenced());
             if let Err(error) = flow.audio.push(&flow.samples, &mut flow.out) {
                 gst::element_imp_error!(self, gst::StreamError::Failed, ("{error}"));
                 return Err(gst::FlowError::Error);
             }
             Counters::add(&self.base.counters.steps, flow.audio.steps().saturating_sub(steps));
+            self.note_silence(flow, silenced, steps);
             (before, flow.take().map_err(|e| self.no_memory(e))?)
         };
         self.push(before.into_iter().chain(after))
