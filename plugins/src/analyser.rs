@@ -59,7 +59,7 @@ pub(crate) trait Analyser: BaseTransformImpl {
     fn heard(&self, heard: Heard<'_>, buffer: Option<&gst::BufferRef>, found: &mut Found);
     /// Adds what the element itself remembers to a snapshot.
     fn keep(&self, _header: &mut SnapshotHeader) {}
-    /// Goes on from what [`Analyser::keep`] kept.
+    /// Goes on from what [`Analyser::keep`] kept; an empty header: from nothing.
     fn resume(&self, _header: &SnapshotHeader) {}
 }
 
@@ -131,9 +131,14 @@ pub(crate) fn load<T: Analyser>(imp: &T, bytes: &[u8]) -> bool {
 }
 
 pub(crate) fn stop<T: Analyser>(imp: &T) {
-    imp.shared().base.write_state(&element(imp), &imp.model(), || save(imp));
-    *lock(&imp.shared().sense) = None;
-    lock(&imp.shared().pending).clear();
+    let shared = imp.shared();
+    let written = shared.base.write_state(&element(imp), &imp.model(), || save(imp));
+    if !written && began(shared) {
+        end(imp, false);
+    }
+    shared.base.clear();
+    *lock(&shared.sense) = None;
+    lock(&shared.pending).clear();
 }
 
 pub(crate) fn transform_caps<T: Analyser>(imp: &T, caps: &gst::Caps, filter: Option<&gst::Caps>) -> Option<gst::Caps> {
@@ -146,7 +151,7 @@ pub(crate) fn transform_caps<T: Analyser>(imp: &T, caps: &gst::Caps, filter: Opt
 pub(crate) fn set_caps<T: Analyser>(imp: &T, caps: &gst::Caps) -> Result<(), gst::LoggableError> {
     // What came before is another stream.
     if began(imp.shared()) {
-        end(imp, true);
+        finish(imp);
     }
     let new = || {
         let base = &imp.shared().base;
@@ -163,9 +168,7 @@ pub(crate) fn set_caps<T: Analyser>(imp: &T, caps: &gst::Caps) -> Result<(), gst
             }
         };
         base.forget();
-        if let Some(header) = header {
-            imp.resume(&header);
-        }
+        imp.resume(&header.unwrap_or_default());
         Ok::<_, Error>(sense)
     };
     match new() {
@@ -227,6 +230,18 @@ fn end<T: Analyser>(imp: &T, whole: bool) -> Vec<Results> {
     results
 }
 
+/// Ends the stream while the element plays on: results that no buffer has carried go ahead of what comes next.
+fn finish<T: Analyser>(imp: &T) {
+    tell_late(imp, &end(imp, true));
+}
+
+/// Pushes results for which there is no buffer.
+fn tell_late<T: Analyser>(imp: &T, results: &[Results]) {
+    if !results.is_empty() {
+        transform(imp).src_pad().push_event(Results::late(results));
+    }
+}
+
 /// Gives the model the last frame as often as its output lags.
 fn look_ahead<T: Analyser>(imp: &T, eye: &mut Eye, found: &mut Found) {
     let steps = imp.shared().base.engine().map_or(0, |e| e.info().facts.look_ahead);
@@ -245,9 +260,13 @@ fn began(shared: &Shared) -> bool {
     }
 }
 
-/// As [`end`], and counted.
+/// As [`finish`], or for a flush as [`end`], and counted.
 fn restart<T: Analyser>(imp: &T, whole: bool) {
-    end(imp, whole);
+    if whole {
+        finish(imp);
+    } else {
+        end(imp, false);
+    }
     if let Some(Sense::Ear(_)) = &*lock(&imp.shared().sense) {
         crate::model::Counters::add(&imp.shared().base.counters.resets, 1);
     }
@@ -283,10 +302,10 @@ pub(crate) fn sink_event<T: Analyser>(imp: &T, event: gst::Event) -> bool {
         EventView::Eos(_) => {
             let written = shared.base.write_state(&element(imp), &imp.model(), || save(imp));
             if !written && began(shared) {
-                let results = end(imp, true);
-                if !results.is_empty() {
-                    transform(imp).src_pad().push_event(Results::late(&results));
-                }
+                finish(imp);
+            } else {
+                let pending = std::mem::take(&mut *lock(&shared.pending));
+                tell_late(imp, &pending);
             }
         }
         _ => {}
@@ -303,14 +322,13 @@ pub(crate) fn transform_ip<T: Analyser>(
     match lock(&shared.sense).as_mut() {
         Some(Sense::Eye(eye)) => {
             let (at, resets) = (eye.now(), shared.base.counters.resets.load(Ordering::Relaxed));
-            let step = eye.look(&obj, &shared.base, &model, imp.interval(), buffer)?;
+            let looked = eye.look(&obj, &shared.base, &model, imp.interval(), buffer)?;
             if shared.base.counters.resets.load(Ordering::Relaxed) != resets {
                 imp.heard(Heard::End { at }, None, &mut found);
             }
-            if let Some(y) = step {
-                let start = buffer.pts().unwrap_or_default();
+            if let Some((step, y)) = looked {
+                let start = buffer.pts().unwrap_or(at);
                 let end = start.saturating_add(buffer.duration().unwrap_or_default());
-                let step = shared.base.counters.steps.load(Ordering::Relaxed);
                 imp.heard(Heard::Step { start, end, step, y }, Some(buffer), &mut found);
             }
         }

@@ -103,6 +103,12 @@ impl Base {
         *lock(&self.restore) = None;
     }
 
+    /// Nothing that was asked of a stream outlives it.
+    pub(crate) fn clear(&self) {
+        self.take_reset();
+        self.forget();
+    }
+
     /// The bytes of a snapshot of the open model.
     pub(crate) fn bytes(&self, cat: &gst::DebugCategory, snapshot: &Snapshot) -> Option<Vec<u8>> {
         let engine = self.engine()?;
@@ -130,7 +136,11 @@ impl Base {
             None => None,
         };
         match done {
-            Some(Ok(())) => true,
+            Some(Ok(())) => {
+                // What was asked for before does not undo it.
+                self.take_reset();
+                true
+            }
             Some(Err(error)) => {
                 gst::element_warning!(obj, gst::ResourceError::Settings, ("load-state: {error}"));
                 false

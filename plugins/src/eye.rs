@@ -73,7 +73,9 @@ pub(crate) struct Eye {
     stream: Stream,
     /// When the next frame is expected.
     expected: Option<ClockTime>,
-    /// Frames since the last inference.
+    /// Time of the last frame that had one.
+    last: Option<ClockTime>,
+    /// Frames since the last inference; the first frame waits for none.
     waited: u32,
     warned: bool,
 }
@@ -99,12 +101,12 @@ impl Eye {
         let size = (info.height() as usize, info.width() as usize);
         let plan = ImagePlan::with_pixels(size, format, (height, width), &engine.info().facts.pixels)?;
         let (stream, cx) = (engine.stream(1), Cx::new(1)?);
-        let mut eye = Self { info, plan, cx, stream, expected: None, waited: u32::MAX, warned: false };
+        let mut eye = Self { info, plan, cx, stream, expected: None, last: None, waited: u32::MAX, warned: false };
         let header = restored.map(|snapshot| eye.restore(snapshot)).transpose()?;
         Ok((eye, header))
     }
 
-    /// What the model says of one frame, and the number of its step; `None` if it was not asked.
+    /// The number of the step that the model took for one frame, and what it says; `None` if it was not asked.
     pub(crate) fn look(
         &mut self,
         obj: &gst::Element,
@@ -112,8 +114,8 @@ impl Eye {
         settings: &ModelSettings,
         interval: u32,
         buffer: &gst::BufferRef,
-    ) -> Result<Option<&mut [f32]>, gst::FlowError> {
-        let frame_time = buffer.duration().or_else(|| {
+    ) -> Result<Option<(u64, &mut [f32])>, gst::FlowError> {
+        let frame_time = buffer.duration().filter(|t| !t.is_zero()).or_else(|| {
             let fps = self.info.fps();
             let (num, den) = (u64::try_from(fps.numer()).ok()?, u64::try_from(fps.denom()).ok()?);
             (num > 0).then(|| ClockTime::from_nseconds(ClockTime::SECOND.nseconds() * den / num))
@@ -122,9 +124,12 @@ impl Eye {
         if base.take_reset() {
             self.reset(base);
         }
-        // Half a frame is jitter.
+        // Half a frame is jitter. Frames may come closer than they say that they last; a step back is one that comes
+        // before the last one.
         let tolerance = frame_time / 2;
-        match follows(self.expected, buffer.pts(), tolerance, settings.max_gap.max(tolerance)) {
+        let onward = buffer.pts() >= self.last;
+        let expected = self.last.and(self.expected).map(|t| if onward { t.min(buffer.pts().unwrap_or(t)) } else { t });
+        match follows(expected, buffer.pts(), tolerance, settings.max_gap.max(tolerance)) {
             Follows::On => {}
             Follows::Jump => self.reset(base),
             Follows::Gap(missing) => match settings.gap_policy {
@@ -133,7 +138,9 @@ impl Eye {
                 GapPolicy::Reset => self.reset(base),
             },
         }
-        self.expected = buffer.pts().or(self.expected).map(|t| t + frame_time);
+        // Frames without times count from 0.
+        self.expected = Some(buffer.pts().or(self.expected).unwrap_or_default().saturating_add(frame_time));
+        self.last = buffer.pts().or(self.last);
         self.waited = self.waited.saturating_add(1);
         let every = if interval == 0 { self.usual_interval() } else { interval };
         if self.waited < every {
@@ -179,7 +186,8 @@ impl Eye {
             return Ok(None);
         }
         self.warned = false;
-        Ok(Some(&mut self.stream.row().y))
+        let row = self.stream.row();
+        Ok(Some((row.state.steps, &mut row.y)))
     }
 
     /// Every how many frames the model takes a step, to take about as many a second as in its training.
@@ -202,7 +210,7 @@ impl Eye {
         self.expected.unwrap_or_default()
     }
 
-    /// Whether frames have come whose times say where the next one is expected.
+    /// Whether frames have come since the caps, a snapshot or a reset.
     pub(crate) fn began(&self) -> bool {
         self.expected.is_some()
     }
@@ -210,7 +218,7 @@ impl Eye {
     /// Makes the state a fresh one.
     pub(crate) fn reset(&mut self, base: &Base) {
         self.stream.reset();
-        self.expected = None;
+        (self.expected, self.last, self.waited) = (None, None, u32::MAX);
         Counters::add(&base.counters.resets, 1);
     }
 
@@ -219,6 +227,7 @@ impl Eye {
         if let Some(pts) = self.expected {
             header.extra.insert("pts".into(), pts.nseconds().to_string());
         }
+        header.extra.insert("waited".into(), self.waited.to_string());
         Snapshot { states: vec![self.stream.state().clone()], pending: vec![], header }
     }
 
@@ -233,7 +242,8 @@ impl Eye {
             got: "0".into(),
         })?;
         *self.stream.state() = state;
-        self.expected = None;
+        let waited = snapshot.header.extra.get("waited").and_then(|n| n.parse().ok());
+        (self.expected, self.last, self.waited) = (None, None, waited.unwrap_or(u32::MAX));
         Ok(snapshot.header)
     }
 }

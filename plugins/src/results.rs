@@ -273,7 +273,7 @@ impl Results {
     }
 
     /// The results of an event made by [`Results::late`]; `None` for any other structure.
-    pub(crate) fn of_late(structure: &gst::StructureRef) -> Option<Vec<Self>> {
+    pub fn of_late(structure: &gst::StructureRef) -> Option<Vec<Self>> {
         (structure.name() == LATE).then(|| Self::read(structure))
     }
 

@@ -38,10 +38,10 @@ pub fn follows(
     max_gap: ClockTime,
 ) -> Follows {
     let (Some(expected), Some(pts)) = (expected, pts) else { return Follows::On };
-    if pts > expected + tolerance {
+    if pts > expected.saturating_add(tolerance) {
         let missing = pts - expected;
         if missing > max_gap { Follows::Jump } else { Follows::Gap(missing) }
-    } else if pts + tolerance < expected {
+    } else if pts.saturating_add(tolerance) < expected {
         Follows::Jump
     } else {
         Follows::On
@@ -65,5 +65,9 @@ mod tests {
         assert_eq!(at(979), Follows::Jump);
         assert_eq!(follows(None, Some(ms(5)), ms(0), ms(0)), Follows::On);
         assert_eq!(follows(Some(ms(5)), None, ms(0), ms(0)), Follows::On);
+        let end = ClockTime::MAX;
+        assert_eq!(follows(Some(end), Some(end), end, end), Follows::On);
+        assert_eq!(follows(Some(end), Some(ms(5)), ms(1), end), Follows::Jump);
+        assert_eq!(follows(Some(ms(5)), Some(end), ms(1), end), Follows::Gap(end - ms(5)));
     }
 }

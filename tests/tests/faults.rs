@@ -174,7 +174,7 @@ fn a_listener_beyond_all_bounds_goes_on() {
     let path = write(&folder, &model, "loud-vad");
     let mut rng = Rng::new(4);
     let samples = rng.normals(3000, 0.1);
-    let mut run = |cuts: &[usize]| {
+    let run = |cuts: &[usize]| {
         let mut b = Listening::new("ssmvad", &[("model", &path)], "F32LE", RATE, 1);
         b.pieces(&bytes(&samples), cuts, ClockTime::ZERO);
         b.h.push_event(gst::event::Eos::new());

@@ -85,7 +85,8 @@ struct Flow {
 impl Flow {
     fn time(&self, frames: u64) -> Option<ClockTime> {
         let rate = u64::from(self.info.rate());
-        Some(self.origin? + frames.mul_div_floor(*ClockTime::SECOND, rate).map(ClockTime::from_nseconds)?)
+        let since = frames.mul_div_floor(*ClockTime::SECOND, rate).unwrap_or(u64::MAX - 1);
+        Some(self.origin?.saturating_add(ClockTime::from_nseconds(since)))
     }
 
     /// Begins a new count of time; what is inside must have come out.
@@ -288,7 +289,7 @@ impl Denoise {
                         _ => (ClockTime::ZERO, GapPolicy::Reset),
                     };
                     gst::debug!(CAT, imp = self, "at {}: {gap:?}, {policy:?}", buffer.pts().display());
-                    let frames = missing.nseconds().mul_div_round(rate, *ClockTime::SECOND).unwrap_or(0);
+                    let frames = missing.nseconds().mul_div_round(rate, *ClockTime::SECOND).unwrap_or(u64::MAX);
                     self.gap(flow, frames, policy);
                     before = flow.take().map_err(|e| self.no_memory(e))?;
                     flow.rebase(None);
@@ -318,6 +319,12 @@ impl Denoise {
         self.push(before.into_iter().chain(after))
     }
 
+    /// Whether there is a stream of these caps.
+    fn flows(&self, caps: &gst::CapsRef) -> bool {
+        let info = AudioInfo::from_caps(caps);
+        info.is_ok_and(|info| lock(&self.flow).as_ref().is_some_and(|flow| flow.info == info))
+    }
+
     /// Writes `state-out`, if it is set. Says whether it is set.
     fn write_state(&self) -> bool {
         let model = lock(&self.settings).model.clone();
@@ -327,6 +334,8 @@ impl Denoise {
     fn sink_event(&self, pad: &gst::Pad, event: gst::Event) -> bool {
         use gst::EventView;
         match event.view() {
+            // Caps that are the same again begin nothing.
+            EventView::Caps(e) if self.flows(e.caps()) => self.src.push_event(event),
             EventView::Caps(e) => {
                 let _ = self.drain();
                 if let Err(error) = self.set_caps(e.caps()) {
@@ -358,11 +367,11 @@ impl Denoise {
                     let policy = settings.gap_policy;
                     let buffer = flow.as_mut().and_then(|flow| {
                         let missing = duration.unwrap_or_default().nseconds();
-                        let frames = missing.mul_div_round(u64::from(flow.info.rate()), *ClockTime::SECOND)?;
+                        let frames = missing.mul_div_round(u64::from(flow.info.rate()), *ClockTime::SECOND);
                         let policy = if duration > Some(settings.max_gap) { GapPolicy::Reset } else { policy };
-                        self.gap(flow, frames, policy);
+                        self.gap(flow, frames.unwrap_or(u64::MAX), policy);
                         let buffer = flow.take();
-                        flow.rebase(duration.map(|d| pts + d));
+                        flow.rebase(duration.map(|d| pts.saturating_add(d)));
                         buffer.ok().flatten()
                     });
                     (policy, buffer)
@@ -412,7 +421,7 @@ impl Denoise {
                 }
                 let own = ClockTime::from_nseconds(self.base.counters.latency_ns.load(Ordering::Relaxed));
                 let (live, min, max) = upstream.result();
-                q.set(live, min + own, max.map(|max| max + own));
+                q.set(live, min.saturating_add(own), max.map(|max| max.saturating_add(own)));
                 true
             }
             _ => gst::Pad::query_default(pad, Some(&*self.obj()), query),
@@ -580,6 +589,7 @@ impl ElementImpl for Denoise {
         match transition {
             gst::StateChange::PausedToReady => {
                 self.write_state();
+                self.base.clear();
                 *lock(&self.flow) = None;
                 *lock(&self.segment) = None;
             }
