@@ -260,6 +260,15 @@ fn began(shared: &Shared) -> bool {
     }
 }
 
+/// Whether there is nothing to end: no buffer has come since the caps, nor before a snapshot.
+fn is_fresh(shared: &Shared) -> bool {
+    match lock(&shared.sense).as_ref() {
+        Some(Sense::Eye(eye)) => eye.is_fresh(),
+        Some(Sense::Ear(ear)) => ear.is_fresh(),
+        None => true,
+    }
+}
+
 /// As [`finish`], or for a flush as [`end`], and counted.
 fn restart<T: Analyser>(imp: &T, whole: bool) {
     if whole {
@@ -301,7 +310,7 @@ pub(crate) fn sink_event<T: Analyser>(imp: &T, event: gst::Event) -> bool {
         }
         EventView::Eos(_) => {
             let written = shared.base.write_state(&element(imp), &imp.model(), || save(imp));
-            if !written && began(shared) {
+            if !written && !is_fresh(shared) {
                 finish(imp);
             } else {
                 let pending = std::mem::take(&mut *lock(&shared.pending));

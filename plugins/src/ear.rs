@@ -334,6 +334,11 @@ impl Ear {
         !self.resumed && (self.taken > 0 || self.origin.is_some())
     }
 
+    /// Whether no sample has come since the caps or a reset, nor before a snapshot.
+    pub(crate) fn is_fresh(&self) -> bool {
+        !self.began() && !self.resumed
+    }
+
     /// The state with its place in time.
     pub(crate) fn snapshot(&mut self, mut header: SnapshotHeader) -> Snapshot {
         if let Some(origin) = self.origin {

@@ -9,7 +9,7 @@ use gst_video::prelude::*;
 use gst_video::{VideoCapsBuilder, VideoFormat, VideoFrameRef, VideoInfo};
 use ssm_models::frontend::image::{ImagePlan, PixelFormat, Plane, Yuv};
 use ssm_models::kernels::Cx;
-use ssm_models::{Engine, Error, Signal, Snapshot, SnapshotHeader, Stream};
+use ssm_models::{Engine, Error, Signal, Snapshot, SnapshotHeader, State, Stream};
 use std::sync::Arc;
 
 /// Frame time where caps say none.
@@ -77,6 +77,8 @@ pub(crate) struct Eye {
     last: Option<ClockTime>,
     /// Frames since the last inference; the first frame waits for none.
     waited: u32,
+    /// Whether the state is a snapshot's and no frame has come since.
+    resumed: bool,
     warned: bool,
 }
 
@@ -101,7 +103,17 @@ impl Eye {
         let size = (info.height() as usize, info.width() as usize);
         let plan = ImagePlan::with_pixels(size, format, (height, width), &engine.info().facts.pixels)?;
         let (stream, cx) = (engine.stream(1), Cx::new(1)?);
-        let mut eye = Self { info, plan, cx, stream, expected: None, last: None, waited: u32::MAX, warned: false };
+        let mut eye = Self {
+            info,
+            plan,
+            cx,
+            stream,
+            expected: None,
+            last: None,
+            waited: u32::MAX,
+            resumed: false,
+            warned: false,
+        };
         let header = restored.map(|snapshot| eye.restore(snapshot)).transpose()?;
         Ok((eye, header))
     }
@@ -141,6 +153,7 @@ impl Eye {
         // Frames without times count from 0.
         self.expected = Some(buffer.pts().or(self.expected).unwrap_or_default().saturating_add(frame_time));
         self.last = buffer.pts().or(self.last);
+        self.resumed = false;
         self.waited = self.waited.saturating_add(1);
         let every = if interval == 0 { self.usual_interval() } else { interval };
         if self.waited < every {
@@ -199,7 +212,9 @@ impl Eye {
 
     /// What the model says of the last frame once more; `None` before the first.
     pub(crate) fn again(&mut self) -> Option<&mut [f32]> {
-        self.expected?;
+        if self.is_fresh() {
+            return None;
+        }
         self.stream.run(1).ok()?;
         let y = &mut self.stream.row().y;
         y.iter().all(|v| v.is_finite()).then_some(y)
@@ -215,35 +230,52 @@ impl Eye {
         self.expected.is_some()
     }
 
+    /// Whether no frame has come since the caps or a reset, nor before a snapshot.
+    pub(crate) fn is_fresh(&self) -> bool {
+        !self.began() && !self.resumed
+    }
+
     /// Makes the state a fresh one.
     pub(crate) fn reset(&mut self, base: &Base) {
         self.stream.reset();
-        (self.expected, self.last, self.waited) = (None, None, u32::MAX);
+        (self.expected, self.last, self.waited, self.resumed) = (None, None, u32::MAX, false);
         Counters::add(&base.counters.resets, 1);
     }
 
-    /// The state, and when the next frame is expected.
+    /// The state, when the next frame is expected, and the last frame if the end of stream still needs it.
     pub(crate) fn snapshot(&mut self, mut header: SnapshotHeader) -> Snapshot {
         if let Some(pts) = self.expected {
             header.extra.insert("pts".into(), pts.nseconds().to_string());
         }
         header.extra.insert("waited".into(), self.waited.to_string());
-        Snapshot { states: vec![self.stream.state().clone()], pending: vec![], header }
+        let needed = !self.is_fresh() && self.stream.engine().info().facts.look_ahead > 0;
+        let row = self.stream.row();
+        let pending = if needed { row.x.clone() } else { vec![] };
+        Snapshot { states: vec![row.state.clone()], pending, header }
     }
 
     /// Goes on from a snapshot; the next frame may have any time. Returns its header.
     ///
     /// # Errors
-    /// It holds no state.
-    pub(crate) fn restore(&mut self, mut snapshot: Snapshot) -> Result<SnapshotHeader, Error> {
-        let state = snapshot.states.pop().ok_or_else(|| Error::Snapshot {
-            field: "streams".into(),
-            expected: "1".into(),
-            got: "0".into(),
-        })?;
-        *self.stream.state() = state;
+    /// It holds another number of states than one, or a frame of another size.
+    pub(crate) fn restore(&mut self, snapshot: Snapshot) -> Result<SnapshotHeader, Error> {
+        let bad = |field: &str, expected: String, got: usize| Error::Snapshot {
+            field: field.into(),
+            expected,
+            got: got.to_string(),
+        };
+        let [state] = <[State; 1]>::try_from(snapshot.states).map_err(|s| bad("streams", "1".into(), s.len()))?;
+        let row = self.stream.row();
+        let frame = snapshot.pending;
+        if frame.len() == row.x.len() {
+            row.x = frame;
+        } else if !frame.is_empty() {
+            return Err(bad("pending", format!("0 or {} values", row.x.len()), frame.len()));
+        }
+        row.state = state;
         let waited = snapshot.header.extra.get("waited").and_then(|n| n.parse().ok());
         (self.expected, self.last, self.waited) = (None, None, waited.unwrap_or(u32::MAX));
+        self.resumed = true;
         Ok(snapshot.header)
     }
 }
