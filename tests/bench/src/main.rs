@@ -1,5 +1,5 @@
 //! `make bench`: kernels against the machine's own roof and against other crates, whole models, and a stream of a
-//! million steps. With the argument `long` only the last.
+//! million steps. With the argument `long` only the last; with `model FILE` only that file.
 //!
 //! Every figure is the median of runs that alternate with their peers in one sitting. A rate above the measured roof is a
 //! mistake of the benchmark and ends it.
@@ -64,6 +64,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let file = option(&args, "--plot");
     if args.first().is_some_and(|a| a == "long") {
         return long::run(steps, file.as_deref());
+    }
+    if args.first().is_some_and(|a| a == "model") {
+        let file = args.get(1).ok_or("model: expected a file")?;
+        let threads = option(&args, "--threads").map_or(Ok(cores), |n| n.parse())?;
+        let seconds = option(&args, "--seconds").map_or(Ok(2.0), |s| s.parse())?;
+        return models::one(file, threads, seconds, option(&args, "--input").as_deref());
     }
     let roof = roof::measure();
     println!(

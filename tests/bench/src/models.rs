@@ -1,8 +1,9 @@
-//! Whole models, by the files that ship or that lie in `demo-out`.
+//! Whole models, by the files that ship or that lie in `demo-out`; or one file, for scripts that time peers beside it.
 
 use crate::{race, values};
 use ssm_kernels::{CpuLevel, Cx};
 use ssm_models::{Options, Row, Scratch, Signal, open};
+use std::error::Error;
 
 pub fn run(cores: usize) {
     println!("\nmodels");
@@ -30,4 +31,23 @@ pub fn run(cores: usize) {
             println!();
         }
     }
+}
+
+/// `ssm-bench model FILE --threads N --seconds S [--input RAW]`: the median milliseconds of a step, and its output, as a line
+/// of JSON. RAW holds the input as little-endian 32-bit floats.
+pub fn one(file: &str, threads: usize, seconds: f64, input: Option<&str>) -> Result<(), Box<dyn Error>> {
+    let level = CpuLevel::from_env()?;
+    let model = open(file, &Options { level, ..Options::default() })?;
+    let (cx, mut scratch, mut rows) = (Cx::at(level, threads), Scratch::default(), [Row::new(&*model, 1)]);
+    let x = match input {
+        Some(file) => std::fs::read(file)?.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+        None => values(rows[0].x.len(), 1.0),
+    };
+    if x.len() != rows[0].x.len() {
+        return Err(format!("--input: expected {} values, got {}", rows[0].x.len(), x.len()).into());
+    }
+    rows[0].x.copy_from_slice(&x);
+    let time = race(seconds, &mut [&mut || model.forward(&cx, &mut rows, 1, &mut scratch)])[0];
+    println!("{}", serde_json::json!({ "milliseconds": time * 1e3, "output": rows[0].y }));
+    Ok(())
 }
