@@ -31,7 +31,7 @@ type Tensor = (&'static str, Vec<usize>, Vec<f32>);
 type Point = (f64, f64, f64);
 
 /// Resident memory of this process, MiB.
-fn resident() -> f64 {
+pub fn resident() -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap_or("0");
     line.trim().trim_end_matches(" kB").parse::<f64>().unwrap_or(0.0) / 1024.0

@@ -1,5 +1,6 @@
 //! `make bench`: kernels against the machine's own roof and against other crates, whole models, and a stream of a
-//! million steps. With the argument `long` only the last; with `model FILE` only that file.
+//! million steps. With the argument `long` only the last; with `streams` only sixteen streams at once, with
+//! `model FILE` only that file.
 //!
 //! Every figure is the median of runs that alternate with their peers in one sitting. A rate above the measured roof is a
 //! mistake of the benchmark and ends it.
@@ -8,6 +9,7 @@ mod kernels;
 mod long;
 mod models;
 mod roof;
+mod streams;
 
 use std::time::Instant;
 
@@ -71,6 +73,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let seconds = option(&args, "--seconds").map_or(Ok(2.0), |s| s.parse())?;
         return models::one(file, threads, seconds, option(&args, "--input").as_deref());
     }
+    if args.first().is_some_and(|a| a == "streams") {
+        let seconds = option(&args, "--seconds").map_or(Ok(3.0), |s| s.parse())?;
+        return match &args[1..] {
+            [way, file, ..] if way == "shared" || way == "separate" => streams::child(way, file, seconds),
+            _ => streams::run(seconds),
+        };
+    }
     let roof = roof::measure();
     println!(
         "roof of one core: {:.0} GFLOP/s (f32 multiply-add), {:.1} GB/s (read)",
@@ -79,5 +88,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     );
     kernels::run(&roof, cores);
     models::run(cores);
+    streams::run(3.0)?;
     long::run(steps, file.as_deref())
 }
