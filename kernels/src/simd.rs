@@ -33,6 +33,10 @@ pub(crate) trait Simd: Copy {
     unsafe fn abs(self) -> Self;
     /// `self * 2^k` for 0.5 <= self < 2 and `t` = 1.5 · 2^23 + k with -125 <= k <= 125: `k` moves into the exponent bits.
     unsafe fn scale2_bits(self, t: Self) -> Self;
+    /// Per lane of two bfloat16: the one in the high half as a float.
+    unsafe fn high_half(self) -> Self;
+    /// Per lane of two bfloat16: the one in the low half as a float.
+    unsafe fn low_half(self) -> Self;
     /// Per lane: `yes` where `self > o`, else `no` (also where NaN).
     unsafe fn select_gt(self, o: Self, yes: Self, no: Self) -> Self;
     /// Per lane: `nan` where `self` is NaN, else `o`.
@@ -168,6 +172,16 @@ impl<S: Simd, const V: usize> Simd for Wide<S, V> {
         self.zip(t, |a, t| unsafe { a.scale2_bits(t) })
     }
     #[inline(always)]
+    unsafe fn high_half(self) -> Self {
+        // SAFETY: trait contract.
+        self.map(|a| unsafe { a.high_half() })
+    }
+    #[inline(always)]
+    unsafe fn low_half(self) -> Self {
+        // SAFETY: trait contract.
+        self.map(|a| unsafe { a.low_half() })
+    }
+    #[inline(always)]
     unsafe fn select_gt(self, o: Self, yes: Self, no: Self) -> Self {
         let mut out = self;
         for (i, v) in out.0.iter_mut().enumerate() {
@@ -262,6 +276,19 @@ impl Simd for __m256 {
             let k = _mm256_slli_epi32::<23>(_mm256_castps_si256(t));
             _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(self), k))
         }
+    }
+    #[inline(always)]
+    unsafe fn high_half(self) -> Self {
+        // SAFETY: trait contract.
+        unsafe {
+            let mask = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+            _mm256_castsi256_ps(_mm256_and_si256(_mm256_castps_si256(self), mask))
+        }
+    }
+    #[inline(always)]
+    unsafe fn low_half(self) -> Self {
+        // SAFETY: trait contract.
+        unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(self))) }
     }
     #[inline(always)]
     unsafe fn select_gt(self, o: Self, yes: Self, no: Self) -> Self {
@@ -362,6 +389,19 @@ impl Simd for __m512 {
             let k = _mm512_slli_epi32::<23>(_mm512_castps_si512(t));
             _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(self), k))
         }
+    }
+    #[inline(always)]
+    unsafe fn high_half(self) -> Self {
+        // SAFETY: trait contract.
+        unsafe {
+            let mask = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+            _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(self), mask))
+        }
+    }
+    #[inline(always)]
+    unsafe fn low_half(self) -> Self {
+        // SAFETY: trait contract.
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_castps_si512(self))) }
     }
     #[inline(always)]
     unsafe fn select_gt(self, o: Self, yes: Self, no: Self) -> Self {

@@ -6,6 +6,7 @@ use crate::golden::Golden;
 use crate::model::{Model, Signal};
 use serde_json::Value;
 use ssm_kernels::CpuLevel;
+use ssm_kernels::linear::Precision;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -93,6 +94,8 @@ pub enum Output {
 pub struct Options {
     /// Instruction level the weights are packed for.
     pub level: CpuLevel,
+    /// Precision of the large products (Vim, VMamba, Mamba); everything else stays f32.
+    pub precision: Precision,
     /// Frame height and width; `None`: the size the network was trained for.
     pub image: Option<(usize, usize)>,
     /// Position embedding at another frame size (Vim).
@@ -115,6 +118,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             level: CpuLevel::best(),
+            precision: Precision::F32,
             image: None,
             pos_rule: PosRule::default(),
             carry: false,
@@ -134,6 +138,11 @@ impl Default for Options {
 pub fn open(model: &str, options: &Options) -> Result<Arc<dyn Model>, Error> {
     let file = read(model)?;
     open_checkpoint(&file, &configure(&file, options)?)
+}
+
+/// What a precision adds to a model's hash.
+pub(crate) fn lowered(precision: Precision) -> &'static str {
+    if precision == Precision::F32 { "" } else { " bf16" }
 }
 
 /// Reads the tensors of a file, a folder or a builtin name.
@@ -162,9 +171,18 @@ pub fn configure(file: &Checkpoint, options: &Options) -> Result<Options, Error>
 /// Opens a model from tensors already read.
 ///
 /// # Errors
-/// As [`open`]; the model cannot give the output that the options ask for.
+/// As [`open`]; the model cannot give the output, or run in the precision, that the options ask for.
 pub fn open_checkpoint(file: &Checkpoint, options: &Options) -> Result<Arc<dyn Model>, Error> {
     let model = (family(file)?.open)(file, options)?;
+    let info = model.info();
+    if info.facts.precision != options.precision {
+        return Err(Error::Config {
+            file: file.path.display().to_string(),
+            field: "precision".into(),
+            expected: format!("{} for models of family {}", info.facts.precision, info.family),
+            got: options.precision.to_string(),
+        });
+    }
     let (expected, fits) = match (options.output, model.info().output) {
         (Output::Task, _) => return Ok(model),
         (Output::Speech, got) => ("a model that tells speech", got == Signal::Logits { classes: 1 }),

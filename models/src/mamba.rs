@@ -8,7 +8,7 @@
 use crate::checkpoint::{Checkpoint, Reader};
 use crate::config::Fields;
 use crate::error::Error;
-use crate::families::{Family, Options};
+use crate::families::{Family, Options, lowered};
 use crate::golden::Golden;
 use crate::golden_sequence;
 use crate::mixer::MixerState;
@@ -130,11 +130,13 @@ impl MambaLm {
         if embedding.is_some() && tie == Some(true) {
             return Err(fields.bad("tie_embeddings", format!("lm_head.weight equal to {name}"), "other values"));
         }
-        let lm_head = Linear::pack(level, &head, vocab, d, None);
+        let mut lm_head = Linear::pack(level, &head, vocab, d, None);
+        lm_head.lower(options.precision);
         drop(head);
 
         let (mut layout, mut stack) = (StateLayout::new(), Stack::new(d));
         let layers = stack.load(&w, level, eps, &fields, &mut layout, "")?;
+        stack.lower(options.precision);
         let norm_f = load_norm(&w, "norm_f", d, eps)?;
         fields.agree(&["n_layer", "num_hidden_layers"], layers)?;
         fields.agree(&["d_model", "hidden_size"], d)?;
@@ -146,7 +148,7 @@ impl MambaLm {
         let tied = if embedding.is_none() { "tied" } else { "not tied" };
         let info = Info {
             family: family(first),
-            facts: Facts::default(),
+            facts: Facts { precision: options.precision, ..Facts::default() },
             sizes: format!(
                 "D {d}, {layers} layers, {}, vocabulary {vocab}, {tied}",
                 first.map(AnyMixer::sizes).unwrap_or_default()
@@ -155,7 +157,7 @@ impl MambaLm {
             input: Signal::Token { vocab },
             output: Signal::Logits { classes: vocab },
             delay: 0,
-            hash: file.hash(&format!("eps={eps} {:?}", mixer2::Config::read(&fields)?)),
+            hash: file.hash(&format!("eps={eps} {:?}{}", mixer2::Config::read(&fields)?, lowered(options.precision))),
         };
         Ok(Self { info, layout, embedding, stack, norm_f, lm_head })
     }

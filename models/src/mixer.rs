@@ -5,7 +5,7 @@ use crate::checkpoint::{CheckpointError, Reader};
 use crate::model::{Row, carve, line};
 use crate::state::StateLayout;
 use ssm_kernels::causal_conv1d::{Conv, Time, causal_conv1d};
-use ssm_kernels::linear::{Linear, Store, linear};
+use ssm_kernels::linear::{Linear, Precision, Store, linear};
 use ssm_kernels::selective_scan::{Order, Scan, selective_scan};
 use ssm_kernels::{Act, CpuLevel, Cx, Mat, MatMut};
 use std::ops::Range;
@@ -122,6 +122,18 @@ impl Mixer {
             n,
             r,
         })
+    }
+
+    /// Rounds the weights of the large products to a precision. The step sizes' projection stays as it is: they are
+    /// exponents.
+    pub(crate) fn lower(&mut self, precision: Precision) {
+        let mut own = [&mut self.forward].into_iter().chain(match &mut self.backward {
+            Backward::Own(branch) => Some(&mut **branch),
+            _ => None,
+        });
+        own.by_ref().for_each(|branch| branch.x_proj.lower(precision));
+        self.in_proj.lower(precision);
+        self.out_proj.lower(precision);
     }
 
     /// Adds this layer's spans to a layout under the names `{prefix}.conv` and `{prefix}.h`.

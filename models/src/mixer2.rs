@@ -9,7 +9,7 @@ use crate::model::{Row, carve, line};
 use crate::state::StateLayout;
 use ssm_kernels::activation::{gate, softplus};
 use ssm_kernels::causal_conv1d::{Conv, Time, causal_conv1d};
-use ssm_kernels::linear::{Linear, Store, linear};
+use ssm_kernels::linear::{Linear, Precision, Store, linear};
 use ssm_kernels::norm::{Kind, Norm, norm};
 use ssm_kernels::ssd::{Ssd, ssd};
 use ssm_kernels::{Act, CpuLevel, Cx, Mat, MatMut};
@@ -146,6 +146,11 @@ impl Mixer2 {
             groups,
             d_mlp,
         })
+    }
+
+    /// Rounds the weights of both projections to a precision.
+    pub(crate) fn lower(&mut self, precision: Precision) {
+        [&mut self.in_proj, &mut self.out_proj].into_iter().for_each(|w| w.lower(precision));
     }
 
     /// Adds this layer's spans to a layout under the names `{prefix}.conv` and `{prefix}.h`: the convolution's tail

@@ -10,6 +10,7 @@ use crate::model::Row;
 use crate::s4::Block;
 use crate::s4_core::bad;
 use crate::state::StateLayout;
+use ssm_kernels::linear::Precision;
 use ssm_kernels::{CpuLevel, Cx, Mat, MatMut};
 
 /// A causal mixer of any kind.
@@ -40,6 +41,15 @@ impl AnyMixer {
             return Ok(Self::S4d(block));
         }
         Ok(Self::Mamba(Mixer::load(w, level, d, false)?))
+    }
+
+    /// Rounds the weights of the large products of a Mamba or Mamba-2 mixer to a precision.
+    pub(crate) fn lower(&mut self, precision: Precision) {
+        match self {
+            Self::Mamba(m) => m.lower(precision),
+            Self::Mamba2(m) => m.lower(precision),
+            Self::S4(_) | Self::S4d(_) => {}
+        }
     }
 
     /// Its kind in the words of our configurations.

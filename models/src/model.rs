@@ -1,5 +1,6 @@
 use crate::state::{State, StateLayout};
 use ssm_kernels::fbank::{Fbank, Work};
+use ssm_kernels::linear::Precision;
 use ssm_kernels::{Cx, Slab};
 
 /// What one step of a stream is.
@@ -115,6 +116,8 @@ pub struct Facts {
     pub step_rate: Option<f64>,
     /// The output of step t is about step t - `look_ahead`.
     pub look_ahead: usize,
+    /// Precision of the large products.
+    pub precision: Precision,
     /// How frames are normalised ([`Signal::Image`] only).
     pub pixels: Pixels,
 }

@@ -12,7 +12,7 @@ use crate::mixers::AnyMixer;
 use crate::model::{Row, carve, line};
 use crate::state::StateLayout;
 use ssm_kernels::activation::gate;
-use ssm_kernels::linear::{Linear, Store, linear};
+use ssm_kernels::linear::{Linear, Precision, Store, linear};
 use ssm_kernels::moe_route::{Experts, moe_route};
 use ssm_kernels::norm::{Kind, Norm, add_norm};
 use ssm_kernels::{Act, CpuLevel, Cx, Mat, MatMut};
@@ -33,6 +33,10 @@ impl GatedMlp {
             fc1: Linear::pack(level, &fc1, 2 * f, d, b1.as_deref()),
             fc2: Linear::pack(level, &fc2, d, f, b2.as_deref()),
         })
+    }
+
+    fn lower(&mut self, precision: Precision) {
+        [&mut self.fc1, &mut self.fc2].into_iter().for_each(|w| w.lower(precision));
     }
 
     fn scratch_len(&self, rows: usize) -> usize {
@@ -140,6 +144,14 @@ impl Stack {
         layer.mixer = Some((mixer, at));
         self.layers.push(layer);
         Ok(())
+    }
+
+    /// Rounds the weights of mixers and gated MLPs to a precision.
+    pub(crate) fn lower(&mut self, precision: Precision) {
+        for layer in &mut self.layers {
+            layer.mixer.iter_mut().for_each(|(mixer, _)| mixer.lower(precision));
+            layer.mlp.iter_mut().for_each(|mlp| mlp.lower(precision));
+        }
     }
 
     /// The mixers and their places in the state, in order.

@@ -7,7 +7,7 @@
 
 use crate::checkpoint::{Checkpoint, Reader};
 use crate::error::Error;
-use crate::families::{Family, Options, Output, PosRule};
+use crate::families::{Family, Options, Output, PosRule, lowered};
 use crate::golden::Golden;
 use crate::mixer::{Mixer, MixerState};
 use crate::model::{Facts, Info, Model, Row, Scratch, Signal, carve, line};
@@ -239,7 +239,8 @@ impl Vim {
         let mut layers = Vec::with_capacity(config.depth);
         for i in 0..config.depth {
             let w = w.at(&format!("layers.{i}."));
-            let mixer = Mixer::load(&w.at("mixer."), level, d, config.if_divide_out)?;
+            let mut mixer = Mixer::load(&w.at("mixer."), level, d, config.if_divide_out)?;
+            mixer.lower(options.precision);
             layers.push(Layer { norm: norm(&w, "norm")?, mixer });
         }
         let norm_f = norm(&w, "norm_f")?;
@@ -252,7 +253,9 @@ impl Vim {
         } else {
             let weight = w.take("head.weight", &[config.num_classes, d])?;
             let bias = w.take("head.bias", &[config.num_classes])?;
-            Some(Linear::pack(level, &weight, config.num_classes, d, Some(&bias)))
+            let mut head = Linear::pack(level, &weight, config.num_classes, d, Some(&bias));
+            head.lower(options.precision);
+            Some(head)
         };
         w.finish()?;
 
@@ -269,7 +272,7 @@ impl Vim {
         let rows = if apart && config.class == Class::None { config.tokens() } else { 1 };
         let info = Info {
             family: FAMILY.name,
-            facts: Facts::default(),
+            facts: Facts { precision: options.precision, ..Facts::default() },
             sizes: format!(
                 "D {d}, {} layers, E {}, N {}, R {}, patch {p}/{}, frame {h}x{width}, {} tokens",
                 config.depth,
@@ -287,23 +290,16 @@ impl Vim {
             },
             delay: 0,
             hash: file.hash(&format!(
-                "{:?} carry={}{}",
+                "{:?} carry={}{}{}",
                 config,
                 options.carry,
+                lowered(options.precision),
                 if features { " features" } else { "" }
             )),
         };
-        Ok(Self {
-            patch_embed: Linear::pack(level, &proj, d, config.channels * p * p, Some(&proj_bias)),
-            head,
-            info,
-            layout,
-            pos_embed,
-            layers,
-            state,
-            norm_f,
-            config,
-        })
+        let mut patch_embed = Linear::pack(level, &proj, d, config.channels * p * p, Some(&proj_bias));
+        patch_embed.lower(options.precision);
+        Ok(Self { patch_embed, head, info, layout, pos_embed, layers, state, norm_f, config })
     }
 
     /// Working memory of a pass over `batch` frames.

@@ -10,14 +10,14 @@
 
 use crate::checkpoint::{Checkpoint, Reader};
 use crate::error::Error;
-use crate::families::{Family, Options, Output};
+use crate::families::{Family, Options, Output, lowered};
 use crate::mixer::sub;
 use crate::model::{Facts, Info, Model, Row, Scratch, Signal, carve, line};
 use crate::state::{State, StateLayout};
 use ssm_kernels::activation::{apply, gate, softplus};
 use ssm_kernels::conv2d::{Conv2d, Depthwise, conv2d, depthwise};
 use ssm_kernels::cross_scan::CrossScan;
-use ssm_kernels::linear::{Linear, Store, linear};
+use ssm_kernels::linear::{Linear, Precision, Store, linear};
 use ssm_kernels::norm::{Kind, Norm, norm};
 use ssm_kernels::patch::merge;
 use ssm_kernels::resize::bicubic_grid;
@@ -277,6 +277,11 @@ impl Ss2d {
         })
     }
 
+    /// Rounds the weights of the large products; the step sizes' stay as they are.
+    fn lower(&mut self, precision: Precision) {
+        [&mut self.in_proj, &mut self.x_proj, &mut self.out_proj].into_iter().for_each(|w| w.lower(precision));
+    }
+
     fn scratch_len(&self, m: usize) -> usize {
         let (di, p) = (self.d_inner, self.x_proj.n());
         line(m * self.in_proj.n()) + line(m * p) + 3 * line(m * di) + line(self.d_state.max(2) * di)
@@ -433,6 +438,10 @@ impl Mlp {
             act: config.mlp_act_layer,
             gated,
         })
+    }
+
+    fn lower(&mut self, precision: Precision) {
+        [&mut self.fc1, &mut self.fc2].into_iter().for_each(|w| w.lower(precision));
     }
 
     fn scratch_len(&self, m: usize) -> usize {
@@ -661,12 +670,15 @@ impl VMamba {
             for j in 0..*depth {
                 let block = layer.at(&format!("blocks.{j}."));
                 let op = block.at(&format!("{}.", name_of(&block, "op", "self_attention", ".A_logs")));
-                let op = Ss2d::load(&op, level, &config, dim, &f)?;
+                let mut op = Ss2d::load(&op, level, &config, dim, &f)?;
+                op.lower(options.precision);
+                let mut mlp = if config.mlp { Some(Mlp::load(&block, level, &config, dim)?) } else { None };
+                mlp.iter_mut().for_each(|mlp| mlp.lower(options.precision));
                 let shape = [forward_orders, op.d_state, op.d_inner];
                 blocks.push(Block {
                     norm: take_norm(&block, name(&block, "norm", "ln_1"), dim)?,
                     op,
-                    mlp: if config.mlp { Some(Mlp::load(&block, level, &config, dim)?) } else { None },
+                    mlp,
                     carried: options.carry.then(|| layout.add(format!("layers.{i}.blocks.{j}.h"), &shape)),
                 });
             }
@@ -675,7 +687,10 @@ impl VMamba {
             let scans = CrossScan::new(mode, size.0, size.1);
             let mut stage = Stage { dim, size, blocks, scans, outnorm, downsample: None };
             if i + 1 < config.depths.len() {
-                let downsample = Downsample::load(&layer.at("downsample."), level, dim, &f)?;
+                let mut downsample = Downsample::load(&layer.at("downsample."), level, dim, &f)?;
+                if let Downsample::Merge { reduction, .. } = &mut downsample {
+                    reduction.lower(options.precision);
+                }
                 let odd = size.0 % 2 == 1 || size.1 % 2 == 1;
                 if odd && config.channel_first && matches!(downsample, Downsample::Merge { .. }) {
                     // Upstream pads other axes there and fails.
@@ -706,7 +721,9 @@ impl VMamba {
                 if classes == 0 {
                     return Err(f.bad(head, "one class or more", "none"));
                 }
-                Some(Linear::pack(level, &weight, classes, dim, Some(&bias)))
+                let mut head = Linear::pack(level, &weight, classes, dim, Some(&bias));
+                head.lower(options.precision);
+                Some(head)
             };
             Some(Classifier { norm: take_norm(&w, norm, dim)?, head })
         };
@@ -716,7 +733,7 @@ impl VMamba {
         let features = if headless { " features" } else { "" };
         let info = Info {
             family: FAMILY.name,
-            facts: Facts::default(),
+            facts: Facts { precision: options.precision, ..Facts::default() },
             sizes: sizes(&config, &stages),
             parameters: file.parameters(),
             input: Signal::Image { channels: config.in_chans, height: config.image.0, width: config.image.1 },
@@ -726,7 +743,7 @@ impl VMamba {
                 None => Signal::Vector { dim: stages.iter().filter(|s| s.outnorm.is_some()).map(Stage::len).sum() },
             },
             delay: 0,
-            hash: file.hash(&format!("{config:?} carry={}{features}", options.carry)),
+            hash: file.hash(&format!("{config:?} carry={}{features}{}", options.carry, lowered(options.precision))),
         };
         Ok(Self { config, info, layout, patch_embed, pos_embed, stages, classifier })
     }

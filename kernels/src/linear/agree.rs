@@ -67,14 +67,48 @@ fn levels_agree() {
     }
 }
 
+/// A value as bfloat16 holds it, by way of the definition: the nearest of its neighbours with 8 bits of mantissa.
+fn bf16(v: f32) -> f64 {
+    let step = 2f64.powi(f64::from(v).abs().max(1e-30).log2().floor() as i32 - 7);
+    let n = f64::from(v) / step;
+    n.round_ties_even() * step
+}
+
+#[test]
+fn bf16_is_the_product_of_rounded_factors() {
+    let mut rng = Rng::new(12);
+    for level in levels() {
+        for (m, n, k) in
+            [(1, 33, 7), (1, 200, 64), (2, 97, 12), (5, 31, 192), (13, 17, 9), (50, 70, 33), (197, 100, 192)]
+        {
+            let (w, bias, x) = (rng.vec(n * k), rng.vec(n), rng.vec(m * k));
+            let mut packed = Linear::pack(level, &w, n, k, Some(&bias));
+            packed.lower(Precision::Bf16);
+            let mut y = vec![0.0; m * n];
+            linear(&Cx::at(level, 2), Mat::new(&x, m, k), &packed, Act::None, Store::Set, MatMut::new(&mut y, m, n));
+            for (i, got) in y.iter().enumerate() {
+                let (x, w) = (&x[i / n * k..][..k], &w[i % n * k..][..k]);
+                let terms = x.iter().zip(w).map(|(x, w)| bf16(*x) * bf16(*w));
+                let (sum, size) = terms.fold((0.0, 1.0), |(sum, size), t| (sum + t, size + t.abs()));
+                let off = (f64::from(*got) - sum - f64::from(bias[i % n])).abs();
+                assert!(off <= f64::from(TOLERANCE) * size, "{level} {m}x{n}x{k}: off by {off}");
+            }
+            let mut row = vec![0.0; k];
+            packed.row(n - 1, &mut row);
+            assert!(row.iter().zip(&w[(n - 1) * k..]).all(|(got, w)| f64::from(*got) == bf16(*w)), "{level}: row");
+        }
+    }
+}
+
 /// The property that the split law and batching stand on.
 #[test]
 fn a_row_does_not_depend_on_its_neighbours() {
     let mut rng = Rng::new(4);
-    for level in levels() {
-        let (m, n, k) = (61, 75, 50);
+    for (level, precision) in levels().into_iter().flat_map(|l| [(l, Precision::F32), (l, Precision::Bf16)]) {
+        let (m, n, k) = (61, 75, 51);
         let (x, w) = (rng.vec(m * k), rng.vec(n * k));
-        let packed = Linear::pack(level, &w, n, k, None);
+        let mut packed = Linear::pack(level, &w, n, k, None);
+        packed.lower(precision);
         let mut whole = vec![0.0; m * n];
         linear(&Cx::at(level, 2), Mat::new(&x, m, k), &packed, Act::Silu, Store::Set, MatMut::new(&mut whole, m, n));
         let one = Cx::at(level, 1);

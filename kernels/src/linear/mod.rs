@@ -3,8 +3,13 @@
 //! Each output value is one chain of multiply-adds over `k` in ascending order, then the bias: whatever the number of
 //! rows, their place in the tile or the number of threads. So a row's result does not depend on the rows that happen to
 //! be computed beside it, which is what makes cutting a stream and batching streams exact.
+//!
+//! In [`Precision::Bf16`] both factors are rounded to bfloat16 (8 bits of mantissa), their products are exact and summed in
+//! f32, of each pair of inputs the second first: half the weights to read, and twice the rate where the processor has
+//! AVX512-BF16.
 
 mod agree;
+mod half;
 
 use crate::activation::Act;
 use crate::array::{Mat, MatMut, Slab};
@@ -13,14 +18,34 @@ use crate::{CpuLevel, Cx};
 /// Weights of a linear map from `k` to `n` values, packed for one instruction level.
 ///
 /// Layout: panels of P output columns (P = 8 scalar, 16 AVX2, 32 AVX-512), each panel `k` rows of P weights, zeros in
-/// the columns past `n`.
+/// the columns past `n`. In bf16 a value holds the weights of two inputs, the first in its low half.
 #[derive(Clone)]
 pub struct Linear {
     level: CpuLevel,
+    precision: Precision,
     n: usize,
     k: usize,
     packed: Slab,
     bias: Slab,
+}
+
+/// How the factors of a product are held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// 32-bit floats.
+    #[default]
+    F32,
+    /// bfloat16: the upper half of a 32-bit float, rounded to nearest.
+    Bf16,
+}
+
+impl std::fmt::Display for Precision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        })
+    }
 }
 
 /// What happens to the old content of the output.
@@ -68,7 +93,40 @@ impl Linear {
             assert!(b.len() == n, "linear: expected {n} bias values, got {}", b.len());
             padded[..n].copy_from_slice(b);
         }
-        Self { level, n, k, packed, bias: padded }
+        Self { level, precision: Precision::F32, n, k, packed, bias: padded }
+    }
+
+    /// Rounds the weights to a lower precision; f32 leaves them as they are.
+    pub fn lower(&mut self, precision: Precision) {
+        if precision == Precision::F32 || self.precision == precision {
+            return;
+        }
+        let (p, pairs) = (self.level.panel(), self.k.div_ceil(2));
+        let panels = self.n.div_ceil(p);
+        let mut packed = Slab::zeros(panels * pairs * p);
+        for (panel, half) in self.packed.chunks_exact(self.k * p).zip(packed.chunks_exact_mut(pairs * p)) {
+            for (i, row) in panel.chunks_exact(p).enumerate() {
+                for (pair, w) in half[i / 2 * p..][..p].iter_mut().zip(row) {
+                    *pair = half::put(*pair, i % 2, *w);
+                }
+            }
+        }
+        (self.packed, self.precision) = (packed, precision);
+    }
+
+    /// Rows of a panel: inputs, or pairs of them.
+    fn depth(&self) -> usize {
+        if self.precision == Precision::F32 { self.k } else { self.k.div_ceil(2) }
+    }
+
+    /// Weight of input `i` in a panel's column.
+    #[inline(always)]
+    fn weight(&self, panel: &[f32], column: usize, i: usize) -> f32 {
+        let p = self.level.panel();
+        match self.precision {
+            Precision::F32 => panel[i * p + column],
+            Precision::Bf16 => half::get(panel[i / 2 * p + column], i % 2),
+        }
     }
 
     /// Number of outputs.
@@ -81,15 +139,15 @@ impl Linear {
         self.k
     }
 
-    /// The weights of output `col` as they were packed, `k` values: a row of `[n, k]`.
+    /// The weights of output `col` as they are held, `k` values: a row of `[n, k]`.
     ///
     /// # Panics
     /// There is no such output, or `out` has not `k` values.
     pub fn row(&self, col: usize, out: &mut [f32]) {
         assert!(col < self.n && out.len() == self.k, "linear: row {col} of {}, {} values", self.n, out.len());
         let p = self.level.panel();
-        let panel = &self.packed[col / p * self.k * p..];
-        out.iter_mut().enumerate().for_each(|(i, v)| *v = panel[i * p + col % p]);
+        let panel = &self.packed[col / p * self.depth() * p..];
+        out.iter_mut().enumerate().for_each(|(i, v)| *v = self.weight(panel, col % p, i));
     }
 
     /// Bytes held.
@@ -102,13 +160,22 @@ impl Linear {
 ///
 /// # Panics
 /// The shapes of `x`, `w` and `y` do not fit.
-pub fn linear(cx: &Cx, x: Mat<'_>, w: &Linear, act: Act, store: Store, mut y: MatMut<'_>) {
+pub fn linear(cx: &Cx, x: Mat<'_>, w: &Linear, act: Act, store: Store, y: MatMut<'_>) {
     let m = x.rows();
     assert!(x.cols() == w.k, "linear: expected {} input columns, got {}", w.k, x.cols());
     assert!(y.rows() == m && y.cols() == w.n, "linear: expected output {m}x{}, got {}x{}", w.n, y.rows(), y.cols());
     if m == 0 || w.n == 0 {
         return;
     }
+    match w.precision {
+        Precision::F32 => run(cx, x, w, act, store, y),
+        Precision::Bf16 => half::rounded(x, |x| run(cx, x, w, act, store, y)),
+    }
+}
+
+/// `linear` of checked shapes; in bf16 `x` holds pairs, as the panels do.
+fn run(cx: &Cx, x: Mat<'_>, w: &Linear, act: Act, store: Store, mut y: MatMut<'_>) {
+    let m = x.rows();
     let p = w.level.panel();
     let panels = w.n.div_ceil(p);
     // Blocks of rows by groups of panels; small products stay on one thread.
@@ -127,11 +194,16 @@ pub fn linear(cx: &Cx, x: Mat<'_>, w: &Linear, act: Act, store: Store, mut y: Ma
         match w.level {
             CpuLevel::Scalar => scalar(x, w, rows, cols, &out),
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: `pack_with` bounds the level by what the machine has; the shapes were checked above.
-            CpuLevel::Avx2 => unsafe { x86::avx2(x, w, rows, cols, &out) },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above.
-            CpuLevel::Avx512 => unsafe { x86::avx512(x, w, rows, cols, &out) },
+            // SAFETY: `pack_with` bounds the level by what the machine has; `linear` checked the shapes.
+            level => unsafe {
+                match (level, w.precision) {
+                    (CpuLevel::Avx512, Precision::F32) => x86::avx512(x, w, rows, cols, &out),
+                    (CpuLevel::Avx512, Precision::Bf16) if half::native() => x86::avx512_bf16(x, w, rows, cols, &out),
+                    (CpuLevel::Avx512, Precision::Bf16) => x86::avx512_half(x, w, rows, cols, &out),
+                    (_, Precision::F32) => x86::avx2(x, w, rows, cols, &out),
+                    (_, Precision::Bf16) => x86::avx2_half(x, w, rows, cols, &out),
+                }
+            },
             #[cfg(not(target_arch = "x86_64"))]
             _ => scalar(x, w, rows, cols, &out),
         }
@@ -157,10 +229,16 @@ fn scalar(x: Mat<'_>, w: &Linear, rows: std::ops::Range<usize>, panels: std::ops
     for r in rows {
         let x = x.row(r);
         for col in panels.start * p..(panels.end * p).min(w.n) {
-            let panel = &w.packed[col / p * w.k * p..];
+            let panel = &w.packed[col / p * w.depth() * p..];
             let mut sum = 0.0;
             for (i, x) in x.iter().enumerate() {
-                sum += x * panel[i * p + col % p];
+                let w_at = panel[i * p + col % p];
+                if w.precision == Precision::F32 {
+                    sum += x * w_at;
+                } else {
+                    sum += half::get(*x, 1) * half::get(w_at, 1);
+                    sum += half::get(*x, 0) * half::get(w_at, 0);
+                }
             }
             let v = out.act.scalar(sum + w.bias[col]);
             // SAFETY: r < m and col < n, inside the output whose shape `linear` checked; see `Out`.
@@ -183,33 +261,74 @@ mod x86 {
     use crate::activation::x86::act;
     use crate::array::Mat;
     use crate::simd::Simd;
-    use std::arch::x86_64::{__m256, __m512};
+    use std::arch::x86_64::{__m256, __m512, __m512bh, _mm512_dpbf16_ps};
     use std::ops::Range;
 
+    /// What one entry of x and a vector of weights add to a vector of sums.
+    trait Product<S> {
+        /// # Safety
+        /// The features of the product.
+        unsafe fn add(x: S, w: S, sum: S) -> S;
+    }
+
+    /// Of floats.
+    struct Single;
+    /// Of pairs of bfloat16, taken apart.
+    struct Apart;
+    /// Of pairs of bfloat16, by AVX512-BF16.
+    struct Pairs;
+
+    impl<S: Simd> Product<S> for Single {
+        #[inline(always)]
+        unsafe fn add(x: S, w: S, sum: S) -> S {
+            // SAFETY: the caller has S's features.
+            unsafe { x.mul_add(w, sum) }
+        }
+    }
+
+    impl<S: Simd> Product<S> for Apart {
+        #[inline(always)]
+        unsafe fn add(x: S, w: S, sum: S) -> S {
+            // SAFETY: the caller has S's features.
+            unsafe { x.low_half().mul_add(w.low_half(), x.high_half().mul_add(w.high_half(), sum)) }
+        }
+    }
+
+    impl Product<__m512> for Pairs {
+        #[inline(always)]
+        unsafe fn add(x: __m512, w: __m512, sum: __m512) -> __m512 {
+            // SAFETY: the caller has AVX512-BF16; both types are 64 plain bytes.
+            unsafe {
+                let [x, w] = std::mem::transmute::<[__m512; 2], [__m512bh; 2]>([x, w]);
+                _mm512_dpbf16_ps(sum, x, w)
+            }
+        }
+    }
+
     /// # Safety
-    /// The features of S; `panel .. panel + NP` are panels of `w`, `row .. row + MR` rows of `x` and of the output.
+    /// The features of S and P; `panel .. panel + NP` are panels of `w`, `row .. row + MR` rows of `x` and of the output.
     #[inline(always)]
-    unsafe fn tile<S: Simd, const MR: usize, const NP: usize>(
+    unsafe fn tile<S: Simd, P: Product<S>, const MR: usize, const NP: usize>(
         x: Mat<'_>,
         w: &Linear,
         row: usize,
         panel: usize,
         out: &Out,
     ) {
-        let p = 2 * S::LANES;
-        // SAFETY: for i < k the loads lie in x's rows and in w's panels; the stores are bounded by n below.
+        let (p, depth) = (2 * S::LANES, w.depth());
+        // SAFETY: for i < depth the loads lie in x's rows and in w's panels; the stores are bounded by n below.
         unsafe {
             let xs = x.ptr().add(row * x.stride());
-            let ws = w.packed.as_ptr().add(panel * w.k * p);
+            let ws = w.packed.as_ptr().add(panel * depth * p);
             let mut sum = [[[S::splat(0.0); 2]; MR]; NP];
-            for i in 0..w.k {
+            for i in 0..depth {
                 for (j, sum) in sum.iter_mut().enumerate() {
-                    let wp = ws.add((j * w.k + i) * p);
+                    let wp = ws.add((j * depth + i) * p);
                     let (w0, w1) = (S::load(wp), S::load(wp.add(S::LANES)));
                     for (r, sum) in sum.iter_mut().enumerate() {
                         let v = S::splat(*xs.add(r * x.stride() + i));
-                        sum[0] = v.mul_add(w0, sum[0]);
-                        sum[1] = v.mul_add(w1, sum[1]);
+                        sum[0] = P::add(v, w0, sum[0]);
+                        sum[1] = P::add(v, w1, sum[1]);
                     }
                 }
             }
@@ -242,7 +361,7 @@ mod x86 {
     }
 
     macro_rules! level {
-        ($name:ident, $vector:ty, $features:literal, $wide:literal, $tall:literal, [$($mr:literal),*]) => {
+        ($name:ident, $vector:ty, $product:ty, $features:literal, $wide:literal, $tall:literal, [$($mr:literal),*]) => {
             #[target_feature(enable = $features)]
             pub(super) fn $name(x: Mat<'_>, w: &Linear, rows: Range<usize>, panels: Range<usize>, out: &Out) {
                 let m = rows.len();
@@ -256,10 +375,10 @@ mod x86 {
                         // SAFETY: this function has the features; rows and panels are in range by `linear`.
                         unsafe {
                             match (m, many) {
-                                (1, true) => tile::<$vector, 1, $wide>(x, w, rows.start, panel, out),
-                                (1, false) => tile::<$vector, 1, 1>(x, w, rows.start, panel, out),
-                                (_, true) => tile::<$vector, 2, $wide>(x, w, rows.start, panel, out),
-                                (_, false) => tile::<$vector, 2, 1>(x, w, rows.start, panel, out),
+                                (1, true) => tile::<$vector, $product, 1, $wide>(x, w, rows.start, panel, out),
+                                (1, false) => tile::<$vector, $product, 1, 1>(x, w, rows.start, panel, out),
+                                (_, true) => tile::<$vector, $product, 2, $wide>(x, w, rows.start, panel, out),
+                                (_, false) => tile::<$vector, $product, 2, 1>(x, w, rows.start, panel, out),
                             }
                         }
                         panel += if many { $wide } else { 1 };
@@ -275,7 +394,7 @@ mod x86 {
                         // SAFETY: as above.
                         unsafe {
                             match end - row {
-                                $($mr => tile::<$vector, $mr, 1>(x, w, row, panel, out),)*
+                                $($mr => tile::<$vector, $product, $mr, 1>(x, w, row, panel, out),)*
                                 _ => unreachable!("a block has 1 to {} rows", $tall),
                             }
                         }
@@ -286,6 +405,15 @@ mod x86 {
         };
     }
 
-    level!(avx2, __m256, "avx2,fma", 3, 6, [1, 2, 3, 4, 5, 6]);
-    level!(avx512, __m512, "avx512f,avx512vl,avx512bw,avx512dq,fma", 4, 12, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
+    macro_rules! avx512 {
+        ($name:ident, $product:ty, $features:literal) => {
+            level!($name, __m512, $product, $features, 4, 12, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
+        };
+    }
+
+    level!(avx2, __m256, Single, "avx2,fma", 3, 6, [1, 2, 3, 4, 5, 6]);
+    level!(avx2_half, __m256, Apart, "avx2,fma", 3, 6, [1, 2, 3, 4, 5, 6]);
+    avx512!(avx512, Single, "avx512f,avx512vl,avx512bw,avx512dq,fma");
+    avx512!(avx512_half, Apart, "avx512f,avx512vl,avx512bw,avx512dq,fma");
+    avx512!(avx512_bf16, Pairs, "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16,fma");
 }

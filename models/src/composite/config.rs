@@ -223,6 +223,7 @@ impl Config {
             step_rate,
             look_ahead,
             pixels,
+            ..Facts::default()
         };
         let core_fields = Value::Object(part.map.clone());
         Ok(Self { input, encoder, difference, similarity, core, core_fields, head, facts })

@@ -11,6 +11,7 @@ those of one seed, and their scores are compared before anything is timed.
     reference   the same with the scan as the published reference has it: a loop over steps in Python
     deit        DeiT-Ti (ViT, 192 wide, 12 layers, 3 heads) in ONNX Runtime
     ours        this library, f32
+    bf16        this library, large products in bfloat16
 """
 
 import argparse
@@ -206,7 +207,7 @@ def save(file, tensors):
 def ours(file, seconds, threads, image=None, precision="f32"):
     """Milliseconds a frame by `ssm-bench model`, and the scores if an image is given."""
     command = ["tests/bench/target/release/ssm-bench", "model", str(file), "--threads", str(threads)]
-    command += ["--seconds", str(seconds)] + (["--input", str(image)] if image else [])
+    command += ["--seconds", str(seconds), "--precision", precision] + (["--input", str(image)] if image else [])
     answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
     return answer["milliseconds"], answer["output"]
 
@@ -251,13 +252,16 @@ def main():
     _, got = ours(folder / "vim.safetensors", 0.1, args.threads, folder / "image.f32")
     off = np.abs(np.array(got) - want).max() / size
     assert off < 1e-3, f"ours is off by {off}"
-    times = {name: [] for name in [*runs, "ours"]}
+    _, got = ours(folder / "vim.safetensors", 0.1, args.threads, folder / "image.f32", "bf16")
+    rounded = np.abs(np.array(got) - want).max() / size
+    times = {name: [] for name in [*runs, "ours", "bf16"]}
     for _ in range(args.rounds):
         for name, run in runs.items():
             times[name].append(timed(run, args.seconds))
         times["ours"].append(ours(folder / "vim.safetensors", args.seconds, args.threads)[0])
+        times["bf16"].append(ours(folder / "vim.safetensors", args.seconds, args.threads, precision="bf16")[0])
     base = statistics.median(times["ours"])
-    print(f"{args.size} x {args.size}, {args.threads} threads, torch {torch.__version__}, scores agree within {off:.1e}")
+    print(f"{args.size} x {args.size}, {args.threads} threads, torch {torch.__version__}, scores agree within {off:.1e}, bf16 {rounded:.1e}")
     for name, t in times.items():
         m = statistics.median(t)
         print(f"{name:<10} {m:8.1f} ms   {m / base:5.2f} x ours   ({min(t):.1f} to {max(t):.1f})")

@@ -11,6 +11,7 @@ mod models;
 mod roof;
 mod streams;
 
+use ssm_kernels::linear::Precision;
 use std::time::Instant;
 
 /// Median seconds of one call of each of `runs`, in turns, for about `budget` seconds in all.
@@ -71,7 +72,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let file = args.get(1).ok_or("model: expected a file")?;
         let threads = option(&args, "--threads").map_or(Ok(cores), |n| n.parse())?;
         let seconds = option(&args, "--seconds").map_or(Ok(2.0), |s| s.parse())?;
-        return models::one(file, threads, seconds, option(&args, "--input").as_deref());
+        let bf16 = option(&args, "--precision").is_some_and(|p| p == "bf16");
+        let precision = if bf16 { Precision::Bf16 } else { Precision::F32 };
+        return models::one(file, threads, seconds, precision, option(&args, "--input").as_deref());
     }
     if args.first().is_some_and(|a| a == "streams") {
         let seconds = option(&args, "--seconds").map_or(Ok(3.0), |s| s.parse())?;

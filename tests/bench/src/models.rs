@@ -1,6 +1,7 @@
 //! Whole models, by the files that ship or that lie in `demo-out`; or one file, for scripts that time peers beside it.
 
 use crate::{race, values};
+use ssm_kernels::linear::Precision;
 use ssm_kernels::{CpuLevel, Cx};
 use ssm_models::{Options, Row, Scratch, Signal, open};
 use std::error::Error;
@@ -8,8 +9,13 @@ use std::error::Error;
 pub fn run(cores: usize) {
     println!("\nmodels");
     let random = "demo-out/vim-tiny-random.safetensors";
-    for (file, what) in [(random, "Vim-Ti 224, a frame"), ("builtin:denoise", "denoiser, a hop")] {
-        let options = Options { level: CpuLevel::best(), ..Options::default() };
+    let (f32, bf16) = (Precision::F32, Precision::Bf16);
+    for (file, what, precision) in [
+        (random, "Vim-Ti 224, a frame", f32),
+        (random, "the same in bf16", bf16),
+        ("builtin:denoise", "denoiser, a hop", f32),
+    ] {
+        let options = Options { level: CpuLevel::best(), precision, ..Options::default() };
         let model = match open(file, &options) {
             Ok(model) => model,
             Err(error) => {
@@ -33,11 +39,17 @@ pub fn run(cores: usize) {
     }
 }
 
-/// `ssm-bench model FILE --threads N --seconds S [--input RAW]`: the median milliseconds of a step, and its output, as a line
+/// `ssm-bench model FILE --threads N --seconds S [--precision bf16] [--input RAW]`: the median milliseconds of a step, and its output, as a line
 /// of JSON. RAW holds the input as little-endian 32-bit floats.
-pub fn one(file: &str, threads: usize, seconds: f64, input: Option<&str>) -> Result<(), Box<dyn Error>> {
+pub fn one(
+    file: &str,
+    threads: usize,
+    seconds: f64,
+    precision: Precision,
+    input: Option<&str>,
+) -> Result<(), Box<dyn Error>> {
     let level = CpuLevel::from_env()?;
-    let model = open(file, &Options { level, ..Options::default() })?;
+    let model = open(file, &Options { level, precision, ..Options::default() })?;
     let (cx, mut scratch, mut rows) = (Cx::at(level, threads), Scratch::default(), [Row::new(&*model, 1)]);
     let x = match input {
         Some(file) => std::fs::read(file)?.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),

@@ -1,0 +1,63 @@
+//! bfloat16 in pairs: two in one 32-bit value, the first in its low half.
+
+use crate::array::{Mat, Slab};
+use std::cell::RefCell;
+use std::sync::OnceLock;
+
+/// A float rounded to bfloat16, to nearest and even; NaN stays NaN.
+#[inline(always)]
+fn round(v: f32) -> u32 {
+    let bits = v.to_bits();
+    if v.is_nan() { bits >> 16 | 0x40 } else { (bits + 0x7fff + (bits >> 16 & 1)) >> 16 }
+}
+
+/// A pair with number `i` of it replaced.
+pub(super) fn put(pair: f32, i: usize, v: f32) -> f32 {
+    let (kept, shift) = if i == 0 { (0xffff_0000, 0) } else { (0xffff, 16) };
+    f32::from_bits(pair.to_bits() & kept | round(v) << shift)
+}
+
+/// Number `i` of a pair.
+#[inline(always)]
+pub(super) fn get(pair: f32, i: usize) -> f32 {
+    let bits = pair.to_bits();
+    f32::from_bits(if i == 0 { bits << 16 } else { bits & 0xffff_0000 })
+}
+
+/// Whether the processor multiplies pairs.
+pub(super) fn native() -> bool {
+    static NATIVE: OnceLock<bool> = OnceLock::new();
+    *NATIVE.get_or_init(|| {
+        #[cfg(target_arch = "x86_64")]
+        return std::arch::is_x86_feature_detected!("avx512bf16");
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    })
+}
+
+thread_local! {
+    /// Rounded inputs; grown to the largest product of the thread and then kept.
+    static ROUNDED: RefCell<Slab> = RefCell::new(Slab::zeros(0));
+}
+
+/// Calls `f` with the rows of `x` rounded, in pairs; an odd last value stands beside a zero.
+pub(super) fn rounded(x: Mat<'_>, f: impl FnOnce(Mat<'_>)) {
+    let (m, k) = (x.rows(), x.cols());
+    let pairs = k.div_ceil(2);
+    let mut slab = ROUNDED.replace(Slab::zeros(0));
+    if slab.len() < m * pairs {
+        slab = Slab::zeros(m * pairs);
+    }
+    for r in 0..m {
+        let (row, out) = (x.row(r), &mut slab[r * pairs..][..pairs]);
+        let (whole, rest) = row.as_chunks::<2>();
+        for (o, [a, b]) in out.iter_mut().zip(whole) {
+            *o = f32::from_bits(round(*a) | round(*b) << 16);
+        }
+        if let (Some(o), Some(v)) = (out.last_mut(), rest.first()) {
+            *o = f32::from_bits(round(*v));
+        }
+    }
+    f(Mat::new(&slab[..m * pairs], m, pairs));
+    ROUNDED.set(slab);
+}
