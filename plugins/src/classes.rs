@@ -151,7 +151,11 @@ pub(crate) fn sigmoid(x: f32) -> f32 {
 fn labels(file: &str, classes: usize) -> Result<Arc<[String]>, Error> {
     let bad =
         |expected: String, got: String| Error::Config { file: file.into(), field: "labels-file".into(), expected, got };
-    let text = std::fs::read_to_string(file).map_err(|e| bad("a text file".into(), e.to_string()))?;
+    let bytes = crate::state::read(file).map_err(|e| bad("a text file".into(), e.to_string()))?;
+    let text = String::from_utf8(bytes).map_err(|e| bad("text in UTF-8".into(), e.to_string()))?;
+    if text.contains('\0') {
+        return Err(bad("text without zero bytes".into(), "a zero byte".into()));
+    }
     let lines: Vec<String> = text.trim_end().lines().map(|l| l.trim().to_owned()).collect();
     if lines.len() != classes {
         return Err(bad(format!("{classes} lines (the model's classes)"), format!("{} lines", lines.len())));
