@@ -4,11 +4,12 @@ SHELL := /bin/bash
 CARGO ?= cargo
 PLUGINS ?= $(or $(XDG_DATA_HOME),$(HOME)/.local/share)/gstreamer-1.0/plugins
 
-.PHONY: help deps build lint test bench demo install clean
+.PHONY: help deps build lint test soak bench demo install clean
 
 help:
 	@echo "make demo     install what is missing, build, run real sound and real video through the elements"
 	@echo "make test     install what is missing, build, run every check and test"
+	@echo "make soak     24 simulated hours of streams, or MINUTES=30 of them; nothing may grow"
 	@echo "make bench    benchmarks of kernels and models"
 	@echo "make install  put the plugin into your GStreamer plugin folder and ssm into ~/.cargo/bin"
 	@echo "make lint     formatting and clippy only"
@@ -29,6 +30,9 @@ test: lint
 	@set -o pipefail; $(CARGO) test --workspace --no-fail-fast 2>&1 | tee target/test.log; code=$$?; \
 	awk '/^test result:/ { passed += $$4; failed += $$6 } END { print passed + 0 " passed, " failed + 0 " failed" }' \
 	  target/test.log; exit $$code
+
+soak: deps
+	$(CARGO) run --release -p ssm-tests --bin soak -- --minutes $(or $(MINUTES),30)
 
 bench: deps
 	$(CARGO) run --release --manifest-path tests/bench/Cargo.toml

@@ -187,7 +187,7 @@ pub(crate) fn metadata(name: &str, class: &str, does: &str) -> gst::subclass::El
 pub(crate) fn unfit(settings: &ModelSettings, expected: &str, engine: &Engine) -> Error {
     let info = engine.info();
     Error::Config {
-        file: settings.model.clone().unwrap_or_default(),
+        file: settings.model.as_deref().unwrap_or_default().into(),
         field: "family".into(),
         expected: expected.into(),
         got: format!("{} ({:?} to {:?})", info.family, info.input, info.output),

@@ -32,7 +32,7 @@ impl From<ssm_models::Activation> for Activation {
 /// Properties of elements that tell classes.
 #[derive(Clone, Default)]
 pub(crate) struct ClassSettings {
-    labels_file: Option<String>,
+    labels_file: Option<Arc<str>>,
     threshold: f64,
     top_k: u32,
     pub(crate) activation: Activation,
@@ -73,10 +73,18 @@ impl ClassSettings {
         ]
     }
 
+    /// Makes probabilities of scores.
+    pub(crate) fn shares(&self, scores: &mut [f32]) {
+        match self.activation {
+            Activation::Softmax => softmax(scores),
+            Activation::Sigmoid => scores.iter_mut().for_each(|s| *s = sigmoid(*s)),
+        }
+    }
+
     /// Sets a property of [`ClassSettings::properties`]; `false` if it is none of these.
     pub(crate) fn set(&mut self, name: &str, value: &glib::Value) -> bool {
         match name {
-            "labels-file" => self.labels_file = value.get().ok().flatten(),
+            "labels-file" => self.labels_file = value.get::<Option<&str>>().ok().flatten().map(Arc::from),
             "threshold" => self.threshold = value.get().unwrap_or(self.threshold),
             "top-k" => self.top_k = value.get().unwrap_or(self.top_k),
             _ => return false,
@@ -87,7 +95,7 @@ impl ClassSettings {
     /// Value of a property of [`ClassSettings::properties`]; `None` if it is none of these.
     pub(crate) fn get(&self, name: &str) -> Option<glib::Value> {
         Some(match name {
-            "labels-file" => self.labels_file.to_value(),
+            "labels-file" => self.labels_file.as_deref().to_value(),
             "threshold" => self.threshold.to_value(),
             "top-k" => self.top_k.to_value(),
             _ => return None,
@@ -115,12 +123,8 @@ impl Ranking {
         Ok(Self { labels, order: Vec::new() })
     }
 
-    /// The classes to tell. Leaves the probabilities in `scores`.
-    pub(crate) fn best(&mut self, settings: &ClassSettings, scores: &mut [f32]) -> Vec<ClassScore> {
-        match settings.activation {
-            Activation::Softmax => softmax(scores),
-            Activation::Sigmoid => scores.iter_mut().for_each(|s| *s = sigmoid(*s)),
-        }
+    /// The classes to tell, of probabilities.
+    pub(crate) fn best(&mut self, settings: &ClassSettings, scores: &[f32]) -> Vec<ClassScore> {
         let k = (settings.top_k as usize).min(scores.len());
         self.order.clear();
         self.order.extend(0..scores.len() as u32);
@@ -147,7 +151,11 @@ pub(crate) fn sigmoid(x: f32) -> f32 {
 fn labels(file: &str, classes: usize) -> Result<Arc<[String]>, Error> {
     let bad =
         |expected: String, got: String| Error::Config { file: file.into(), field: "labels-file".into(), expected, got };
-    let text = std::fs::read_to_string(file).map_err(|e| bad("a text file".into(), e.to_string()))?;
+    let bytes = crate::state::read(file).map_err(|e| bad("a text file".into(), e.to_string()))?;
+    let text = String::from_utf8(bytes).map_err(|e| bad("text in UTF-8".into(), e.to_string()))?;
+    if text.contains('\0') {
+        return Err(bad("text without zero bytes".into(), "a zero byte".into()));
+    }
     let lines: Vec<String> = text.trim_end().lines().map(|l| l.trim().to_owned()).collect();
     if lines.len() != classes {
         return Err(bad(format!("{classes} lines (the model's classes)"), format!("{} lines", lines.len())));

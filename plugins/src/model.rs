@@ -14,27 +14,27 @@ use std::time::{Duration, UNIX_EPOCH};
 /// Longest gap that a state is aged over by default.
 const DEFAULT_MAX_GAP: ClockTime = ClockTime::from_seconds(1);
 
-/// The common properties.
+/// The common properties. Texts are shared: streaming threads copy this for each buffer.
 #[derive(Clone, Debug)]
 pub(crate) struct ModelSettings {
-    pub(crate) model: Option<String>,
-    device: String,
-    instance: Option<String>,
+    pub(crate) model: Option<Arc<str>>,
+    device: Arc<str>,
+    instance: Option<Arc<str>>,
     threads: u32,
     batch_size: u32,
     batch_timeout: u64,
     pub(crate) post_messages: bool,
     pub(crate) max_gap: ClockTime,
     pub(crate) gap_policy: GapPolicy,
-    pub(crate) state_in: Option<String>,
-    pub(crate) state_out: Option<String>,
+    pub(crate) state_in: Option<Arc<str>>,
+    pub(crate) state_out: Option<Arc<str>>,
 }
 
 impl ModelSettings {
     /// Defaults; `model` and `threads` differ between elements.
     pub(crate) fn new(model: Option<&str>, threads: u32) -> Self {
         Self {
-            model: model.map(str::to_owned),
+            model: model.map(Arc::from),
             device: "auto".into(),
             instance: None,
             threads,
@@ -119,7 +119,7 @@ impl ModelSettings {
 
     /// Sets a property of [`ModelSettings::properties`]; `false` if it is none of these.
     pub(crate) fn set(&mut self, name: &str, value: &glib::Value) -> bool {
-        let text = || value.get::<Option<String>>().ok().flatten().filter(|s| !s.is_empty());
+        let text = || value.get::<Option<&str>>().ok().flatten().filter(|s| !s.is_empty()).map(Arc::from);
         match name {
             "model" => self.model = text(),
             "device" => self.device = text().unwrap_or_else(|| "auto".into()),
@@ -140,17 +140,17 @@ impl ModelSettings {
     /// Value of a property that [`ModelSettings::set`] sets; `None` if it is none of these.
     pub(crate) fn get(&self, name: &str) -> Option<glib::Value> {
         Some(match name {
-            "model" => self.model.to_value(),
-            "device" => self.device.to_value(),
-            "model-instance-id" => self.instance.to_value(),
+            "model" => self.model.as_deref().to_value(),
+            "device" => (*self.device).to_value(),
+            "model-instance-id" => self.instance.as_deref().to_value(),
             "threads" => self.threads.to_value(),
             "batch-size" => self.batch_size.to_value(),
             "batch-timeout" => self.batch_timeout.to_value(),
             "post-messages" => self.post_messages.to_value(),
             "max-gap" => self.max_gap.nseconds().to_value(),
             "gap-policy" => self.gap_policy.to_value(),
-            "state-in" => self.state_in.to_value(),
-            "state-out" => self.state_out.to_value(),
+            "state-in" => self.state_in.as_deref().to_value(),
+            "state-out" => self.state_out.as_deref().to_value(),
             _ => return None,
         })
     }
@@ -179,7 +179,7 @@ impl ModelSettings {
         let file = std::fs::canonicalize(name).unwrap_or_else(|_| PathBuf::from(name));
         let key = EngineKey {
             model: format!("{} {written:?} {options:?}", file.display()),
-            instance: self.instance.clone().unwrap_or_default(),
+            instance: self.instance.as_deref().unwrap_or_default().into(),
             device,
             threads,
             batch_size: self.batch_size as usize,

@@ -55,10 +55,10 @@ where
     ]
 }
 
-/// Bytes that a file with a state has at most: a device may have no end.
+/// Bytes that a file with a state or labels has at most: a device may have no end.
 const MAX_BYTES: u64 = 1 << 28;
 
-/// Reads a file with a snapshot.
+/// Reads a file of a size that can be.
 ///
 /// # Errors
 /// The file system refuses, or the file does not end.

@@ -198,3 +198,177 @@ fn torn_buffers_are_told() {
         assert!(text.contains("multiple of 8 bytes") && text.contains(&format!("got {size}")), "{text}");
     }
 }
+
+/// Bytes of a frame as GStreamer lays it out.
+fn frame_size(caps: &gst::Caps) -> usize {
+    let s = caps.structure(0).expect("caps");
+    let side = |name| s.get::<i32>(name).expect("a side") as usize;
+    let (w, h, even) = (side("width"), side("height"), |n: usize| n.next_multiple_of(2));
+    let four = |n: usize| n.next_multiple_of(4);
+    match s.get::<&str>("format").expect("a format") {
+        "RGB" => four(3 * w) * h,
+        "RGBA" => 4 * w * h,
+        "GRAY8" => four(w) * h,
+        "I420" => four(w) * even(h) + 2 * four(even(w) / 2) * even(h) / 2,
+        "NV12" => four(w) * even(h) + four(w) * even(h) / 2,
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn frames_of_any_size_pass_or_are_refused() {
+    let folder = Folder::new("sizes");
+    let (_, vim) = folder.model("vim", 3);
+    let mut passed = 0;
+    for (factory, properties) in [
+        ("ssmclassify", vec![("model", &*vim)]),
+        ("ssmembed", vec![("model", &vim)]),
+        ("ssmevents", vec![]),
+        ("ssmoverlay", vec![]),
+    ] {
+        for format in ["RGB", "RGBA", "GRAY8", "I420", "NV12"] {
+            for (width, height) in [(1, 1), (1, 2), (2, 1), (3, 5), (1, 2000), (4000, 2), (1, 32000), (32767, 1)] {
+                let what = format!("{factory} {format} {width}x{height}");
+                let element = ssm_tests::element::make(factory, &properties);
+                let bus = gst::Bus::new();
+                element.set_bus(Some(&bus));
+                let mut h = gst_check::Harness::with_element(&element, Some("sink"), Some("src"));
+                let caps = format!("video/x-raw,format={format},width={width},height={height},framerate=25/1");
+                h.set_src_caps_str(&caps);
+                let caps: gst::Caps = caps.parse().expect("caps");
+                let push = |h: &mut gst_check::Harness, size: usize| {
+                    h.push(gst::Buffer::from_mut_slice(vec![77u8; size])).map(|_| ())
+                };
+                let size = frame_size(&caps);
+                let refused = push(&mut h, size).is_err();
+                let text = bus.pop_filtered(&[gst::MessageType::Error]).map(|m| match m.view() {
+                    gst::MessageView::Error(e) => e.error().to_string(),
+                    _ => unreachable!("filtered"),
+                });
+                let text = text.unwrap_or_default();
+                assert!(!text.to_lowercase().contains("panic"), "{what}: {text}");
+                // Only sizes that scale beyond all bounds are refused, and by name.
+                assert_eq!(refused, text.contains("frames that scale to a size"), "{what}: {text}");
+                if refused {
+                    assert!(width.max(height) / width.min(height) >= 1000, "{what}: {text}");
+                    continue;
+                }
+                assert_eq!(h.pull().expect("it passes").size(), size, "{what}");
+                passed += 1;
+                assert!(push(&mut h, size - 1).is_err(), "{what}: a byte is missing");
+                let text = complaint(&bus, gst::MessageType::Error);
+                assert!(text.contains(&format!("expected {size} bytes, got {}", size - 1)), "{what}: {text}");
+            }
+        }
+    }
+    assert!(passed > 100, "{passed} sizes passed");
+}
+
+#[test]
+fn labels_may_be_anything_or_are_refused_by_name() {
+    let folder = Folder::new("labels");
+    let (fabricated, vim) = folder.model("vim", 3);
+    let classes = fabricated.open(ssm_models::kernels::CpuLevel::best()).expect("it opens").info().output.len();
+    let file = |name: &str, bytes: &[u8]| {
+        let path = folder.file(name);
+        std::fs::write(&path, bytes).expect("room for files");
+        path
+    };
+    let large = folder.file("large");
+    std::fs::File::create(&large).and_then(|f| f.set_len(1 << 28)).expect("a file of holes");
+    for path in [
+        file("empty", b""),
+        file("binary", &[0xff, 0xfe, 0x00, 0xd8]),
+        file("zero", "a\0b\n".repeat(classes).as_bytes()),
+        file("short", "one\n".repeat(classes - 1).as_bytes()),
+        file("long", "one\n".repeat(classes + 1).as_bytes()),
+        folder.file("absent"),
+        folder.file(""),
+        large,
+    ] {
+        let element = ssm_tests::element::make("ssmclassify", &[("model", &vim), ("labels-file", &path)]);
+        let bus = gst::Bus::new();
+        element.set_bus(Some(&bus));
+        assert!(element.set_state(gst::State::Ready).is_err(), "{path} was taken");
+        let text = complaint(&bus, gst::MessageType::Error);
+        assert!(text.contains(&path) && text.contains("labels-file: expected"), "{text}");
+        element.set_state(gst::State::Null).expect("back to NULL");
+    }
+    for hostile in ["\"},{\"", "\u{202e}\u{1}\u{7f}", &"x".repeat(1 << 16), "; drop, (string)x;", "[ 1, 2 ]", ""] {
+        let labels = file("hostile", format!("{hostile}\n").repeat(classes).replace("\n", "|\n").as_bytes());
+        let lines = folder.file("lines.jsonl");
+        ssm_tests::element::run(&format!(
+            "videotestsrc num-buffers=2 ! video/x-raw,format=RGB,width=32,height=18 ! ssmclassify model={vim} \
+             labels-file={labels} ! ssmoverlay ! ssmjson ! filesink location={lines}"
+        ));
+        let text = std::fs::read_to_string(&lines).expect("lines");
+        let lines: Vec<serde_json::Value> =
+            text.lines().map(|l| serde_json::from_str(l).unwrap_or_else(|e| panic!("{e}: {l}"))).collect();
+        assert_eq!(lines.len(), 2);
+        assert_eq!(lines[0]["classes"][0]["label"], format!("{hostile}|"), "{hostile:?}");
+    }
+}
+
+/// Everything that may be set, asked and called while playing, from another thread all the time.
+#[test]
+fn another_thread_may_set_and_ask_anything_while_playing() {
+    let folder = Folder::new("threads");
+    let (_, vim) = folder.model("vim", 3);
+    for (factory, properties) in [
+        ("ssmdenoise", vec![]),
+        ("ssmvad", vec![]),
+        ("ssmclassify", vec![("model", &*vim), ("carry", "true")]),
+        ("ssmevents", vec![]),
+        ("ssmembed", vec![("model", &*vim)]),
+    ] {
+        let element = ssm_tests::element::make(factory, &properties);
+        let bus = gst::Bus::new();
+        element.set_bus(Some(&bus));
+        let mut h = gst_check::Harness::with_element(&element, Some("sink"), Some("src"));
+        let audio = ["ssmdenoise", "ssmvad"].contains(&factory);
+        if audio {
+            h.set_caps(ssm_tests::audio::caps("F32LE", RATE, 1), ssm_tests::audio::caps("F32LE", RATE, 1));
+        } else {
+            h.set_src_caps_str("video/x-raw,format=RGB,width=32,height=18,framerate=25/1");
+        }
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let other = scope.spawn(|| {
+                let (mut rng, mut turns) = (Rng::new(1), 0);
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) || turns < 50 {
+                    turns += 1;
+                    for spec in element.list_properties().iter() {
+                        let _: glib::Value = element.property_value(spec.name());
+                        let settable = spec.flags().contains(gst::PARAM_FLAG_MUTABLE_PLAYING);
+                        if settable && spec.flags().contains(glib::ParamFlags::WRITABLE) && rng.range(0, 3) == 0 {
+                            element.set_property_from_value(spec.name(), spec.default_value());
+                        }
+                    }
+                    match rng.range(0, 2) {
+                        0 => element.emit_by_name::<()>("reset-state", &[]),
+                        _ => {
+                            let state: Option<glib::Bytes> = element.emit_by_name("save-state", &[]);
+                            if let Some(state) = state {
+                                assert!(element.emit_by_name::<bool>("load-state", &[&state]), "{factory}");
+                            }
+                        }
+                    }
+                }
+            });
+            let mut rng = Rng::new(2);
+            for i in 0..60u64 {
+                let data =
+                    if audio { bytes(&rng.normals(160, 0.1)) } else { vec![rng.range(0, 255) as u8; 32 * 18 * 3] };
+                let mut buffer = gst::Buffer::from_mut_slice(data);
+                let time = if audio { 10 * i } else { 40 * i };
+                buffer.get_mut().expect("a new buffer").set_pts(ClockTime::from_mseconds(time));
+                h.push(buffer).expect("flows");
+            }
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            other.join().expect("no panic");
+        });
+        let kinds = [gst::MessageType::Error, gst::MessageType::Warning];
+        let complaint = bus.pop_filtered(&kinds);
+        assert!(complaint.is_none(), "{factory}: {complaint:?}");
+    }
+}

@@ -311,6 +311,10 @@ fn read_head(s: &Section<'_>) -> Result<(bool, Vec<String>, Activation, usize), 
             Some(word) if word.is_empty() || word.len() > MAX_LABEL => {
                 return Err(s.bad("classes", format!("names of 1 to {MAX_LABEL} bytes"), name));
             }
+            // GStreamer's texts end at one.
+            Some(word) if word.contains('\0') => {
+                return Err(s.bad("classes", "names without zero bytes", name));
+            }
             Some(word) if labels.iter().any(|l| l == word) => {
                 return Err(s.bad("classes", "each name once", name));
             }

@@ -75,7 +75,9 @@ impl Analyser for AudioTag {
 
     fn heard(&self, heard: Heard<'_>, _buffer: Option<&gst::BufferRef>, found: &mut Found) {
         let Heard::Step { start, end, step, y } = heard else { return };
-        let classes = lock(&self.ranking).best(&lock(&self.settings).classes, y);
+        let settings = lock(&self.settings).classes.clone();
+        settings.shares(y);
+        let classes = lock(&self.ranking).best(&settings, y);
         let time = (Some(start), Some(end.saturating_sub(start)));
         found.results.push(Results::classes(&self.obj().name(), time, step, classes));
     }

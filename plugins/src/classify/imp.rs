@@ -79,7 +79,9 @@ impl Analyser for Classify {
 
     fn heard(&self, heard: Heard<'_>, buffer: Option<&gst::BufferRef>, found: &mut Found) {
         let (Heard::Step { step, y, .. }, Some(buffer)) = (heard, buffer) else { return };
-        let classes = lock(&self.ranking).best(&lock(&self.settings).classes, y);
+        let settings = lock(&self.settings).classes.clone();
+        settings.shares(y);
+        let classes = lock(&self.ranking).best(&settings, y);
         let time = (buffer.pts(), buffer.duration());
         found.results.push(Results::classes(&self.obj().name(), time, step, classes));
     }

@@ -154,16 +154,17 @@ impl Analyser for Events {
                 step = number;
                 // Frames of which no scores are known yet are told later.
                 let of = if look_ahead == 0 { Some(start.nseconds()) } else { finder.front(look_ahead).map(|m| m.pts) };
-                let mut all = ranking.best(classes, y);
-                all.sort_by_key(|c| c.index);
+                classes.shares(y);
                 finder.step(rules, kinds, look_ahead, start.nseconds(), y, &mut events);
                 if let Some(pts) = of.filter(|_| settings.frame_scores) {
+                    let mut all = ranking.best(classes, y);
+                    all.sort_by_key(|c| c.index);
                     let time = (Some(ClockTime::from_nseconds(pts)), None);
                     found.results.push(Results::classes(&self.obj().name(), time, step, all));
                 }
             }
             Heard::After { y } => {
-                ranking.best(classes, y);
+                classes.shares(y);
                 finder.score(rules, kinds, y, &mut events);
             }
             Heard::End { .. } => finder.end(rules, kinds, &mut events),
