@@ -280,6 +280,11 @@ impl Listener {
         self.delay
     }
 
+    /// Values of a step's output.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
     /// Samples that wait for their hop to be complete.
     pub fn held(&self) -> usize {
         self.held

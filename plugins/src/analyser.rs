@@ -3,16 +3,17 @@
 use crate::base::{Base, lock};
 use crate::ear::{Ear, Heard};
 use crate::eye::Eye;
-use crate::model::ModelSettings;
+use crate::model::Counters;
+use crate::reload::{self, Modelled, Reload};
 use crate::results::Results;
 use gst::ClockTime;
 use gst::prelude::*;
 use gst::subclass::prelude::*;
 use gst_base::prelude::*;
 use gst_base::subclass::prelude::*;
-use ssm_models::{Engine, Error, Options, Signal, SnapshotHeader};
+use ssm_models::{Error, Signal, SnapshotHeader};
+use std::sync::Mutex;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
 
 /// What flows between two caps.
 pub(crate) enum Sense {
@@ -21,13 +22,19 @@ pub(crate) enum Sense {
 }
 
 /// The part of an analyser that does not depend on what it looks for.
-#[derive(Default)]
-pub(crate) struct Shared {
+pub(crate) struct Shared<F> {
     pub(crate) base: Base,
+    pub(crate) reload: Reload<F>,
     /// Held while something is computed, never while it is pushed or posted.
     sense: Mutex<Option<Sense>>,
     /// Results of steps that were completed between two buffers; the next one carries them.
     pending: Mutex<Vec<Results>>,
+}
+
+impl<F> Default for Shared<F> {
+    fn default() -> Self {
+        Self { base: Base::default(), reload: Reload::default(), sense: Mutex::default(), pending: Mutex::default() }
+    }
 }
 
 /// What was found: results for the buffer, and structures for the bus with their time.
@@ -38,15 +45,11 @@ pub(crate) struct Found {
 }
 
 /// An element that lets the media pass.
-pub(crate) trait Analyser: BaseTransformImpl {
+pub(crate) trait Analyser: BaseTransformImpl + Modelled {
     /// Name of the factory, and of the messages with results.
     const FACTORY: &'static str;
 
-    fn shared(&self) -> &Shared;
-    fn model(&self) -> ModelSettings;
-    fn options(&self) -> Options;
-    /// Refuses a model that is for something else.
-    fn fits(&self, engine: &Arc<Engine>) -> Result<(), Error>;
+    fn shared(&self) -> &Shared<Self::Fit>;
     /// Every how many frames the model looks.
     fn interval(&self) -> u32 {
         1
@@ -84,33 +87,23 @@ fn allowed(base: &Base, template: gst::Caps) -> gst::Caps {
     }
 }
 
-pub(crate) fn open<T: Analyser>(imp: &T) -> Result<(), Error> {
-    let model = imp.model();
-    imp.shared().base.open(&element(imp), &model, imp.options(), |engine| imp.fits(engine).map(|()| 0))
-}
-
 /// Opens on the way up, closes on the way down.
 pub(crate) fn change_state<T: Analyser>(
     imp: &T,
     transition: gst::StateChange,
 ) -> Result<gst::StateChangeSuccess, gst::StateChangeError> {
-    if matches!(transition, gst::StateChange::NullToReady | gst::StateChange::ReadyToPaused)
-        && let Err(error) = open(imp)
-    {
-        gst::element_error!(element(imp), gst::ResourceError::OpenRead, ("{error}"));
-        return Err(gst::StateChangeError);
-    }
+    reload::before(imp, transition)?;
     let done = imp.parent_change_state(transition)?;
-    if transition == gst::StateChange::ReadyToNull {
-        imp.shared().base.close();
-    }
+    reload::after(imp, transition);
     Ok(done)
 }
 
 pub(crate) fn save<T: Analyser>(imp: &T) -> Option<Vec<u8>> {
     let mut header = SnapshotHeader::default();
     imp.keep(&mut header);
-    let snapshot = match lock(&imp.shared().sense).as_mut()? {
+    // Held to the end: the engine's layout must be the state's.
+    let mut sense = lock(&imp.shared().sense);
+    let snapshot = match sense.as_mut()? {
         Sense::Eye(eye) => eye.snapshot(header),
         Sense::Ear(ear) => ear.snapshot(header),
     };
@@ -119,8 +112,9 @@ pub(crate) fn save<T: Analyser>(imp: &T) -> Option<Vec<u8>> {
 
 pub(crate) fn load<T: Analyser>(imp: &T, bytes: &[u8]) -> bool {
     let shared = imp.shared();
+    let mut sense = lock(&shared.sense);
     shared.base.load(&element(imp), bytes, |snapshot| {
-        lock(&shared.sense).as_mut().map(|sense| {
+        sense.as_mut().map(|sense| {
             let header = match sense {
                 Sense::Eye(eye) => eye.restore(snapshot),
                 Sense::Ear(ear) => ear.restore(snapshot),
@@ -252,7 +246,7 @@ fn look_ahead<T: Analyser>(imp: &T, eye: &mut Eye, found: &mut Found) {
 }
 
 /// Whether something has come since the caps.
-fn began(shared: &Shared) -> bool {
+fn began<F>(shared: &Shared<F>) -> bool {
     match lock(&shared.sense).as_ref() {
         Some(Sense::Eye(eye)) => eye.began(),
         Some(Sense::Ear(ear)) => ear.began(),
@@ -261,7 +255,7 @@ fn began(shared: &Shared) -> bool {
 }
 
 /// Whether there is nothing to end: no buffer has come since the caps, nor before a snapshot.
-fn is_fresh(shared: &Shared) -> bool {
+fn is_fresh<F>(shared: &Shared<F>) -> bool {
     match lock(&shared.sense).as_ref() {
         Some(Sense::Eye(eye)) => eye.is_fresh(),
         Some(Sense::Ear(ear)) => ear.is_fresh(),
@@ -277,7 +271,7 @@ fn restart<T: Analyser>(imp: &T, whole: bool) {
         end(imp, false);
     }
     if let Some(Sense::Ear(_)) = &*lock(&imp.shared().sense) {
-        crate::model::Counters::add(&imp.shared().base.counters.resets, 1);
+        Counters::add(&imp.shared().base.counters.resets, 1);
     }
 }
 
@@ -322,12 +316,51 @@ pub(crate) fn sink_event<T: Analyser>(imp: &T, event: gst::Event) -> bool {
     imp.parent_sink_event(event)
 }
 
+/// Goes on with the model that was opened to take over, if there is one. Returns what is to be posted of it.
+fn exchange<T: Analyser>(imp: &T, found: &mut Found) -> Option<gst::Message> {
+    let (shared, obj) = (imp.shared(), element(imp));
+    let next = shared.reload.take()?;
+    let mut sense = lock(&shared.sense);
+    let (old, new) = (shared.base.engine()?, next.engine.clone());
+    let kept = reload::agree(&old, &new);
+    let heir = match sense.as_mut()? {
+        Sense::Eye(eye) => eye.heir(&new, kept).map(|heir| Sense::Eye(Box::new(heir))),
+        Sense::Ear(ear) => ear.heir(&new, kept).map(|heir| Sense::Ear(Box::new(heir))),
+    };
+    let heir = match heir {
+        Ok(heir) => heir,
+        Err(error) => {
+            drop(sense);
+            reload::refuse(imp, &error);
+            return None;
+        }
+    };
+    if !kept {
+        Counters::add(&shared.base.counters.resets, 1);
+        let at = match sense.as_mut()? {
+            Sense::Eye(eye) => {
+                look_ahead(imp, eye, found);
+                eye.now()
+            }
+            Sense::Ear(ear) => ear.whole(),
+        };
+        imp.heard(Heard::End { at }, None, found);
+    }
+    *sense = Some(heir);
+    let message = reload::install(imp, next, kept);
+    if let Some(Sense::Ear(ear)) = sense.as_mut() {
+        let _ = ear.take_over(&obj, &shared.base, &mut |heard: Heard<'_>| imp.heard(heard, None, found));
+    }
+    message
+}
+
 pub(crate) fn transform_ip<T: Analyser>(
     imp: &T,
     buffer: &mut gst::BufferRef,
 ) -> Result<gst::FlowSuccess, gst::FlowError> {
     let (shared, model, obj) = (imp.shared(), imp.model(), element(imp));
     let mut found = Found { results: std::mem::take(&mut *lock(&shared.pending)), ..Found::default() };
+    let reloaded = exchange(imp, &mut found);
     match lock(&shared.sense).as_mut() {
         Some(Sense::Eye(eye)) => {
             let (at, resets) = (eye.now(), shared.base.counters.resets.load(Ordering::Relaxed));
@@ -354,6 +387,9 @@ pub(crate) fn transform_ip<T: Analyser>(
         gst::element_error!(obj, gst::StreamError::Failed, ("results: {error}"));
         gst::FlowError::Error
     })?;
+    if let Some(message) = reloaded {
+        let _ = obj.post_message(message);
+    }
     post(imp, &mut found);
     Ok(gst::FlowSuccess::Ok)
 }
@@ -383,7 +419,7 @@ macro_rules! hand_on {
             const TRANSFORM_IP_ON_PASSTHROUGH: bool = false;
 
             fn start(&self) -> Result<(), gst::ErrorMessage> {
-                let model = crate::analyser::Analyser::model(self);
+                let model = crate::reload::Modelled::model(self);
                 crate::analyser::Analyser::shared(self).base.read_state(&model)
             }
 

@@ -108,6 +108,8 @@ pub(crate) struct Ear {
     /// Whether the last step's scores were not finite.
     lost: bool,
     samples: Vec<f32>,
+    /// Samples of a hop that a model before this one did not see whole.
+    left: Vec<f32>,
     out: Vec<f32>,
 }
 
@@ -136,10 +138,55 @@ impl Ear {
             warned: false,
             lost: false,
             samples: Vec::new(),
+            left: Vec::new(),
             out: Vec::new(),
         };
         let header = restored.map(|snapshot| ear.restore(snapshot)).transpose()?;
         Ok((ear, header))
+    }
+
+    /// The same stream under another engine, with its state (`kept`) or without; then the hop that was begun is begun
+    /// anew ([`Ear::take_over`]).
+    ///
+    /// # Errors
+    /// The model is for something else.
+    pub(crate) fn heir(&mut self, engine: &Arc<Engine>, kept: bool) -> Result<Self, Error> {
+        let mut listener = Listener::new(engine)?;
+        let mut snapshot = self.listener.snapshot(SnapshotHeader::default());
+        let mut left = Vec::new();
+        if kept {
+            listener.restore(snapshot)?;
+        } else {
+            left.append(&mut snapshot.pending);
+        }
+        let (info, samples, out) = (self.info.clone(), Vec::new(), Vec::new());
+        let Self { origin, taken, resumed, warned, .. } = *self;
+        Ok(Self { info, listener, origin, taken, resumed, warned, lost: false, samples, left, out })
+    }
+
+    /// Gives the model the hop that was begun under the one before.
+    ///
+    /// # Errors
+    /// The engine failed; the element has said so.
+    pub(crate) fn take_over(
+        &mut self,
+        obj: &gst::Element,
+        base: &Base,
+        heard: &mut dyn FnMut(Heard<'_>),
+    ) -> Result<(), gst::FlowError> {
+        let left = std::mem::take(&mut self.left);
+        let from = self.taken - (left.len() as u64).min(self.taken);
+        let steps = self.listener.steps();
+        if let Err(error) = self.listener.push(&left, &mut self.out) {
+            return Err(self.failed(obj, &error));
+        }
+        self.tell(from, steps, obj, base, heard);
+        Ok(())
+    }
+
+    /// Where the last whole hop ended.
+    pub(crate) fn whole(&self) -> ClockTime {
+        self.time(self.taken.saturating_sub(self.listener.held() as u64))
     }
 
     /// Time of the `n`th sample since `origin`.
@@ -161,7 +208,7 @@ impl Ear {
     fn tell(&mut self, from: u64, step: u64, obj: &gst::Element, base: &Base, heard: &mut dyn FnMut(Heard<'_>)) {
         let (hop, delay) = (self.listener.hop() as u64, self.listener.delay() as u64);
         let (mut out, mut step) = (std::mem::take(&mut self.out), step);
-        let width = base.engine().map_or(1, |e| e.info().output.len());
+        let width = self.listener.width();
         Counters::add(&base.counters.steps, (out.len() / width) as u64);
         for (i, y) in out.chunks_exact_mut(width).enumerate() {
             let at = from + i as u64 * hop;

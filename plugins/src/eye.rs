@@ -93,6 +93,12 @@ impl Eye {
         restored: Option<Snapshot>,
     ) -> Result<(Self, Option<SnapshotHeader>), Error> {
         let info = VideoInfo::from_caps(caps).map_err(|e| bad_caps("video/x-raw", "whole caps", e))?;
+        let mut eye = Self::of(engine, info)?;
+        let header = restored.map(|snapshot| eye.restore(snapshot)).transpose()?;
+        Ok((eye, header))
+    }
+
+    fn of(engine: &Arc<Engine>, info: VideoInfo) -> Result<Self, Error> {
         let format = pixels(&info).ok_or_else(|| bad_caps("format", "one of the template", info.format()))?;
         let Signal::Image { height, width, channels } = engine.info().input else {
             return Err(bad_caps("model", "a model of frames", engine.info().family));
@@ -103,19 +109,26 @@ impl Eye {
         let size = (info.height() as usize, info.width() as usize);
         let plan = ImagePlan::with_pixels(size, format, (height, width), &engine.info().facts.pixels)?;
         let (stream, cx) = (engine.stream(1), Cx::new(1)?);
-        let mut eye = Self {
-            info,
-            plan,
-            cx,
-            stream,
-            expected: None,
-            last: None,
-            waited: u32::MAX,
-            resumed: false,
-            warned: false,
-        };
-        let header = restored.map(|snapshot| eye.restore(snapshot)).transpose()?;
-        Ok((eye, header))
+        Ok(Self { info, plan, cx, stream, expected: None, last: None, waited: u32::MAX, resumed: false, warned: false })
+    }
+
+    /// The same stream under another engine, with its state (`kept`) or without.
+    ///
+    /// # Errors
+    /// The model is for something else.
+    pub(crate) fn heir(&mut self, engine: &Arc<Engine>, kept: bool) -> Result<Self, Error> {
+        let mut heir = Self::of(engine, self.info.clone())?;
+        (heir.expected, heir.last) = (self.expected, self.last);
+        if kept {
+            let (old, new) = (self.stream.row(), heir.stream.row());
+            new.state.clone_from(&old.state);
+            // The last frame, for the end of stream.
+            if new.x.len() == old.x.len() {
+                new.x.clone_from(&old.x);
+            }
+            (heir.waited, heir.resumed) = (self.waited, self.resumed);
+        }
+        Ok(heir)
     }
 
     /// The number of the step that the model took for one frame, and what it says; `None` if it was not asked.

@@ -18,6 +18,7 @@ const DEFAULT_MAX_GAP: ClockTime = ClockTime::from_seconds(1);
 #[derive(Clone, Debug)]
 pub(crate) struct ModelSettings {
     pub(crate) model: Option<String>,
+    pub(crate) allow_reload: bool,
     device: String,
     instance: Option<String>,
     threads: u32,
@@ -35,6 +36,7 @@ impl ModelSettings {
     pub(crate) fn new(model: Option<&str>, threads: u32) -> Self {
         Self {
             model: model.map(str::to_owned),
+            allow_reload: false,
             device: "auto".into(),
             instance: None,
             threads,
@@ -54,7 +56,18 @@ impl ModelSettings {
             glib::ParamSpecString::builder(name).nick(nick).blurb(blurb).default_value(default).mutable_ready().build()
         };
         vec![
-            text("model", "Model", "Checkpoint file, or builtin:NAME", self.model.as_deref()),
+            glib::ParamSpecString::builder("model")
+                .nick("Model")
+                .blurb("Checkpoint file, or builtin:NAME; while playing it can be changed with allow-reload only")
+                .default_value(self.model.as_deref())
+                .mutable_playing()
+                .build(),
+            glib::ParamSpecBoolean::builder("allow-reload")
+                .nick("Allow reload")
+                .blurb("Setting the model while playing opens it in the background and goes on with it")
+                .default_value(self.allow_reload)
+                .mutable_playing()
+                .build(),
             text("device", "Device", "Where the model runs: auto, cpu, cuda or cuda:N", Some(&self.device)),
             text(
                 "model-instance-id",
@@ -122,6 +135,7 @@ impl ModelSettings {
         let text = || value.get::<Option<String>>().ok().flatten().filter(|s| !s.is_empty());
         match name {
             "model" => self.model = text(),
+            "allow-reload" => self.allow_reload = value.get().unwrap_or(self.allow_reload),
             "device" => self.device = text().unwrap_or_else(|| "auto".into()),
             "model-instance-id" => self.instance = text(),
             "threads" => self.threads = value.get().unwrap_or(self.threads),
@@ -141,6 +155,7 @@ impl ModelSettings {
     pub(crate) fn get(&self, name: &str) -> Option<glib::Value> {
         Some(match name {
             "model" => self.model.to_value(),
+            "allow-reload" => self.allow_reload.to_value(),
             "device" => self.device.to_value(),
             "model-instance-id" => self.instance.to_value(),
             "threads" => self.threads.to_value(),
@@ -189,8 +204,9 @@ impl ModelSettings {
     }
 
     /// The message that tells what is running: structure `ssm-model` with `file`, `family`, `sizes`, `parameters`,
-    /// `input`, `classes` (of classifiers), `device`, `state-bytes`.
-    pub(crate) fn message(&self, src: &gst::Element, engine: &Engine) -> gst::Message {
+    /// `input`, `classes` (of classifiers), `device`, `state-bytes`. Of a model that took the place of another one also
+    /// `reloaded` = true, and `state`, what became of the stream's state: `kept` or `reset`.
+    pub(crate) fn message(&self, src: &gst::Element, engine: &Engine, state: Option<&str>) -> gst::Message {
         let info = engine.info();
         let input = match info.input {
             Signal::Image { channels, height, width } => format!("{width}x{height}x{channels}"),
@@ -210,6 +226,8 @@ impl ModelSettings {
                 self.device.parse::<Device>().and_then(Device::resolve).map_or("?".into(), |d| d.to_string()),
             )
             .field("state-bytes", engine.model().layout().bytes() as u64)
+            .field_if("reloaded", true, state.is_some())
+            .field_if_some("state", state)
             .build();
         gst::message::Element::builder(structure).src(src).build()
     }

@@ -19,15 +19,16 @@
 use crate::base::{Base, lock, metadata, templates};
 use crate::ear::{self, TOLERANCE};
 use crate::model::{Counters, ModelSettings};
+use crate::reload::{self, Modelled, Reload};
 use crate::state::{self, Stateful};
 use crate::timeline::{Follows, GapPolicy, follows};
 use gst::ClockTime;
 use gst::prelude::*;
 use gst::subclass::prelude::*;
 use gst_audio::{AudioFormat, AudioInfo};
-use ssm_models::{AudioStream, Error, LevelRule, Options, Signal, SnapshotHeader};
+use ssm_models::{AudioStream, Engine, Error, LevelRule, Options, Signal, SnapshotHeader};
 use std::sync::atomic::Ordering;
-use std::sync::{LazyLock, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 
 static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
     gst::DebugCategory::new("ssmdenoise", gst::DebugColorFlags::empty(), Some("State-space speech denoiser"))
@@ -131,13 +132,30 @@ pub struct Denoise {
     src: gst::Pad,
     settings: Mutex<Settings>,
     base: Base,
+    reload: Reload<ClockTime>,
     /// Held while samples are computed, never while they are pushed.
     flow: Mutex<Option<Flow>>,
     segment: Mutex<Option<gst::Event>>,
 }
 
-impl Denoise {
-    fn options(settings: &Settings) -> Options {
+impl Modelled for Denoise {
+    /// The latency.
+    type Fit = ClockTime;
+
+    fn base(&self) -> &Base {
+        &self.base
+    }
+
+    fn reload(&self) -> &Reload<ClockTime> {
+        &self.reload
+    }
+
+    fn with_model<R>(&self, change: impl FnOnce(&mut ModelSettings) -> R) -> R {
+        change(&mut lock(&self.settings).model)
+    }
+
+    fn options(&self) -> Options {
+        let settings = lock(&self.settings);
         let level_rule = match settings.level_rule {
             Level::Model => LevelRule::Model,
             Level::Smoothed => LevelRule::Smoothed,
@@ -147,14 +165,38 @@ impl Denoise {
         Options { level_rule, ..Options::default() }
     }
 
-    /// Opens the engine that the settings ask for, unless it is open already.
-    fn open(&self) -> Result<(), Error> {
-        let settings = lock(&self.settings).clone();
-        self.base.open(self.obj().upcast_ref(), &settings.model, Self::options(&settings), |engine| {
-            let delay = AudioStream::new(engine, 1)?;
-            let latency = (delay.latency() as u64).mul_div_ceil(*ClockTime::SECOND, u64::from(delay.rate()));
-            Ok(latency.unwrap_or(0))
-        })
+    fn fits(&self, engine: &Arc<Engine>) -> Result<ClockTime, Error> {
+        let audio = AudioStream::new(engine, 1)?;
+        let latency = (audio.latency() as u64).mul_div_ceil(*ClockTime::SECOND, u64::from(audio.rate()));
+        Ok(ClockTime::from_nseconds(latency.unwrap_or(0)))
+    }
+
+    fn adopt(&self, latency: ClockTime) {
+        self.base.counters.latency_ns.store(latency.nseconds(), Ordering::Relaxed);
+    }
+}
+
+impl Denoise {
+    /// Goes on with the model that was opened to take over, if there is one. Where the state cannot be kept, what is
+    /// inside comes out of the old one first. Returns what is to be posted.
+    fn exchange(&self, flow: &mut Flow) -> Result<Vec<gst::Message>, Error> {
+        let (Some(next), Some(old)) = (self.reload.take(), self.base.engine()) else { return Ok(vec![]) };
+        let kept = reload::agree(&old, &next.engine);
+        let mut heir = AudioStream::new(&next.engine, flow.audio.channels())?;
+        if kept {
+            heir.restore(flow.audio.snapshot(SnapshotHeader::default()))?;
+        } else {
+            let silenced = flow.audio.silenced();
+            flow.audio.drain(&mut flow.out);
+            self.note_silence(flow, silenced, 0);
+            Counters::add(&self.base.counters.resets, 1);
+        }
+        flow.audio = heir;
+        let latency = next.fit;
+        let other = self.base.counters.latency_ns.load(Ordering::Relaxed) != latency.nseconds();
+        let told = reload::install(self, next, kept);
+        let latency = other.then(|| gst::message::Latency::builder().src(&*self.obj()).build());
+        Ok(told.into_iter().chain(latency).collect())
     }
 
     /// Caps that the model runs at.
@@ -266,13 +308,14 @@ impl Denoise {
 
     fn chain(&self, buffer: gst::Buffer) -> Result<gst::FlowSuccess, gst::FlowError> {
         let settings = lock(&self.settings).model.clone();
-        let (before, after) = {
+        let (before, after, reloaded) = {
             let mut flow = lock(&self.flow);
             let Some(flow) = flow.as_mut() else {
                 gst::element_imp_error!(self, gst::CoreError::Negotiation, ("buffer before caps"));
                 return Err(gst::FlowError::NotNegotiated);
             };
             ear::whole_frames(self.obj().upcast_ref(), &buffer, flow.info.bpf() as usize)?;
+            let reloaded = self.exchange(flow);
             let mut before = None;
             if self.base.take_reset() {
                 flow.audio.drain(&mut flow.out);
@@ -314,8 +357,12 @@ impl Denoise {
             }
             Counters::add(&self.base.counters.steps, flow.audio.steps().saturating_sub(steps));
             self.note_silence(flow, silenced, steps);
-            (before, flow.take().map_err(|e| self.no_memory(e))?)
+            (before, flow.take().map_err(|e| self.no_memory(e))?, reloaded)
         };
+        match reloaded {
+            Ok(messages) => messages.into_iter().for_each(|message| _ = self.obj().post_message(message)),
+            Err(error) => reload::refuse(self, &error),
+        }
         self.push(before.into_iter().chain(after))
     }
 
@@ -462,6 +509,7 @@ impl ObjectSubclass for Denoise {
             src,
             settings: Mutex::default(),
             base: Base::default(),
+            reload: Reload::default(),
             flow: Mutex::default(),
             segment: Mutex::default(),
         }
@@ -502,14 +550,17 @@ impl ObjectImpl for Denoise {
     }
 
     fn set_property(&self, _id: usize, value: &glib::Value, pspec: &glib::ParamSpec) {
-        let mut settings = lock(&self.settings);
-        match pspec.name() {
-            "level-rule" => settings.level_rule = value.get().unwrap_or_default(),
-            "level" => settings.level = value.get().unwrap_or(settings.level),
-            name => {
-                settings.model.set(name, value);
+        {
+            let mut settings = lock(&self.settings);
+            match pspec.name() {
+                "level-rule" => settings.level_rule = value.get().unwrap_or_default(),
+                "level" => settings.level = value.get().unwrap_or(settings.level),
+                name => {
+                    settings.model.set(name, value);
+                }
             }
         }
+        reload::changed(self, pspec.name());
     }
 
     fn property(&self, _id: usize, pspec: &glib::ParamSpec) -> glib::Value {
@@ -572,12 +623,7 @@ impl ElementImpl for Denoise {
     }
 
     fn change_state(&self, transition: gst::StateChange) -> Result<gst::StateChangeSuccess, gst::StateChangeError> {
-        if matches!(transition, gst::StateChange::NullToReady | gst::StateChange::ReadyToPaused)
-            && let Err(error) = self.open()
-        {
-            gst::element_imp_error!(self, gst::ResourceError::OpenRead, ("{error}"));
-            return Err(gst::StateChangeError);
-        }
+        reload::before(self, transition)?;
         if transition == gst::StateChange::ReadyToPaused {
             let model = lock(&self.settings).model.clone();
             if let Err(error) = self.base.read_state(&model) {
@@ -586,16 +632,13 @@ impl ElementImpl for Denoise {
             }
         }
         let done = self.parent_change_state(transition)?;
-        match transition {
-            gst::StateChange::PausedToReady => {
-                self.write_state();
-                self.base.clear();
-                *lock(&self.flow) = None;
-                *lock(&self.segment) = None;
-            }
-            gst::StateChange::ReadyToNull => self.base.close(),
-            _ => {}
+        if transition == gst::StateChange::PausedToReady {
+            self.write_state();
+            self.base.clear();
+            *lock(&self.flow) = None;
+            *lock(&self.segment) = None;
         }
+        reload::after(self, transition);
         Ok(done)
     }
 }
