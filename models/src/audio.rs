@@ -349,6 +349,11 @@ impl Listener {
     /// Makes the stream a fresh one; what is inside is lost.
     pub fn reset(&mut self) {
         self.stream.reset();
+        self.forget();
+    }
+
+    /// Throws away the samples that do not fill a hop yet.
+    pub fn forget(&mut self) {
         self.held = 0;
     }
 

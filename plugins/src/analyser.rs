@@ -6,6 +6,7 @@ use crate::eye::Eye;
 use crate::model::Counters;
 use crate::reload::{self, Modelled, Reload};
 use crate::results::Results;
+use crate::timeline::ResetOn;
 use gst::ClockTime;
 use gst::prelude::*;
 use gst::subclass::prelude::*;
@@ -13,7 +14,6 @@ use gst_base::prelude::*;
 use gst_base::subclass::prelude::*;
 use ssm_models::{Error, Signal, SnapshotHeader};
 use std::sync::Mutex;
-use std::sync::atomic::Ordering;
 
 /// What flows between two caps.
 pub(crate) enum Sense {
@@ -128,7 +128,7 @@ pub(crate) fn stop<T: Analyser>(imp: &T) {
     let shared = imp.shared();
     let written = shared.base.write_state(&element(imp), &imp.model(), || save(imp));
     if !written && began(shared) {
-        end(imp, false);
+        end(imp, false, true);
     }
     shared.base.clear();
     *lock(&shared.sense) = None;
@@ -143,14 +143,21 @@ pub(crate) fn transform_caps<T: Analyser>(imp: &T, caps: &gst::Caps, filter: Opt
 }
 
 pub(crate) fn set_caps<T: Analyser>(imp: &T, caps: &gst::Caps) -> Result<(), gst::LoggableError> {
-    // What came before is another stream.
+    let fresh = imp.model().resets(ResetOn::CAPS);
+    // What came before is another stream, or goes on in another form.
     if began(imp.shared()) {
-        finish(imp);
+        finish(imp, fresh);
     }
     let new = || {
         let base = &imp.shared().base;
         let engine = base.engine().ok_or_else(|| crate::base::bad_caps("model", "an open model", "none"))?;
-        let restored = base.restored(&engine)?;
+        let goes_on = || {
+            Some(match lock(&imp.shared().sense).as_mut()? {
+                Sense::Eye(eye) => eye.snapshot(SnapshotHeader::default()),
+                Sense::Ear(ear) => ear.snapshot(SnapshotHeader::default()),
+            })
+        };
+        let restored = base.restored(&engine)?.or_else(|| if fresh { None } else { goes_on() });
         let (sense, header) = match engine.info().input {
             Signal::Samples { .. } => {
                 let (ear, header) = Ear::new(&engine, caps, restored)?;
@@ -195,25 +202,33 @@ fn post<T: Analyser>(imp: &T, found: &mut Found) {
     }
 }
 
-/// Ends the stream: what is inside is completed with silence (`whole`) or thrown away; the state is fresh then. Returns the
-/// results that no buffer has carried.
-fn end<T: Analyser>(imp: &T, whole: bool) -> Vec<Results> {
+/// Ends the stream: what is inside is completed with silence (`whole`) or thrown away; the state is a `fresh` one then, or
+/// goes on. Returns the results that no buffer has carried.
+fn end<T: Analyser>(imp: &T, whole: bool, fresh: bool) -> Vec<Results> {
     let (shared, mut found) = (imp.shared(), Found::default());
     match lock(&shared.sense).as_mut() {
         Some(Sense::Eye(eye)) => {
             let at = eye.now();
+            let kept = (!fresh).then(|| eye.state().clone());
             if whole {
                 look_ahead(imp, eye, &mut found);
             }
             imp.heard(Heard::End { at }, None, &mut found);
-            eye.reset(&shared.base);
+            match kept {
+                // The frames that stood for those to come are no part of the stream.
+                Some(state) => {
+                    *eye.state() = state;
+                    eye.rebase();
+                }
+                None => eye.reset(&shared.base),
+            }
         }
         Some(Sense::Ear(ear)) => {
             let heard = &mut |heard: Heard<'_>| imp.heard(heard, None, &mut found);
             if whole {
-                let _ = ear.end(&element(imp), &shared.base, heard);
+                let _ = ear.end(&element(imp), &shared.base, fresh, heard);
             } else {
-                ear.reset(heard);
+                ear.cut(fresh, heard);
             }
         }
         None => {}
@@ -225,8 +240,8 @@ fn end<T: Analyser>(imp: &T, whole: bool) -> Vec<Results> {
 }
 
 /// Ends the stream while the element plays on: results that no buffer has carried go ahead of what comes next.
-fn finish<T: Analyser>(imp: &T) {
-    tell_late(imp, &end(imp, true));
+fn finish<T: Analyser>(imp: &T, fresh: bool) {
+    tell_late(imp, &end(imp, true, fresh));
 }
 
 /// Pushes results for which there is no buffer.
@@ -264,11 +279,14 @@ fn is_fresh<F>(shared: &Shared<F>) -> bool {
 }
 
 /// As [`finish`], or for a flush as [`end`], and counted.
-fn restart<T: Analyser>(imp: &T, whole: bool) {
+fn restart<T: Analyser>(imp: &T, whole: bool, fresh: bool) {
     if whole {
-        finish(imp);
+        finish(imp, fresh);
     } else {
-        end(imp, false);
+        end(imp, false, fresh);
+    }
+    if !fresh {
+        return;
     }
     if let Some(Sense::Ear(_)) = &*lock(&imp.shared().sense) {
         Counters::add(&imp.shared().base.counters.resets, 1);
@@ -279,15 +297,17 @@ pub(crate) fn sink_event<T: Analyser>(imp: &T, event: gst::Event) -> bool {
     use gst::EventView;
     let shared = imp.shared();
     match event.view() {
-        EventView::FlushStop(_) => restart(imp, false),
+        EventView::FlushStop(_) => restart(imp, false, imp.model().resets(ResetOn::FLUSH)),
         // The first segment finds none before it.
         EventView::Segment(e) => {
             let current = transform(imp).segment();
             if began(shared) && current != *e.segment() {
-                restart(imp, true);
+                restart(imp, true, imp.model().resets(ResetOn::SEGMENT));
             }
         }
-        EventView::CustomDownstream(e) if e.structure().is_some_and(|s| s.name() == "ssm-reset") => restart(imp, true),
+        EventView::CustomDownstream(e) if e.structure().is_some_and(|s| s.name() == "ssm-reset") => {
+            restart(imp, true, true);
+        }
         EventView::Gap(e) => {
             let (pts, duration) = e.get();
             let mut found = Found::default();
@@ -305,7 +325,7 @@ pub(crate) fn sink_event<T: Analyser>(imp: &T, event: gst::Event) -> bool {
         EventView::Eos(_) => {
             let written = shared.base.write_state(&element(imp), &imp.model(), || save(imp));
             if !written && !is_fresh(shared) {
-                finish(imp);
+                finish(imp, imp.model().resets(ResetOn::EOS));
             } else {
                 let pending = std::mem::take(&mut *lock(&shared.pending));
                 tell_late(imp, &pending);
@@ -363,14 +383,15 @@ pub(crate) fn transform_ip<T: Analyser>(
     let reloaded = exchange(imp, &mut found);
     match lock(&shared.sense).as_mut() {
         Some(Sense::Eye(eye)) => {
-            let (at, resets) = (eye.now(), shared.base.counters.resets.load(Ordering::Relaxed));
-            let looked = eye.look(&obj, &shared.base, &model, imp.interval(), buffer)?;
-            if shared.base.counters.resets.load(Ordering::Relaxed) != resets {
+            let at = eye.now();
+            let stepped = eye.look(&obj, &shared.base, &model, imp.interval(), buffer)?;
+            if eye.broken() {
                 imp.heard(Heard::End { at }, None, &mut found);
             }
-            if let Some((step, y)) = looked {
+            if stepped {
                 let start = buffer.pts().unwrap_or(at);
                 let end = start.saturating_add(buffer.duration().unwrap_or_default());
+                let (step, y) = eye.output();
                 imp.heard(Heard::Step { start, end, step, y }, Some(buffer), &mut found);
             }
         }

@@ -2,7 +2,7 @@
 
 use crate::base::{Base, bad_caps};
 use crate::model::{Counters, ModelSettings};
-use crate::timeline::{Follows, GapPolicy, follows};
+use crate::timeline::{Follows, GapPolicy, ResetOn, follows};
 use gst::ClockTime;
 use gst::prelude::*;
 use gst_audio::{AudioCapsBuilder, AudioFormat, AudioInfo};
@@ -270,15 +270,16 @@ impl Ear {
         heard: &mut dyn FnMut(Heard<'_>),
     ) -> Result<(), gst::FlowError> {
         whole_frames(obj, buffer, self.info.bpf() as usize)?;
-        if base.take_reset() {
-            self.restart(obj, base, heard)?;
+        let discont = buffer.flags().contains(gst::BufferFlags::DISCONT) && settings.resets(ResetOn::DISCONT);
+        if base.take_reset() || discont && self.began() {
+            self.restart(obj, base, true, heard)?;
         }
         match follows(self.now(), buffer.pts(), TOLERANCE, settings.max_gap) {
             Follows::On => {}
             // A restored stream may go on at any time.
             _ if self.resumed => self.origin = None,
             Follows::Gap(missing) => self.gap(obj, base, settings, missing, heard)?,
-            Follows::Jump => self.restart(obj, base, heard)?,
+            Follows::Jump => self.restart(obj, base, settings.resets(ResetOn::JUMP), heard)?,
         }
         if self.origin.is_none() && buffer.pts().is_some() {
             let held = self.listener.held() as u64;
@@ -324,8 +325,11 @@ impl Ear {
         missing: ClockTime,
         heard: &mut dyn FnMut(Heard<'_>),
     ) -> Result<(), gst::FlowError> {
-        if settings.gap_policy == GapPolicy::Reset || missing > settings.max_gap {
-            return self.restart(obj, base, heard);
+        if missing > settings.max_gap {
+            return self.restart(obj, base, settings.resets(ResetOn::JUMP), heard);
+        }
+        if settings.gap_policy == GapPolicy::Reset {
+            return self.restart(obj, base, true, heard);
         }
         let from = self.time(self.taken);
         self.complete(obj, base, heard)?;
@@ -338,7 +342,7 @@ impl Ear {
         Ok(())
     }
 
-    /// The stream ends or begins anew: what is inside is completed with silence; the state is fresh then.
+    /// The stream ends or begins anew: what is inside is completed with silence; the state is a `fresh` one then, or goes on.
     ///
     /// # Errors
     /// The engine failed; the element has said so.
@@ -346,10 +350,11 @@ impl Ear {
         &mut self,
         obj: &gst::Element,
         base: &Base,
+        fresh: bool,
         heard: &mut dyn FnMut(Heard<'_>),
     ) -> Result<(), gst::FlowError> {
         self.complete(obj, base, heard)?;
-        self.reset(heard);
+        self.cut(fresh, heard);
         Ok(())
     }
 
@@ -358,16 +363,21 @@ impl Ear {
         &mut self,
         obj: &gst::Element,
         base: &Base,
+        fresh: bool,
         heard: &mut dyn FnMut(Heard<'_>),
     ) -> Result<(), gst::FlowError> {
-        Counters::add(&base.counters.resets, 1);
-        self.end(obj, base, heard)
+        Counters::add(&base.counters.resets, u64::from(fresh));
+        self.end(obj, base, fresh, heard)
     }
 
-    /// Makes the state a fresh one; what is inside is lost.
-    pub(crate) fn reset(&mut self, heard: &mut dyn FnMut(Heard<'_>)) {
+    /// The stream begins anew; what is inside is lost. The state is a `fresh` one then, or goes on.
+    pub(crate) fn cut(&mut self, fresh: bool, heard: &mut dyn FnMut(Heard<'_>)) {
         heard(Heard::End { at: self.time(self.taken) });
-        self.listener.reset();
+        if fresh {
+            self.listener.reset();
+        } else {
+            self.listener.forget();
+        }
         self.rebase(None);
     }
 

@@ -2,7 +2,7 @@
 
 use crate::base::{Base, bad_caps};
 use crate::model::{Counters, ModelSettings};
-use crate::timeline::{Follows, GapPolicy, follows};
+use crate::timeline::{Follows, GapPolicy, ResetOn, follows};
 use gst::ClockTime;
 use gst::prelude::*;
 use gst_video::prelude::*;
@@ -79,6 +79,8 @@ pub(crate) struct Eye {
     waited: u32,
     /// Whether the state is a snapshot's and no frame has come since.
     resumed: bool,
+    /// Whether the last frame did not go on from the one before.
+    broken: bool,
     warned: bool,
 }
 
@@ -109,7 +111,18 @@ impl Eye {
         let size = (info.height() as usize, info.width() as usize);
         let plan = ImagePlan::with_pixels(size, format, (height, width), &engine.info().facts.pixels)?;
         let (stream, cx) = (engine.stream(1), Cx::new(1)?);
-        Ok(Self { info, plan, cx, stream, expected: None, last: None, waited: u32::MAX, resumed: false, warned: false })
+        Ok(Self {
+            info,
+            plan,
+            cx,
+            stream,
+            expected: None,
+            last: None,
+            waited: u32::MAX,
+            resumed: false,
+            broken: false,
+            warned: false,
+        })
     }
 
     /// The same stream under another engine, with its state (`kept`) or without.
@@ -131,7 +144,7 @@ impl Eye {
         Ok(heir)
     }
 
-    /// The number of the step that the model took for one frame, and what it says; `None` if it was not asked.
+    /// Shows one frame to the model. Says whether it took a step; what it says lies in [`Eye::output`] then.
     pub(crate) fn look(
         &mut self,
         obj: &gst::Element,
@@ -139,14 +152,16 @@ impl Eye {
         settings: &ModelSettings,
         interval: u32,
         buffer: &gst::BufferRef,
-    ) -> Result<Option<(u64, &mut [f32])>, gst::FlowError> {
+    ) -> Result<bool, gst::FlowError> {
         let frame_time = buffer.duration().filter(|t| !t.is_zero()).or_else(|| {
             let fps = self.info.fps();
             let (num, den) = (u64::try_from(fps.numer()).ok()?, u64::try_from(fps.denom()).ok()?);
             (num > 0).then(|| ClockTime::from_nseconds(ClockTime::SECOND.nseconds() * den / num))
         });
         let frame_time = frame_time.filter(|t| !t.is_zero()).unwrap_or(DEFAULT_FRAME);
-        if base.take_reset() {
+        self.broken = false;
+        let discont = buffer.flags().contains(gst::BufferFlags::DISCONT) && settings.resets(ResetOn::DISCONT);
+        if base.take_reset() || discont && self.began() {
             self.reset(base);
         }
         // Half a frame is jitter. Frames may come closer than they say that they last; a step back is one that comes
@@ -156,7 +171,8 @@ impl Eye {
         let expected = self.last.and(self.expected).map(|t| if onward { t.min(buffer.pts().unwrap_or(t)) } else { t });
         match follows(expected, buffer.pts(), tolerance, settings.max_gap.max(tolerance)) {
             Follows::On => {}
-            Follows::Jump => self.reset(base),
+            Follows::Jump if settings.resets(ResetOn::JUMP) => self.reset(base),
+            Follows::Jump => self.broken = true,
             Follows::Gap(missing) => match settings.gap_policy {
                 GapPolicy::Step => self.stream.gap(missing.nseconds() as f64 / frame_time.nseconds() as f64),
                 GapPolicy::Hold => {}
@@ -175,7 +191,7 @@ impl Eye {
                 self.stream.gap(1.0);
             }
             Counters::add(&base.counters.dropped, 1);
-            return Ok(None);
+            return Ok(false);
         }
         self.waited = 0;
         let frame = VideoFrameRef::from_buffer_ref_readable(buffer, &self.info).map_err(|_| {
@@ -209,11 +225,16 @@ impl Eye {
                 );
             }
             self.reset(base);
-            return Ok(None);
+            return Ok(false);
         }
         self.warned = false;
+        Ok(true)
+    }
+
+    /// The number of the last step, and what the model said.
+    pub(crate) fn output(&mut self) -> (u64, &mut [f32]) {
         let row = self.stream.row();
-        Ok(Some((row.state.steps, &mut row.y)))
+        (row.state.steps, &mut row.y)
     }
 
     /// Every how many frames the model takes a step, to take about as many a second as in its training.
@@ -221,6 +242,11 @@ impl Eye {
         let (num, den) = (f64::from(self.info.fps().numer()), f64::from(self.info.fps().denom()));
         let trained = self.stream.engine().info().facts.step_rate;
         trained.map_or(1, |rate| (num / den / rate).round().clamp(1.0, 1e6) as u32)
+    }
+
+    /// The state.
+    pub(crate) fn state(&mut self) -> &mut State {
+        self.stream.state()
     }
 
     /// What the model says of the last frame once more; `None` before the first.
@@ -248,10 +274,21 @@ impl Eye {
         !self.began() && !self.resumed
     }
 
+    /// Whether the last frame did not go on from the one before: what came before it is complete.
+    pub(crate) fn broken(&self) -> bool {
+        self.broken
+    }
+
+    /// The next frame may have any time; the state is as it was.
+    pub(crate) fn rebase(&mut self) {
+        (self.expected, self.last, self.resumed) = (None, None, true);
+    }
+
     /// Makes the state a fresh one.
     pub(crate) fn reset(&mut self, base: &Base) {
         self.stream.reset();
         (self.expected, self.last, self.waited, self.resumed) = (None, None, u32::MAX, false);
+        self.broken = true;
         Counters::add(&base.counters.resets, 1);
     }
 

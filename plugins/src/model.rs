@@ -1,6 +1,6 @@
 //! What every element with a model has in common: the properties that choose it, opening it, and its counters.
 
-use crate::timeline::GapPolicy;
+use crate::timeline::{GapPolicy, ResetOn};
 use glib::prelude::*;
 use gst::ClockTime;
 use gst::prelude::*;
@@ -27,6 +27,7 @@ pub(crate) struct ModelSettings {
     pub(crate) post_messages: bool,
     pub(crate) max_gap: ClockTime,
     pub(crate) gap_policy: GapPolicy,
+    reset_on: ResetOn,
     pub(crate) state_in: Option<String>,
     pub(crate) state_out: Option<String>,
 }
@@ -45,6 +46,7 @@ impl ModelSettings {
             post_messages: true,
             max_gap: DEFAULT_MAX_GAP,
             gap_policy: GapPolicy::default(),
+            reset_on: ResetOn::default(),
             state_in: None,
             state_out: None,
         }
@@ -115,6 +117,12 @@ impl ModelSettings {
                 .blurb("What happens to the state where input is missing")
                 .mutable_playing()
                 .build(),
+            glib::ParamSpecFlags::builder("reset-on")
+                .default_value(self.reset_on)
+                .nick("Reset on")
+                .blurb("What gives the stream a fresh state; over all else the state goes on")
+                .mutable_playing()
+                .build(),
             text("state-in", "State in", "File with a saved state to go on from", None),
             text("state-out", "State out", "File that the state is saved to at end of stream and on stop", None),
             read_only("latency-ns", "Latency", "Delay of the element in ns (known from READY on)"),
@@ -144,11 +152,17 @@ impl ModelSettings {
             "post-messages" => self.post_messages = value.get().unwrap_or(self.post_messages),
             "max-gap" => self.max_gap = value.get().map_or(self.max_gap, ClockTime::from_nseconds),
             "gap-policy" => self.gap_policy = value.get().unwrap_or(self.gap_policy),
+            "reset-on" => self.reset_on = value.get().unwrap_or(self.reset_on),
             "state-in" => self.state_in = text(),
             "state-out" => self.state_out = text(),
             _ => return false,
         }
         true
+    }
+
+    /// Whether this gives the stream a fresh state.
+    pub(crate) fn resets(&self, on: ResetOn) -> bool {
+        self.reset_on.contains(on)
     }
 
     /// Value of a property that [`ModelSettings::set`] sets; `None` if it is none of these.
@@ -164,6 +178,7 @@ impl ModelSettings {
             "post-messages" => self.post_messages.to_value(),
             "max-gap" => self.max_gap.nseconds().to_value(),
             "gap-policy" => self.gap_policy.to_value(),
+            "reset-on" => self.reset_on.to_value(),
             "state-in" => self.state_in.to_value(),
             "state-out" => self.state_out.to_value(),
             _ => return None,

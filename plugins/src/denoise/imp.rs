@@ -21,7 +21,7 @@ use crate::ear::{self, TOLERANCE};
 use crate::model::{Counters, ModelSettings};
 use crate::reload::{self, Modelled, Reload};
 use crate::state::{self, Stateful};
-use crate::timeline::{Follows, GapPolicy, follows};
+use crate::timeline::{Follows, GapPolicy, ResetOn, follows};
 use gst::ClockTime;
 use gst::prelude::*;
 use gst::subclass::prelude::*;
@@ -88,6 +88,15 @@ impl Flow {
         let rate = u64::from(self.info.rate());
         let since = frames.mul_div_floor(*ClockTime::SECOND, rate).unwrap_or(u64::MAX - 1);
         Some(self.origin?.saturating_add(ClockTime::from_nseconds(since)))
+    }
+
+    /// What is inside comes out, completed with silence; the state is a `fresh` one then, or goes on.
+    fn empty(&mut self, fresh: bool) {
+        if fresh {
+            self.audio.drain(&mut self.out);
+        } else {
+            self.audio.gap(0, &mut self.out);
+        }
     }
 
     /// Begins a new count of time; what is inside must have come out.
@@ -219,7 +228,9 @@ impl Denoise {
         }
     }
 
-    fn set_caps(&self, caps: &gst::CapsRef) -> Result<(), gst::LoggableError> {
+    /// Makes the streams of new caps; where the state goes on (not `fresh`), they have that of the old ones, if there are
+    /// as many.
+    fn set_caps(&self, caps: &gst::CapsRef, fresh: bool) -> Result<(), gst::LoggableError> {
         let info = AudioInfo::from_caps(caps).map_err(|e| gst::loggable_error!(CAT, "caps {caps}: {e}"))?;
         let engine = self.base.engine().ok_or_else(|| gst::loggable_error!(CAT, "no model is open"))?;
         let mut audio =
@@ -228,7 +239,12 @@ impl Denoise {
             let rate = audio.rate();
             return Err(gst::loggable_error!(CAT, "rate: expected {rate} Hz (the model's), got {} Hz", info.rate()));
         }
-        let restored = self.base.restored(&engine);
+        let goes_on = || {
+            let mut flow = lock(&self.flow);
+            let old = flow.as_mut().filter(|f| !fresh && f.audio.channels() == audio.channels())?;
+            Some(old.audio.snapshot(SnapshotHeader::default()))
+        };
+        let restored = self.base.restored(&engine).map(|restored| restored.or_else(goes_on));
         if let Err(error) = restored.and_then(|s| s.map_or(Ok(()), |s| audio.restore(s))) {
             gst::element_imp_error!(self, gst::ResourceError::Settings, ("state-in: {error}"));
             return Err(gst::loggable_error!(CAT, "state-in: {error}"));
@@ -278,13 +294,13 @@ impl Denoise {
         flow.silent &= more > 0 || flow.audio.steps() <= steps;
     }
 
-    /// Takes what is inside out, completed with silence; the streams are fresh then.
-    fn drain(&self) -> Result<gst::FlowSuccess, gst::FlowError> {
+    /// Takes what is inside out, completed with silence; the state is a `fresh` one then, or goes on.
+    fn drain(&self, fresh: bool) -> Result<gst::FlowSuccess, gst::FlowError> {
         let buffer = {
             let mut flow = lock(&self.flow);
             let Some(flow) = flow.as_mut() else { return Ok(gst::FlowSuccess::Ok) };
             let silenced = flow.audio.silenced();
-            flow.audio.drain(&mut flow.out);
+            flow.empty(fresh);
             self.note_silence(flow, silenced, 0);
             let buffer = flow.take().map_err(|e| self.no_memory(e))?;
             flow.rebase(None);
@@ -298,9 +314,9 @@ impl Denoise {
     fn gap(&self, flow: &mut Flow, frames: u64, policy: GapPolicy) {
         match policy {
             GapPolicy::Step => flow.audio.gap(frames, &mut flow.out),
-            GapPolicy::Hold => flow.audio.gap(0, &mut flow.out),
+            GapPolicy::Hold => flow.empty(false),
             GapPolicy::Reset => {
-                flow.audio.drain(&mut flow.out);
+                flow.empty(true);
                 Counters::add(&self.base.counters.resets, 1);
             }
         }
@@ -317,8 +333,9 @@ impl Denoise {
             ear::whole_frames(self.obj().upcast_ref(), &buffer, flow.info.bpf() as usize)?;
             let reloaded = self.exchange(flow);
             let mut before = None;
-            if self.base.take_reset() {
-                flow.audio.drain(&mut flow.out);
+            let discont = buffer.flags().contains(gst::BufferFlags::DISCONT) && settings.resets(ResetOn::DISCONT);
+            if self.base.take_reset() || discont && flow.taken > 0 {
+                flow.empty(true);
                 before = flow.take().map_err(|e| self.no_memory(e))?;
                 flow.rebase(None);
                 Counters::add(&self.base.counters.resets, 1);
@@ -329,7 +346,8 @@ impl Denoise {
                 gap @ (Follows::Gap(_) | Follows::Jump) => {
                     let (missing, policy) = match gap {
                         Follows::Gap(time) => (time, settings.gap_policy),
-                        _ => (ClockTime::ZERO, GapPolicy::Reset),
+                        _ if settings.resets(ResetOn::JUMP) => (ClockTime::ZERO, GapPolicy::Reset),
+                        _ => (ClockTime::ZERO, GapPolicy::Hold),
                     };
                     gst::debug!(CAT, imp = self, "at {}: {gap:?}, {policy:?}", buffer.pts().display());
                     let frames = missing.nseconds().mul_div_round(rate, *ClockTime::SECOND).unwrap_or(u64::MAX);
@@ -384,8 +402,9 @@ impl Denoise {
             // Caps that are the same again begin nothing.
             EventView::Caps(e) if self.flows(e.caps()) => self.src.push_event(event),
             EventView::Caps(e) => {
-                let _ = self.drain();
-                if let Err(error) = self.set_caps(e.caps()) {
+                let fresh = self.model().resets(ResetOn::CAPS);
+                let _ = self.drain(fresh);
+                if let Err(error) = self.set_caps(e.caps(), fresh) {
                     error.log_with_imp(self);
                     gst::element_imp_error!(self, gst::CoreError::Negotiation, ("{error}"));
                     return false;
@@ -401,8 +420,9 @@ impl Denoise {
                     _ => false,
                 });
                 if known.is_some() && !same {
-                    let _ = self.drain();
-                    Counters::add(&self.base.counters.resets, 1);
+                    let fresh = self.model().resets(ResetOn::SEGMENT);
+                    let _ = self.drain(fresh);
+                    Counters::add(&self.base.counters.resets, u64::from(fresh));
                 }
                 self.src.push_event(event)
             }
@@ -415,7 +435,11 @@ impl Denoise {
                     let buffer = flow.as_mut().and_then(|flow| {
                         let missing = duration.unwrap_or_default().nseconds();
                         let frames = missing.mul_div_round(u64::from(flow.info.rate()), *ClockTime::SECOND);
-                        let policy = if duration > Some(settings.max_gap) { GapPolicy::Reset } else { policy };
+                        let policy = match duration > Some(settings.max_gap) {
+                            true if settings.resets(ResetOn::JUMP) => GapPolicy::Reset,
+                            true => GapPolicy::Hold,
+                            false => policy,
+                        };
                         self.gap(flow, frames.unwrap_or(u64::MAX), policy);
                         let buffer = flow.take();
                         flow.rebase(duration.map(|d| pts.saturating_add(d)));
@@ -428,24 +452,25 @@ impl Denoise {
                 self.src.push_event(event)
             }
             EventView::FlushStop(_) => {
+                let fresh = self.model().resets(ResetOn::FLUSH);
                 if let Some(flow) = lock(&self.flow).as_mut() {
-                    flow.audio.reset();
+                    flow.empty(fresh);
                     flow.out.clear();
                     flow.rebase(None);
                     flow.discont = true;
                 }
                 *lock(&self.segment) = None;
-                Counters::add(&self.base.counters.resets, 1);
+                Counters::add(&self.base.counters.resets, u64::from(fresh));
                 self.src.push_event(event)
             }
             EventView::Eos(_) => {
                 if !self.write_state() {
-                    let _ = self.drain();
+                    let _ = self.drain(self.model().resets(ResetOn::EOS));
                 }
                 self.src.push_event(event)
             }
             EventView::CustomDownstream(e) if e.structure().is_some_and(|s| s.name() == "ssm-reset") => {
-                let _ = self.drain();
+                let _ = self.drain(true);
                 Counters::add(&self.base.counters.resets, 1);
                 self.src.push_event(event)
             }
