@@ -2,7 +2,7 @@
 
 use crate::base::{Base, lock};
 use crate::ear::{Ear, Heard};
-use crate::eye::Eye;
+use crate::eye::{Eye, Look};
 use crate::model::Counters;
 use crate::reload::{self, Modelled, Reload};
 use crate::results::Results;
@@ -14,6 +14,7 @@ use gst_base::prelude::*;
 use gst_base::subclass::prelude::*;
 use ssm_models::{Error, Signal, SnapshotHeader};
 use std::sync::Mutex;
+use std::sync::atomic::Ordering;
 
 /// What flows between two caps.
 pub(crate) enum Sense {
@@ -29,11 +30,27 @@ pub(crate) struct Shared<F> {
     sense: Mutex<Option<Sense>>,
     /// Results of steps that were completed between two buffers; the next one carries them.
     pending: Mutex<Vec<Results>>,
+    /// What a sink said last about frames that came late.
+    qos: Mutex<Qos>,
+}
+
+/// Where the sink is. Frames before it are late.
+#[derive(Clone, Copy, Default)]
+struct Qos {
+    /// Running time.
+    earliest: Option<ClockTime>,
+    proportion: f64,
 }
 
 impl<F> Default for Shared<F> {
     fn default() -> Self {
-        Self { base: Base::default(), reload: Reload::default(), sense: Mutex::default(), pending: Mutex::default() }
+        Self {
+            base: Base::default(),
+            reload: Reload::default(),
+            sense: Mutex::default(),
+            pending: Mutex::default(),
+            qos: Mutex::default(),
+        }
     }
 }
 
@@ -293,14 +310,55 @@ fn restart<T: Analyser>(imp: &T, whole: bool, fresh: bool) {
     }
 }
 
+/// QoS events go on upstream past the base class, which would drop late frames: they pass without inference.
+pub(crate) fn src_event<T: Analyser>(imp: &T, event: gst::Event) -> bool {
+    let gst::EventView::Qos(e) = event.view() else { return imp.parent_src_event(event) };
+    let (_, proportion, diff, timestamp) = e.get();
+    let earliest = timestamp.and_then(|t| t.nseconds().checked_add_signed(diff)).map(ClockTime::from_nseconds);
+    *lock(&imp.shared().qos) = Qos { earliest, proportion };
+    transform(imp).sink_pad().push_event(event)
+}
+
+/// Whether a buffer comes too late for the sink, with the property `qos`.
+fn late<T: Analyser>(imp: &T, buffer: &gst::BufferRef) -> bool {
+    let transform = transform(imp);
+    let qos = *lock(&imp.shared().qos);
+    let segment = transform.segment();
+    let time = segment.downcast_ref::<ClockTime>().zip(buffer.pts()).and_then(|(s, pts)| s.to_running_time(pts));
+    time.zip(qos.earliest).is_some_and(|(time, earliest)| time <= earliest) && transform.property("qos")
+}
+
+/// The message that tells of a frame without inference.
+fn dropped<T: Analyser>(imp: &T, buffer: &gst::BufferRef) -> gst::Message {
+    let (counters, qos, segment) = (&imp.shared().base.counters, *lock(&imp.shared().qos), transform(imp).segment());
+    let segment = segment.downcast_ref::<ClockTime>();
+    let place = segment.zip(buffer.pts());
+    let running_time = place.and_then(|(s, pts)| s.to_running_time(pts));
+    let behind = qos.earliest.zip(running_time).map_or(0, |(e, t)| e.nseconds() as i64 - t.nseconds() as i64);
+    let count = |c: &std::sync::atomic::AtomicU64| gst::format::Buffers::from_u64(c.load(Ordering::Relaxed));
+    gst::message::Qos::builder(false)
+        .running_time(running_time)
+        .stream_time(place.and_then(|(s, pts)| s.to_stream_time(pts)))
+        .timestamp(buffer.pts())
+        .duration(buffer.duration())
+        .values(behind, qos.proportion, 1_000_000)
+        .stats(count(&counters.steps), count(&counters.dropped))
+        .src(&element(imp))
+        .build()
+}
+
 pub(crate) fn sink_event<T: Analyser>(imp: &T, event: gst::Event) -> bool {
     use gst::EventView;
     let shared = imp.shared();
     match event.view() {
-        EventView::FlushStop(_) => restart(imp, false, imp.model().resets(ResetOn::FLUSH)),
+        EventView::FlushStop(_) => {
+            *lock(&shared.qos) = Qos::default();
+            restart(imp, false, imp.model().resets(ResetOn::FLUSH));
+        }
         // The first segment finds none before it.
         EventView::Segment(e) => {
             let current = transform(imp).segment();
+            *lock(&shared.qos) = Qos::default();
             if began(shared) && current != *e.segment() {
                 restart(imp, true, imp.model().resets(ResetOn::SEGMENT));
             }
@@ -381,14 +439,15 @@ pub(crate) fn transform_ip<T: Analyser>(
     let (shared, model, obj) = (imp.shared(), imp.model(), element(imp));
     let mut found = Found { results: std::mem::take(&mut *lock(&shared.pending)), ..Found::default() };
     let reloaded = exchange(imp, &mut found);
+    let mut look = Look::Pass;
     match lock(&shared.sense).as_mut() {
         Some(Sense::Eye(eye)) => {
             let at = eye.now();
-            let stepped = eye.look(&obj, &shared.base, &model, imp.interval(), buffer)?;
+            look = eye.look(&obj, &shared.base, &model, imp.interval(), late(imp, buffer), buffer)?;
             if eye.broken() {
                 imp.heard(Heard::End { at }, None, &mut found);
             }
-            if stepped {
+            if look == Look::Step {
                 let start = buffer.pts().unwrap_or(at);
                 let end = start.saturating_add(buffer.duration().unwrap_or_default());
                 let (step, y) = eye.output();
@@ -408,7 +467,8 @@ pub(crate) fn transform_ip<T: Analyser>(
         gst::element_error!(obj, gst::StreamError::Failed, ("results: {error}"));
         gst::FlowError::Error
     })?;
-    if let Some(message) = reloaded {
+    let skipped = (look == Look::Drop).then(|| dropped(imp, buffer));
+    for message in reloaded.into_iter().chain(skipped) {
         let _ = obj.post_message(message);
     }
     post(imp, &mut found);
@@ -464,6 +524,10 @@ macro_rules! hand_on {
 
             fn sink_event(&self, event: gst::Event) -> bool {
                 crate::analyser::sink_event(self, event)
+            }
+
+            fn src_event(&self, event: gst::Event) -> bool {
+                crate::analyser::src_event(self, event)
             }
 
             fn transform_ip(&self, buffer: &mut gst::BufferRef) -> Result<gst::FlowSuccess, gst::FlowError> {

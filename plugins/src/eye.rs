@@ -65,6 +65,17 @@ fn pixels(info: &VideoInfo) -> Option<PixelFormat> {
     })
 }
 
+/// What became of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Look {
+    /// The model took a step.
+    Step,
+    /// It had no turn, or what the model said was no number.
+    Pass,
+    /// It had its turn, but was late, or the engine was busy.
+    Drop,
+}
+
 /// A stream of frames of one size and format.
 pub(crate) struct Eye {
     info: VideoInfo,
@@ -144,15 +155,16 @@ impl Eye {
         Ok(heir)
     }
 
-    /// Shows one frame to the model. Says whether it took a step; what it says lies in [`Eye::output`] then.
+    /// Shows one frame to the model, unless it is `late`. What the model says lies in [`Eye::output`] then.
     pub(crate) fn look(
         &mut self,
         obj: &gst::Element,
         base: &Base,
         settings: &ModelSettings,
         interval: u32,
+        late: bool,
         buffer: &gst::BufferRef,
-    ) -> Result<bool, gst::FlowError> {
+    ) -> Result<Look, gst::FlowError> {
         let frame_time = buffer.duration().filter(|t| !t.is_zero()).or_else(|| {
             let fps = self.info.fps();
             let (num, den) = (u64::try_from(fps.numer()).ok()?, u64::try_from(fps.denom()).ok()?);
@@ -191,9 +203,12 @@ impl Eye {
                 self.stream.gap(1.0);
             }
             Counters::add(&base.counters.dropped, 1);
-            return Ok(false);
+            return Ok(Look::Pass);
         }
         self.waited = 0;
+        if late {
+            return Ok(self.drop(base));
+        }
         let frame = VideoFrameRef::from_buffer_ref_readable(buffer, &self.info).map_err(|_| {
             gst::element_error!(
                 obj,
@@ -208,10 +223,18 @@ impl Eye {
             plane.stride = usize::try_from(frame.plane_stride()[i]).unwrap_or(0);
         }
         let planes = &planes[..frame.n_planes() as usize];
-        let done = self.plan.run(&self.cx, planes, &mut self.stream.row().x).and_then(|()| self.stream.run(1));
-        if let Err(error) = done {
-            gst::element_error!(obj, gst::StreamError::Failed, ("{error}"));
-            return Err(gst::FlowError::Error);
+        let seen = self.plan.run(&self.cx, planes, &mut self.stream.row().x);
+        let done = seen.and_then(|()| match settings.patience() {
+            Some(patience) => self.stream.run_within(1, patience),
+            None => self.stream.run(1).map(|()| true),
+        });
+        match done {
+            Ok(true) => {}
+            Ok(false) => return Ok(self.drop(base)),
+            Err(error) => {
+                gst::element_error!(obj, gst::StreamError::Failed, ("{error}"));
+                return Err(gst::FlowError::Error);
+            }
         }
         Counters::add(&base.counters.steps, 1);
         if let Some(i) = self.stream.row().y.iter().position(|s| !s.is_finite()) {
@@ -225,10 +248,17 @@ impl Eye {
                 );
             }
             self.reset(base);
-            return Ok(false);
+            return Ok(Look::Pass);
         }
         self.warned = false;
-        Ok(true)
+        Ok(Look::Step)
+    }
+
+    /// A frame passes that had its turn: its step's time goes by.
+    fn drop(&mut self, base: &Base) -> Look {
+        self.stream.gap(1.0);
+        Counters::add(&base.counters.dropped, 1);
+        Look::Drop
     }
 
     /// The number of the last step, and what the model said.

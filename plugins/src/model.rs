@@ -28,6 +28,8 @@ pub(crate) struct ModelSettings {
     pub(crate) max_gap: ClockTime,
     pub(crate) gap_policy: GapPolicy,
     reset_on: ResetOn,
+    /// Of elements that look at frames.
+    max_wait: ClockTime,
     pub(crate) state_in: Option<String>,
     pub(crate) state_out: Option<String>,
 }
@@ -47,6 +49,7 @@ impl ModelSettings {
             max_gap: DEFAULT_MAX_GAP,
             gap_policy: GapPolicy::default(),
             reset_on: ResetOn::default(),
+            max_wait: ClockTime::ZERO,
             state_in: None,
             state_out: None,
         }
@@ -138,6 +141,25 @@ impl ModelSettings {
         ]
     }
 
+    /// A property of elements that look at frames.
+    pub(crate) fn max_wait_property(&self) -> glib::ParamSpec {
+        glib::ParamSpecUInt64::builder("max-wait")
+            .nick("Longest wait")
+            .blurb(
+                "A frame passes without inference if the engine is busy with other streams for longer than this, in ns (0: \
+                 it waits)",
+            )
+            .maximum(ClockTime::from_seconds(3600).nseconds())
+            .default_value(self.max_wait.nseconds())
+            .mutable_playing()
+            .build()
+    }
+
+    /// How long a frame waits for the engine at most.
+    pub(crate) fn patience(&self) -> Option<Duration> {
+        (!self.max_wait.is_zero()).then(|| self.max_wait.into())
+    }
+
     /// Sets a property of [`ModelSettings::properties`]; `false` if it is none of these.
     pub(crate) fn set(&mut self, name: &str, value: &glib::Value) -> bool {
         let text = || value.get::<Option<String>>().ok().flatten().filter(|s| !s.is_empty());
@@ -153,6 +175,7 @@ impl ModelSettings {
             "max-gap" => self.max_gap = value.get().map_or(self.max_gap, ClockTime::from_nseconds),
             "gap-policy" => self.gap_policy = value.get().unwrap_or(self.gap_policy),
             "reset-on" => self.reset_on = value.get().unwrap_or(self.reset_on),
+            "max-wait" => self.max_wait = value.get().map_or(self.max_wait, ClockTime::from_nseconds),
             "state-in" => self.state_in = text(),
             "state-out" => self.state_out = text(),
             _ => return false,
@@ -179,6 +202,7 @@ impl ModelSettings {
             "max-gap" => self.max_gap.nseconds().to_value(),
             "gap-policy" => self.gap_policy.to_value(),
             "reset-on" => self.reset_on.to_value(),
+            "max-wait" => self.max_wait.nseconds().to_value(),
             "state-in" => self.state_in.to_value(),
             "state-out" => self.state_out.to_value(),
             _ => return None,

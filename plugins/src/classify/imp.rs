@@ -115,6 +115,7 @@ impl ObjectImpl for Classify {
         static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
             let defaults = Settings::default();
             let mut properties = defaults.model.properties();
+            properties.push(defaults.model.max_wait_property());
             properties.extend(defaults.classes.properties());
             properties.extend([
                 glib::ParamSpecUInt::builder("inference-interval")

@@ -119,6 +119,7 @@ impl ObjectImpl for Embed {
         static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
             let defaults = Settings::default();
             let mut properties = defaults.model.properties();
+            properties.push(defaults.model.max_wait_property());
             properties.extend([
                 glib::ParamSpecBoolean::builder("normalise")
                     .nick("Normalise")

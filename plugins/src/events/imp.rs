@@ -234,6 +234,7 @@ impl ObjectImpl for Events {
         static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
             let defaults = Settings::default();
             let mut properties = defaults.model.properties();
+            properties.push(defaults.model.max_wait_property());
             properties.extend([
                 share("threshold", "Threshold", "Probability that an event reaches at least", defaults.rules.threshold),
                 share(
