@@ -32,6 +32,17 @@ pub(crate) struct Shared<F> {
     pending: Mutex<Vec<Results>>,
     /// What a sink said last about frames that came late.
     qos: Mutex<Qos>,
+    tally: Mutex<Tally>,
+}
+
+/// What came of the stream so far.
+#[derive(Default)]
+struct Tally {
+    /// Findings.
+    told: u64,
+    /// The counters `steps` and `dropped` when it began.
+    steps: u64,
+    dropped: u64,
 }
 
 /// Where the sink is. Frames before it are late.
@@ -50,6 +61,7 @@ impl<F> Default for Shared<F> {
             sense: Mutex::default(),
             pending: Mutex::default(),
             qos: Mutex::default(),
+            tally: Mutex::default(),
         }
     }
 }
@@ -74,6 +86,10 @@ pub(crate) trait Analyser: BaseTransformImpl + Modelled {
     /// Whether each result is posted on the bus, too.
     fn posts_results(&self) -> bool {
         true
+    }
+    /// Why steps may have told nothing.
+    fn silence(&self) -> String {
+        "the model's output was no number".into()
     }
     /// Makes results of the model's output.
     fn heard(&self, heard: Heard<'_>, buffer: Option<&gst::BufferRef>, found: &mut Found);
@@ -150,6 +166,7 @@ pub(crate) fn stop<T: Analyser>(imp: &T) {
     shared.base.clear();
     *lock(&shared.sense) = None;
     lock(&shared.pending).clear();
+    begin_tally(shared);
 }
 
 pub(crate) fn transform_caps<T: Analyser>(imp: &T, caps: &gst::Caps, filter: Option<&gst::Caps>) -> Option<gst::Caps> {
@@ -201,8 +218,39 @@ pub(crate) fn set_caps<T: Analyser>(imp: &T, caps: &gst::Caps) -> Result<(), gst
     }
 }
 
+fn begin_tally<F>(shared: &Shared<F>) {
+    let count = |c: &std::sync::atomic::AtomicU64| c.load(Ordering::Relaxed);
+    let counters = &shared.base.counters;
+    *lock(&shared.tally) = Tally { told: 0, steps: count(&counters.steps), dropped: count(&counters.dropped) };
+}
+
+/// At the end of a stream of which nothing was told: says why.
+fn tell_of_nothing<T: Analyser>(imp: &T) {
+    let (counters, hop) = (&imp.shared().base.counters, imp.shared().base.engine().map(|e| e.info().input));
+    let (told, steps, dropped) = {
+        let tally = lock(&imp.shared().tally);
+        let since = |c: &std::sync::atomic::AtomicU64, then: u64| c.load(Ordering::Relaxed).saturating_sub(then);
+        (tally.told, since(&counters.steps, tally.steps), since(&counters.dropped, tally.dropped))
+    };
+    begin_tally(imp.shared());
+    let why = match (told, steps, hop) {
+        (1.., ..) => return,
+        (0, 1.., _) => format!("{} in {steps} steps", imp.silence()),
+        (0, 0, Some(Signal::Samples { hop, rate })) => {
+            format!("the model took no step: a step is {hop} samples at {rate} Hz, fewer came")
+        }
+        _ => format!("the model took no step: {dropped} frames passed without inference"),
+    };
+    gst::element_info!(element(imp), gst::StreamError::Failed, ("nothing was found up to the end of stream: {why}"));
+}
+
 /// Posts messages, their times in the current segment.
 fn post<T: Analyser>(imp: &T, found: &mut Found) {
+    let told = match imp.posts_results() {
+        true => found.results.iter().filter(|r| !r.is_empty()).count(),
+        false => found.messages.len(),
+    };
+    lock(&imp.shared().tally).told += told as u64;
     if !imp.model().post_messages {
         found.messages.clear();
         return;
@@ -382,11 +430,15 @@ pub(crate) fn sink_event<T: Analyser>(imp: &T, event: gst::Event) -> bool {
         }
         EventView::Eos(_) => {
             let written = shared.base.write_state(&element(imp), &imp.model(), || save(imp));
+            let began = began(shared);
             if !written && !is_fresh(shared) {
                 finish(imp, imp.model().resets(ResetOn::EOS));
             } else {
                 let pending = std::mem::take(&mut *lock(&shared.pending));
                 tell_late(imp, &pending);
+            }
+            if began {
+                tell_of_nothing(imp);
             }
         }
         _ => {}

@@ -89,6 +89,10 @@ impl Analyser for AudioTag {
         &self.shared
     }
 
+    fn silence(&self) -> String {
+        lock(&self.settings).classes.silence()
+    }
+
     fn heard(&self, heard: Heard<'_>, _buffer: Option<&gst::BufferRef>, found: &mut Found) {
         let Heard::Step { start, end, step, y } = heard else { return };
         let classes = lock(&self.ranking).best(&lock(&self.settings).classes, y);

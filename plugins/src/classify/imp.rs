@@ -93,6 +93,10 @@ impl Analyser for Classify {
         lock(&self.settings).inference_interval
     }
 
+    fn silence(&self) -> String {
+        lock(&self.settings).classes.silence()
+    }
+
     fn heard(&self, heard: Heard<'_>, buffer: Option<&gst::BufferRef>, found: &mut Found) {
         let (Heard::Step { step, y, .. }, Some(buffer)) = (heard, buffer) else { return };
         let classes = lock(&self.ranking).best(&lock(&self.settings).classes, y);

@@ -167,6 +167,10 @@ impl Analyser for Events {
         false
     }
 
+    fn silence(&self) -> String {
+        format!("no event reached threshold={}", lock(&self.settings).rules.threshold)
+    }
+
     fn heard(&self, heard: Heard<'_>, _buffer: Option<&gst::BufferRef>, found: &mut Found) {
         let settings = lock(&self.settings).clone();
         let track = &mut *lock(&self.track);

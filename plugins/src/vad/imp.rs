@@ -113,6 +113,11 @@ impl Analyser for Vad {
         false
     }
 
+    fn silence(&self) -> String {
+        let Rules { threshold, min_speech, .. } = lock(&self.settings).rules;
+        format!("there was no speech of threshold={threshold} for min-speech={min_speech}")
+    }
+
     fn heard(&self, heard: Heard<'_>, _buffer: Option<&gst::BufferRef>, found: &mut Found) {
         let rules = lock(&self.settings).rules;
         let mut segments = lock(&self.segments);
