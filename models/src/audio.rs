@@ -280,6 +280,11 @@ impl Listener {
         self.delay
     }
 
+    /// Values of a step's output.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
     /// Samples that wait for their hop to be complete.
     pub fn held(&self) -> usize {
         self.held
@@ -344,6 +349,11 @@ impl Listener {
     /// Makes the stream a fresh one; what is inside is lost.
     pub fn reset(&mut self) {
         self.stream.reset();
+        self.forget();
+    }
+
+    /// Throws away the samples that do not fill a hop yet.
+    pub fn forget(&mut self) {
         self.held = 0;
     }
 

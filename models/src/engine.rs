@@ -3,7 +3,8 @@
 //! A stream's [`Row`] (state, input, output) is moved to the worker with each job and comes back with the result, so
 //! nothing is copied and nothing is allocated while streams play. The worker takes what jobs are waiting, up to
 //! `batch_size` of the same length, and runs them as one forward pass; each stream has one job under way at most, so its
-//! results come back in order, and a stalled stream holds nobody up.
+//! results come back in order, and a stalled stream holds nobody up. A row that no forward pass has taken yet can be taken
+//! back, by a stream that cannot wait.
 
 use crate::error::Error;
 use crate::model::{Info, Model, Row, Scratch};
@@ -88,10 +89,35 @@ pub struct EngineKey {
     pub batch_timeout: Duration,
 }
 
+/// Where a row and its number of steps lie until the worker takes them, or the stream takes them back.
+#[derive(Default)]
+struct Desk {
+    row: Option<(Row, usize)>,
+    /// Whether a job in the channel stands for this desk: a row taken back leaves it there for the next one.
+    queued: bool,
+}
+
 struct Job {
+    desk: Arc<Mutex<Desk>>,
+    reply: Sender<(Row, bool)>,
+}
+
+/// A row that the worker has taken.
+struct Work {
     row: Row,
     len: usize,
     reply: Sender<(Row, bool)>,
+}
+
+impl Job {
+    /// The row, unless its stream has taken it back.
+    fn take(self) -> Option<Work> {
+        let mut desk = self.desk.lock().unwrap_or_else(PoisonError::into_inner);
+        desk.queued = false;
+        let (row, len) = desk.row.take()?;
+        drop(desk);
+        Some(Work { row, len, reply: self.reply })
+    }
 }
 
 /// A model at work.
@@ -164,7 +190,8 @@ impl Engine {
     /// A new stream whose jobs have `len` steps at most.
     pub fn stream(self: &Arc<Self>, len: usize) -> Stream {
         let (reply, answer) = bounded(1);
-        Stream { row: Some(Row::new(&*self.model, len)), capacity: len, reply, answer, engine: self.clone() }
+        let (row, desk) = (Some(Row::new(&*self.model, len)), Arc::default());
+        Stream { row, capacity: len, desk, reply, answer, engine: self.clone() }
     }
 }
 
@@ -182,6 +209,7 @@ pub struct Stream {
     engine: Arc<Engine>,
     row: Option<Row>,
     capacity: usize,
+    desk: Arc<Mutex<Desk>>,
     reply: Sender<(Row, bool)>,
     answer: Receiver<(Row, bool)>,
 }
@@ -211,6 +239,27 @@ impl Stream {
         self.wait()
     }
 
+    /// As [`Stream::run`], but goes on without the steps if the engine is busy with other streams for longer than
+    /// `patience`: `false` then, and the state is as it was. A forward pass that has begun is waited for.
+    ///
+    /// # Errors
+    /// As [`Stream::run`].
+    pub fn run_within(&mut self, len: usize, patience: Duration) -> Result<bool, Error> {
+        self.submit(len)?;
+        match self.answer.recv_timeout(patience) {
+            Ok((row, done)) => self.back(row, done)?,
+            Err(_) => {
+                let desk = self.desk.clone();
+                if let Some((row, _)) = desk.lock().unwrap_or_else(PoisonError::into_inner).row.take() {
+                    self.row = Some(row);
+                    return Ok(false);
+                }
+                self.wait()?;
+            }
+        }
+        Ok(true)
+    }
+
     /// Hands `len` steps that lie in the row's input to the engine; [`Stream::wait`] brings the result. Until then the
     /// row is away: touching it makes the stream a fresh one.
     ///
@@ -230,7 +279,13 @@ impl Stream {
         }
         self.row();
         let (Some(row), Some(jobs)) = (self.row.take(), &self.engine.jobs) else { return Err(self.failed()) };
-        jobs.send(Job { row, len, reply: self.reply.clone() }).map_err(|_| self.failed())
+        let mut desk = self.desk.lock().unwrap_or_else(PoisonError::into_inner);
+        desk.row = Some((row, len));
+        if std::mem::replace(&mut desk.queued, true) {
+            return Ok(());
+        }
+        drop(desk);
+        jobs.send(Job { desk: self.desk.clone(), reply: self.reply.clone() }).map_err(|_| self.failed())
     }
 
     /// Waits for the steps that were submitted; their result then lies in the row's output.
@@ -242,6 +297,10 @@ impl Stream {
             return Err(self.failed());
         }
         let (row, done) = self.answer.recv().map_err(|_| self.failed())?;
+        self.back(row, done)
+    }
+
+    fn back(&mut self, row: Row, done: bool) -> Result<(), Error> {
         self.row = Some(row);
         if done { Ok(()) } else { Err(self.failed()) }
     }
@@ -292,23 +351,24 @@ fn work(
     let mut scratch = Scratch::default();
     let mut rows: Vec<Row> = Vec::with_capacity(batch_size);
     let mut replies: Vec<Sender<(Row, bool)>> = Vec::with_capacity(batch_size);
-    let mut next: Option<Job> = None;
+    let mut next: Option<Work> = None;
     loop {
-        let Some(first) = next.take().or_else(|| inbox.recv().ok()) else { return };
+        let Some(first) = next.take().or_else(|| inbox.iter().find_map(Job::take)) else { return };
         let len = first.len;
         rows.push(first.row);
         replies.push(first.reply);
         let deadline = Instant::now() + timeout;
         while rows.len() < batch_size {
             let job = if timeout.is_zero() { inbox.try_recv().ok() } else { inbox.recv_deadline(deadline).ok() };
-            match job {
-                Some(job) if job.len == len => {
-                    rows.push(job.row);
-                    replies.push(job.reply);
+            match job.map(Job::take) {
+                Some(None) => {}
+                Some(Some(work)) if work.len == len => {
+                    rows.push(work.row);
+                    replies.push(work.reply);
                 }
                 // Another length: it opens the next batch.
                 other => {
-                    next = other;
+                    next = other.flatten();
                     break;
                 }
             }

@@ -2,17 +2,19 @@
 
 use crate::base::{Base, lock};
 use crate::ear::{Ear, Heard};
-use crate::eye::Eye;
-use crate::model::ModelSettings;
+use crate::eye::{Eye, Look};
+use crate::model::Counters;
+use crate::reload::{self, Modelled, Reload};
 use crate::results::Results;
+use crate::timeline::ResetOn;
 use gst::ClockTime;
 use gst::prelude::*;
 use gst::subclass::prelude::*;
 use gst_base::prelude::*;
 use gst_base::subclass::prelude::*;
-use ssm_models::{Engine, Error, Options, Signal, SnapshotHeader};
+use ssm_models::{Error, Signal, SnapshotHeader};
+use std::sync::Mutex;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
 
 /// What flows between two caps.
 pub(crate) enum Sense {
@@ -21,13 +23,47 @@ pub(crate) enum Sense {
 }
 
 /// The part of an analyser that does not depend on what it looks for.
-#[derive(Default)]
-pub(crate) struct Shared {
+pub(crate) struct Shared<F> {
     pub(crate) base: Base,
+    pub(crate) reload: Reload<F>,
     /// Held while something is computed, never while it is pushed or posted.
     sense: Mutex<Option<Sense>>,
     /// Results of steps that were completed between two buffers; the next one carries them.
     pending: Mutex<Vec<Results>>,
+    /// What a sink said last about frames that came late.
+    qos: Mutex<Qos>,
+    tally: Mutex<Tally>,
+}
+
+/// What came of the stream so far.
+#[derive(Default)]
+struct Tally {
+    /// Findings.
+    told: u64,
+    /// The counters `steps` and `dropped` when it began.
+    steps: u64,
+    dropped: u64,
+}
+
+/// Where the sink is. Frames before it are late.
+#[derive(Clone, Copy, Default)]
+struct Qos {
+    /// Running time.
+    earliest: Option<ClockTime>,
+    proportion: f64,
+}
+
+impl<F> Default for Shared<F> {
+    fn default() -> Self {
+        Self {
+            base: Base::default(),
+            reload: Reload::default(),
+            sense: Mutex::default(),
+            pending: Mutex::default(),
+            qos: Mutex::default(),
+            tally: Mutex::default(),
+        }
+    }
 }
 
 /// What was found: results for the buffer, and structures for the bus with their time.
@@ -38,15 +74,11 @@ pub(crate) struct Found {
 }
 
 /// An element that lets the media pass.
-pub(crate) trait Analyser: BaseTransformImpl {
+pub(crate) trait Analyser: BaseTransformImpl + Modelled {
     /// Name of the factory, and of the messages with results.
     const FACTORY: &'static str;
 
-    fn shared(&self) -> &Shared;
-    fn model(&self) -> ModelSettings;
-    fn options(&self) -> Options;
-    /// Refuses a model that is for something else.
-    fn fits(&self, engine: &Arc<Engine>) -> Result<(), Error>;
+    fn shared(&self) -> &Shared<Self::Fit>;
     /// Every how many frames the model looks.
     fn interval(&self) -> u32 {
         1
@@ -54,6 +86,10 @@ pub(crate) trait Analyser: BaseTransformImpl {
     /// Whether each result is posted on the bus, too.
     fn posts_results(&self) -> bool {
         true
+    }
+    /// Why steps may have told nothing.
+    fn silence(&self) -> String {
+        "the model's output was no number".into()
     }
     /// Makes results of the model's output.
     fn heard(&self, heard: Heard<'_>, buffer: Option<&gst::BufferRef>, found: &mut Found);
@@ -84,33 +120,23 @@ fn allowed(base: &Base, template: gst::Caps) -> gst::Caps {
     }
 }
 
-pub(crate) fn open<T: Analyser>(imp: &T) -> Result<(), Error> {
-    let model = imp.model();
-    imp.shared().base.open(&element(imp), &model, imp.options(), |engine| imp.fits(engine).map(|()| 0))
-}
-
 /// Opens on the way up, closes on the way down.
 pub(crate) fn change_state<T: Analyser>(
     imp: &T,
     transition: gst::StateChange,
 ) -> Result<gst::StateChangeSuccess, gst::StateChangeError> {
-    if matches!(transition, gst::StateChange::NullToReady | gst::StateChange::ReadyToPaused)
-        && let Err(error) = open(imp)
-    {
-        gst::element_error!(element(imp), gst::ResourceError::OpenRead, ("{error}"));
-        return Err(gst::StateChangeError);
-    }
+    reload::before(imp, transition)?;
     let done = imp.parent_change_state(transition)?;
-    if transition == gst::StateChange::ReadyToNull {
-        imp.shared().base.close();
-    }
+    reload::after(imp, transition);
     Ok(done)
 }
 
 pub(crate) fn save<T: Analyser>(imp: &T) -> Option<Vec<u8>> {
     let mut header = SnapshotHeader::default();
     imp.keep(&mut header);
-    let snapshot = match lock(&imp.shared().sense).as_mut()? {
+    // Held to the end: the engine's layout must be the state's.
+    let mut sense = lock(&imp.shared().sense);
+    let snapshot = match sense.as_mut()? {
         Sense::Eye(eye) => eye.snapshot(header),
         Sense::Ear(ear) => ear.snapshot(header),
     };
@@ -119,8 +145,9 @@ pub(crate) fn save<T: Analyser>(imp: &T) -> Option<Vec<u8>> {
 
 pub(crate) fn load<T: Analyser>(imp: &T, bytes: &[u8]) -> bool {
     let shared = imp.shared();
+    let mut sense = lock(&shared.sense);
     shared.base.load(&element(imp), bytes, |snapshot| {
-        lock(&shared.sense).as_mut().map(|sense| {
+        sense.as_mut().map(|sense| {
             let header = match sense {
                 Sense::Eye(eye) => eye.restore(snapshot),
                 Sense::Ear(ear) => ear.restore(snapshot),
@@ -134,11 +161,12 @@ pub(crate) fn stop<T: Analyser>(imp: &T) {
     let shared = imp.shared();
     let written = shared.base.write_state(&element(imp), &imp.model(), || save(imp));
     if !written && began(shared) {
-        end(imp, false);
+        end(imp, false, true);
     }
     shared.base.clear();
     *lock(&shared.sense) = None;
     lock(&shared.pending).clear();
+    begin_tally(shared);
 }
 
 pub(crate) fn transform_caps<T: Analyser>(imp: &T, caps: &gst::Caps, filter: Option<&gst::Caps>) -> Option<gst::Caps> {
@@ -149,14 +177,21 @@ pub(crate) fn transform_caps<T: Analyser>(imp: &T, caps: &gst::Caps, filter: Opt
 }
 
 pub(crate) fn set_caps<T: Analyser>(imp: &T, caps: &gst::Caps) -> Result<(), gst::LoggableError> {
-    // What came before is another stream.
+    let fresh = imp.model().resets(ResetOn::CAPS);
+    // What came before is another stream, or goes on in another form.
     if began(imp.shared()) {
-        finish(imp);
+        finish(imp, fresh);
     }
     let new = || {
         let base = &imp.shared().base;
         let engine = base.engine().ok_or_else(|| crate::base::bad_caps("model", "an open model", "none"))?;
-        let restored = base.restored(&engine)?;
+        let goes_on = || {
+            Some(match lock(&imp.shared().sense).as_mut()? {
+                Sense::Eye(eye) => eye.snapshot(SnapshotHeader::default()),
+                Sense::Ear(ear) => ear.snapshot(SnapshotHeader::default()),
+            })
+        };
+        let restored = base.restored(&engine)?.or_else(|| if fresh { None } else { goes_on() });
         let (sense, header) = match engine.info().input {
             Signal::Samples { .. } => {
                 let (ear, header) = Ear::new(&engine, caps, restored)?;
@@ -183,8 +218,39 @@ pub(crate) fn set_caps<T: Analyser>(imp: &T, caps: &gst::Caps) -> Result<(), gst
     }
 }
 
+fn begin_tally<F>(shared: &Shared<F>) {
+    let count = |c: &std::sync::atomic::AtomicU64| c.load(Ordering::Relaxed);
+    let counters = &shared.base.counters;
+    *lock(&shared.tally) = Tally { told: 0, steps: count(&counters.steps), dropped: count(&counters.dropped) };
+}
+
+/// At the end of a stream of which nothing was told: says why.
+fn tell_of_nothing<T: Analyser>(imp: &T) {
+    let (counters, hop) = (&imp.shared().base.counters, imp.shared().base.engine().map(|e| e.info().input));
+    let (told, steps, dropped) = {
+        let tally = lock(&imp.shared().tally);
+        let since = |c: &std::sync::atomic::AtomicU64, then: u64| c.load(Ordering::Relaxed).saturating_sub(then);
+        (tally.told, since(&counters.steps, tally.steps), since(&counters.dropped, tally.dropped))
+    };
+    begin_tally(imp.shared());
+    let why = match (told, steps, hop) {
+        (1.., ..) => return,
+        (0, 1.., _) => format!("{} in {steps} steps", imp.silence()),
+        (0, 0, Some(Signal::Samples { hop, rate })) => {
+            format!("the model took no step: a step is {hop} samples at {rate} Hz, fewer came")
+        }
+        _ => format!("the model took no step: {dropped} frames passed without inference"),
+    };
+    gst::element_info!(element(imp), gst::StreamError::Failed, ("nothing was found up to the end of stream: {why}"));
+}
+
 /// Posts messages, their times in the current segment.
 fn post<T: Analyser>(imp: &T, found: &mut Found) {
+    let told = match imp.posts_results() {
+        true => found.results.iter().filter(|r| !r.is_empty()).count(),
+        false => found.messages.len(),
+    };
+    lock(&imp.shared().tally).told += told as u64;
     if !imp.model().post_messages {
         found.messages.clear();
         return;
@@ -201,25 +267,33 @@ fn post<T: Analyser>(imp: &T, found: &mut Found) {
     }
 }
 
-/// Ends the stream: what is inside is completed with silence (`whole`) or thrown away; the state is fresh then. Returns the
-/// results that no buffer has carried.
-fn end<T: Analyser>(imp: &T, whole: bool) -> Vec<Results> {
+/// Ends the stream: what is inside is completed with silence (`whole`) or thrown away; the state is a `fresh` one then, or
+/// goes on. Returns the results that no buffer has carried.
+fn end<T: Analyser>(imp: &T, whole: bool, fresh: bool) -> Vec<Results> {
     let (shared, mut found) = (imp.shared(), Found::default());
     match lock(&shared.sense).as_mut() {
         Some(Sense::Eye(eye)) => {
             let at = eye.now();
+            let kept = (!fresh).then(|| eye.state().clone());
             if whole {
                 look_ahead(imp, eye, &mut found);
             }
             imp.heard(Heard::End { at }, None, &mut found);
-            eye.reset(&shared.base);
+            match kept {
+                // The frames that stood for those to come are no part of the stream.
+                Some(state) => {
+                    *eye.state() = state;
+                    eye.rebase();
+                }
+                None => eye.reset(&shared.base),
+            }
         }
         Some(Sense::Ear(ear)) => {
             let heard = &mut |heard: Heard<'_>| imp.heard(heard, None, &mut found);
             if whole {
-                let _ = ear.end(&element(imp), &shared.base, heard);
+                let _ = ear.end(&element(imp), &shared.base, fresh, heard);
             } else {
-                ear.reset(heard);
+                ear.cut(fresh, heard);
             }
         }
         None => {}
@@ -231,8 +305,8 @@ fn end<T: Analyser>(imp: &T, whole: bool) -> Vec<Results> {
 }
 
 /// Ends the stream while the element plays on: results that no buffer has carried go ahead of what comes next.
-fn finish<T: Analyser>(imp: &T) {
-    tell_late(imp, &end(imp, true));
+fn finish<T: Analyser>(imp: &T, fresh: bool) {
+    tell_late(imp, &end(imp, true, fresh));
 }
 
 /// Pushes results for which there is no buffer.
@@ -252,7 +326,7 @@ fn look_ahead<T: Analyser>(imp: &T, eye: &mut Eye, found: &mut Found) {
 }
 
 /// Whether something has come since the caps.
-fn began(shared: &Shared) -> bool {
+fn began<F>(shared: &Shared<F>) -> bool {
     match lock(&shared.sense).as_ref() {
         Some(Sense::Eye(eye)) => eye.began(),
         Some(Sense::Ear(ear)) => ear.began(),
@@ -261,7 +335,7 @@ fn began(shared: &Shared) -> bool {
 }
 
 /// Whether there is nothing to end: no buffer has come since the caps, nor before a snapshot.
-fn is_fresh(shared: &Shared) -> bool {
+fn is_fresh<F>(shared: &Shared<F>) -> bool {
     match lock(&shared.sense).as_ref() {
         Some(Sense::Eye(eye)) => eye.is_fresh(),
         Some(Sense::Ear(ear)) => ear.is_fresh(),
@@ -270,30 +344,76 @@ fn is_fresh(shared: &Shared) -> bool {
 }
 
 /// As [`finish`], or for a flush as [`end`], and counted.
-fn restart<T: Analyser>(imp: &T, whole: bool) {
+fn restart<T: Analyser>(imp: &T, whole: bool, fresh: bool) {
     if whole {
-        finish(imp);
+        finish(imp, fresh);
     } else {
-        end(imp, false);
+        end(imp, false, fresh);
+    }
+    if !fresh {
+        return;
     }
     if let Some(Sense::Ear(_)) = &*lock(&imp.shared().sense) {
-        crate::model::Counters::add(&imp.shared().base.counters.resets, 1);
+        Counters::add(&imp.shared().base.counters.resets, 1);
     }
+}
+
+/// QoS events go on upstream past the base class, which would drop late frames: they pass without inference.
+pub(crate) fn src_event<T: Analyser>(imp: &T, event: gst::Event) -> bool {
+    let gst::EventView::Qos(e) = event.view() else { return imp.parent_src_event(event) };
+    let (_, proportion, diff, timestamp) = e.get();
+    let earliest = timestamp.and_then(|t| t.nseconds().checked_add_signed(diff)).map(ClockTime::from_nseconds);
+    *lock(&imp.shared().qos) = Qos { earliest, proportion };
+    transform(imp).sink_pad().push_event(event)
+}
+
+/// Whether a buffer comes too late for the sink, with the property `qos`.
+fn late<T: Analyser>(imp: &T, buffer: &gst::BufferRef) -> bool {
+    let transform = transform(imp);
+    let qos = *lock(&imp.shared().qos);
+    let segment = transform.segment();
+    let time = segment.downcast_ref::<ClockTime>().zip(buffer.pts()).and_then(|(s, pts)| s.to_running_time(pts));
+    time.zip(qos.earliest).is_some_and(|(time, earliest)| time <= earliest) && transform.property("qos")
+}
+
+/// The message that tells of a frame without inference.
+fn dropped<T: Analyser>(imp: &T, buffer: &gst::BufferRef) -> gst::Message {
+    let (counters, qos, segment) = (&imp.shared().base.counters, *lock(&imp.shared().qos), transform(imp).segment());
+    let segment = segment.downcast_ref::<ClockTime>();
+    let place = segment.zip(buffer.pts());
+    let running_time = place.and_then(|(s, pts)| s.to_running_time(pts));
+    let behind = qos.earliest.zip(running_time).map_or(0, |(e, t)| e.nseconds() as i64 - t.nseconds() as i64);
+    let count = |c: &std::sync::atomic::AtomicU64| gst::format::Buffers::from_u64(c.load(Ordering::Relaxed));
+    gst::message::Qos::builder(false)
+        .running_time(running_time)
+        .stream_time(place.and_then(|(s, pts)| s.to_stream_time(pts)))
+        .timestamp(buffer.pts())
+        .duration(buffer.duration())
+        .values(behind, qos.proportion, 1_000_000)
+        .stats(count(&counters.steps), count(&counters.dropped))
+        .src(&element(imp))
+        .build()
 }
 
 pub(crate) fn sink_event<T: Analyser>(imp: &T, event: gst::Event) -> bool {
     use gst::EventView;
     let shared = imp.shared();
     match event.view() {
-        EventView::FlushStop(_) => restart(imp, false),
+        EventView::FlushStop(_) => {
+            *lock(&shared.qos) = Qos::default();
+            restart(imp, false, imp.model().resets(ResetOn::FLUSH));
+        }
         // The first segment finds none before it.
         EventView::Segment(e) => {
             let current = transform(imp).segment();
+            *lock(&shared.qos) = Qos::default();
             if began(shared) && current != *e.segment() {
-                restart(imp, true);
+                restart(imp, true, imp.model().resets(ResetOn::SEGMENT));
             }
         }
-        EventView::CustomDownstream(e) if e.structure().is_some_and(|s| s.name() == "ssm-reset") => restart(imp, true),
+        EventView::CustomDownstream(e) if e.structure().is_some_and(|s| s.name() == "ssm-reset") => {
+            restart(imp, true, true);
+        }
         EventView::Gap(e) => {
             let (pts, duration) = e.get();
             let mut found = Found::default();
@@ -310,16 +430,58 @@ pub(crate) fn sink_event<T: Analyser>(imp: &T, event: gst::Event) -> bool {
         }
         EventView::Eos(_) => {
             let written = shared.base.write_state(&element(imp), &imp.model(), || save(imp));
+            let began = began(shared);
             if !written && !is_fresh(shared) {
-                finish(imp);
+                finish(imp, imp.model().resets(ResetOn::EOS));
             } else {
                 let pending = std::mem::take(&mut *lock(&shared.pending));
                 tell_late(imp, &pending);
+            }
+            if began {
+                tell_of_nothing(imp);
             }
         }
         _ => {}
     }
     imp.parent_sink_event(event)
+}
+
+/// Goes on with the model that was opened to take over, if there is one. Returns what is to be posted of it.
+fn exchange<T: Analyser>(imp: &T, found: &mut Found) -> Option<gst::Message> {
+    let (shared, obj) = (imp.shared(), element(imp));
+    let next = shared.reload.take()?;
+    let mut sense = lock(&shared.sense);
+    let (old, new) = (shared.base.engine()?, next.engine.clone());
+    let kept = reload::agree(&old, &new);
+    let heir = match sense.as_mut()? {
+        Sense::Eye(eye) => eye.heir(&new, kept).map(|heir| Sense::Eye(Box::new(heir))),
+        Sense::Ear(ear) => ear.heir(&new, kept).map(|heir| Sense::Ear(Box::new(heir))),
+    };
+    let heir = match heir {
+        Ok(heir) => heir,
+        Err(error) => {
+            drop(sense);
+            reload::refuse(imp, &error);
+            return None;
+        }
+    };
+    if !kept {
+        Counters::add(&shared.base.counters.resets, 1);
+        let at = match sense.as_mut()? {
+            Sense::Eye(eye) => {
+                look_ahead(imp, eye, found);
+                eye.now()
+            }
+            Sense::Ear(ear) => ear.whole(),
+        };
+        imp.heard(Heard::End { at }, None, found);
+    }
+    *sense = Some(heir);
+    let message = reload::install(imp, next, kept);
+    if let Some(Sense::Ear(ear)) = sense.as_mut() {
+        let _ = ear.take_over(&obj, &shared.base, &mut |heard: Heard<'_>| imp.heard(heard, None, found));
+    }
+    message
 }
 
 pub(crate) fn transform_ip<T: Analyser>(
@@ -328,16 +490,19 @@ pub(crate) fn transform_ip<T: Analyser>(
 ) -> Result<gst::FlowSuccess, gst::FlowError> {
     let (shared, model, obj) = (imp.shared(), imp.model(), element(imp));
     let mut found = Found { results: std::mem::take(&mut *lock(&shared.pending)), ..Found::default() };
+    let reloaded = exchange(imp, &mut found);
+    let mut look = Look::Pass;
     match lock(&shared.sense).as_mut() {
         Some(Sense::Eye(eye)) => {
-            let (at, resets) = (eye.now(), shared.base.counters.resets.load(Ordering::Relaxed));
-            let looked = eye.look(&obj, &shared.base, &model, imp.interval(), buffer)?;
-            if shared.base.counters.resets.load(Ordering::Relaxed) != resets {
+            let at = eye.now();
+            look = eye.look(&obj, &shared.base, &model, imp.interval(), late(imp, buffer), buffer)?;
+            if eye.broken() {
                 imp.heard(Heard::End { at }, None, &mut found);
             }
-            if let Some((step, y)) = looked {
+            if look == Look::Step {
                 let start = buffer.pts().unwrap_or(at);
                 let end = start.saturating_add(buffer.duration().unwrap_or_default());
+                let (step, y) = eye.output();
                 imp.heard(Heard::Step { start, end, step, y }, Some(buffer), &mut found);
             }
         }
@@ -354,6 +519,10 @@ pub(crate) fn transform_ip<T: Analyser>(
         gst::element_error!(obj, gst::StreamError::Failed, ("results: {error}"));
         gst::FlowError::Error
     })?;
+    let skipped = (look == Look::Drop).then(|| dropped(imp, buffer));
+    for message in reloaded.into_iter().chain(skipped) {
+        let _ = obj.post_message(message);
+    }
     post(imp, &mut found);
     Ok(gst::FlowSuccess::Ok)
 }
@@ -383,7 +552,7 @@ macro_rules! hand_on {
             const TRANSFORM_IP_ON_PASSTHROUGH: bool = false;
 
             fn start(&self) -> Result<(), gst::ErrorMessage> {
-                let model = crate::analyser::Analyser::model(self);
+                let model = crate::reload::Modelled::model(self);
                 crate::analyser::Analyser::shared(self).base.read_state(&model)
             }
 
@@ -407,6 +576,10 @@ macro_rules! hand_on {
 
             fn sink_event(&self, event: gst::Event) -> bool {
                 crate::analyser::sink_event(self, event)
+            }
+
+            fn src_event(&self, event: gst::Event) -> bool {
+                crate::analyser::src_event(self, event)
             }
 
             fn transform_ip(&self, buffer: &mut gst::BufferRef) -> Result<gst::FlowSuccess, gst::FlowError> {

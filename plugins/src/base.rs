@@ -2,8 +2,7 @@
 
 use crate::model::{Counters, ModelSettings};
 use crate::state;
-use gst::prelude::*;
-use ssm_models::{Engine, Error, Options, Snapshot};
+use ssm_models::{Engine, Error, Snapshot};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -24,29 +23,11 @@ pub(crate) struct Base {
 }
 
 impl Base {
-    /// Opens the engine that the settings ask for, unless it is open already. `fits` refuses a model that is for
-    /// something else and tells the element's latency in ns.
-    ///
-    /// # Errors
-    /// The model cannot be opened, or `fits` refuses it.
-    pub(crate) fn open(
-        &self,
-        obj: &gst::Element,
-        settings: &ModelSettings,
-        options: Options,
-        fits: impl FnOnce(&Arc<Engine>) -> Result<u64, Error>,
-    ) -> Result<(), Error> {
-        let engine = settings.engine(options)?;
-        let latency = fits(&engine)?;
+    /// Puts an engine in the place of the open one. Says whether it is another one.
+    pub(crate) fn replace(&self, engine: &Arc<Engine>) -> bool {
+        self.counters.state_bytes.store(engine.model().layout().bytes() as u64, Ordering::Relaxed);
         let before = lock(&self.engine).replace(engine.clone());
-        if before.is_none_or(|before| !Arc::ptr_eq(&before, &engine)) {
-            self.counters.latency_ns.store(latency, Ordering::Relaxed);
-            self.counters.state_bytes.store(engine.model().layout().bytes() as u64, Ordering::Relaxed);
-            if settings.post_messages {
-                let _ = obj.post_message(settings.message(obj, &engine));
-            }
-        }
-        Ok(())
+        before.is_none_or(|before| !Arc::ptr_eq(&before, engine))
     }
 
     /// The open engine.

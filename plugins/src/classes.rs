@@ -81,6 +81,11 @@ impl ClassSettings {
         }
     }
 
+    /// Why no class may have been told.
+    pub(crate) fn silence(&self) -> String {
+        format!("no class reached threshold={}", self.threshold)
+    }
+
     /// Sets a property of [`ClassSettings::properties`]; `false` if it is none of these.
     pub(crate) fn set(&mut self, name: &str, value: &glib::Value) -> bool {
         match name {

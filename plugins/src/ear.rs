@@ -2,7 +2,7 @@
 
 use crate::base::{Base, bad_caps};
 use crate::model::{Counters, ModelSettings};
-use crate::timeline::{Follows, GapPolicy, follows};
+use crate::timeline::{Follows, GapPolicy, ResetOn, follows};
 use gst::ClockTime;
 use gst::prelude::*;
 use gst_audio::{AudioCapsBuilder, AudioFormat, AudioInfo};
@@ -108,6 +108,8 @@ pub(crate) struct Ear {
     /// Whether the last step's scores were not finite.
     lost: bool,
     samples: Vec<f32>,
+    /// Samples of a hop that a model before this one did not see whole.
+    left: Vec<f32>,
     out: Vec<f32>,
 }
 
@@ -136,10 +138,55 @@ impl Ear {
             warned: false,
             lost: false,
             samples: Vec::new(),
+            left: Vec::new(),
             out: Vec::new(),
         };
         let header = restored.map(|snapshot| ear.restore(snapshot)).transpose()?;
         Ok((ear, header))
+    }
+
+    /// The same stream under another engine, with its state (`kept`) or without; then the hop that was begun is begun
+    /// anew ([`Ear::take_over`]).
+    ///
+    /// # Errors
+    /// The model is for something else.
+    pub(crate) fn heir(&mut self, engine: &Arc<Engine>, kept: bool) -> Result<Self, Error> {
+        let mut listener = Listener::new(engine)?;
+        let mut snapshot = self.listener.snapshot(SnapshotHeader::default());
+        let mut left = Vec::new();
+        if kept {
+            listener.restore(snapshot)?;
+        } else {
+            left.append(&mut snapshot.pending);
+        }
+        let (info, samples, out) = (self.info.clone(), Vec::new(), Vec::new());
+        let Self { origin, taken, resumed, warned, .. } = *self;
+        Ok(Self { info, listener, origin, taken, resumed, warned, lost: false, samples, left, out })
+    }
+
+    /// Gives the model the hop that was begun under the one before.
+    ///
+    /// # Errors
+    /// The engine failed; the element has said so.
+    pub(crate) fn take_over(
+        &mut self,
+        obj: &gst::Element,
+        base: &Base,
+        heard: &mut dyn FnMut(Heard<'_>),
+    ) -> Result<(), gst::FlowError> {
+        let left = std::mem::take(&mut self.left);
+        let from = self.taken - (left.len() as u64).min(self.taken);
+        let steps = self.listener.steps();
+        if let Err(error) = self.listener.push(&left, &mut self.out) {
+            return Err(self.failed(obj, &error));
+        }
+        self.tell(from, steps, obj, base, heard);
+        Ok(())
+    }
+
+    /// Where the last whole hop ended.
+    pub(crate) fn whole(&self) -> ClockTime {
+        self.time(self.taken.saturating_sub(self.listener.held() as u64))
     }
 
     /// Time of the `n`th sample since `origin`.
@@ -161,7 +208,7 @@ impl Ear {
     fn tell(&mut self, from: u64, step: u64, obj: &gst::Element, base: &Base, heard: &mut dyn FnMut(Heard<'_>)) {
         let (hop, delay) = (self.listener.hop() as u64, self.listener.delay() as u64);
         let (mut out, mut step) = (std::mem::take(&mut self.out), step);
-        let width = base.engine().map_or(1, |e| e.info().output.len());
+        let width = self.listener.width();
         Counters::add(&base.counters.steps, (out.len() / width) as u64);
         for (i, y) in out.chunks_exact_mut(width).enumerate() {
             let at = from + i as u64 * hop;
@@ -223,15 +270,16 @@ impl Ear {
         heard: &mut dyn FnMut(Heard<'_>),
     ) -> Result<(), gst::FlowError> {
         whole_frames(obj, buffer, self.info.bpf() as usize)?;
-        if base.take_reset() {
-            self.restart(obj, base, heard)?;
+        let discont = buffer.flags().contains(gst::BufferFlags::DISCONT) && settings.resets(ResetOn::DISCONT);
+        if base.take_reset() || discont && self.began() {
+            self.restart(obj, base, true, heard)?;
         }
         match follows(self.now(), buffer.pts(), TOLERANCE, settings.max_gap) {
             Follows::On => {}
             // A restored stream may go on at any time.
             _ if self.resumed => self.origin = None,
             Follows::Gap(missing) => self.gap(obj, base, settings, missing, heard)?,
-            Follows::Jump => self.restart(obj, base, heard)?,
+            Follows::Jump => self.restart(obj, base, settings.resets(ResetOn::JUMP), heard)?,
         }
         if self.origin.is_none() && buffer.pts().is_some() {
             let held = self.listener.held() as u64;
@@ -277,8 +325,11 @@ impl Ear {
         missing: ClockTime,
         heard: &mut dyn FnMut(Heard<'_>),
     ) -> Result<(), gst::FlowError> {
-        if settings.gap_policy == GapPolicy::Reset || missing > settings.max_gap {
-            return self.restart(obj, base, heard);
+        if missing > settings.max_gap {
+            return self.restart(obj, base, settings.resets(ResetOn::JUMP), heard);
+        }
+        if settings.gap_policy == GapPolicy::Reset {
+            return self.restart(obj, base, true, heard);
         }
         let from = self.time(self.taken);
         self.complete(obj, base, heard)?;
@@ -291,7 +342,7 @@ impl Ear {
         Ok(())
     }
 
-    /// The stream ends or begins anew: what is inside is completed with silence; the state is fresh then.
+    /// The stream ends or begins anew: what is inside is completed with silence; the state is a `fresh` one then, or goes on.
     ///
     /// # Errors
     /// The engine failed; the element has said so.
@@ -299,10 +350,11 @@ impl Ear {
         &mut self,
         obj: &gst::Element,
         base: &Base,
+        fresh: bool,
         heard: &mut dyn FnMut(Heard<'_>),
     ) -> Result<(), gst::FlowError> {
         self.complete(obj, base, heard)?;
-        self.reset(heard);
+        self.cut(fresh, heard);
         Ok(())
     }
 
@@ -311,16 +363,21 @@ impl Ear {
         &mut self,
         obj: &gst::Element,
         base: &Base,
+        fresh: bool,
         heard: &mut dyn FnMut(Heard<'_>),
     ) -> Result<(), gst::FlowError> {
-        Counters::add(&base.counters.resets, 1);
-        self.end(obj, base, heard)
+        Counters::add(&base.counters.resets, u64::from(fresh));
+        self.end(obj, base, fresh, heard)
     }
 
-    /// Makes the state a fresh one; what is inside is lost.
-    pub(crate) fn reset(&mut self, heard: &mut dyn FnMut(Heard<'_>)) {
+    /// The stream begins anew; what is inside is lost. The state is a `fresh` one then, or goes on.
+    pub(crate) fn cut(&mut self, fresh: bool, heard: &mut dyn FnMut(Heard<'_>)) {
         heard(Heard::End { at: self.time(self.taken) });
-        self.listener.reset();
+        if fresh {
+            self.listener.reset();
+        } else {
+            self.listener.forget();
+        }
         self.rebase(None);
     }
 

@@ -2,7 +2,7 @@
 
 use crate::base::{Base, bad_caps};
 use crate::model::{Counters, ModelSettings};
-use crate::timeline::{Follows, GapPolicy, follows};
+use crate::timeline::{Follows, GapPolicy, ResetOn, follows};
 use gst::ClockTime;
 use gst::prelude::*;
 use gst_video::prelude::*;
@@ -65,6 +65,17 @@ fn pixels(info: &VideoInfo) -> Option<PixelFormat> {
     })
 }
 
+/// What became of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Look {
+    /// The model took a step.
+    Step,
+    /// It had no turn, or what the model said was no number.
+    Pass,
+    /// It had its turn, but was late, or the engine was busy.
+    Drop,
+}
+
 /// A stream of frames of one size and format.
 pub(crate) struct Eye {
     info: VideoInfo,
@@ -79,6 +90,8 @@ pub(crate) struct Eye {
     waited: u32,
     /// Whether the state is a snapshot's and no frame has come since.
     resumed: bool,
+    /// Whether the last frame did not go on from the one before.
+    broken: bool,
     warned: bool,
 }
 
@@ -93,6 +106,12 @@ impl Eye {
         restored: Option<Snapshot>,
     ) -> Result<(Self, Option<SnapshotHeader>), Error> {
         let info = VideoInfo::from_caps(caps).map_err(|e| bad_caps("video/x-raw", "whole caps", e))?;
+        let mut eye = Self::of(engine, info)?;
+        let header = restored.map(|snapshot| eye.restore(snapshot)).transpose()?;
+        Ok((eye, header))
+    }
+
+    fn of(engine: &Arc<Engine>, info: VideoInfo) -> Result<Self, Error> {
         let format = pixels(&info).ok_or_else(|| bad_caps("format", "one of the template", info.format()))?;
         let Signal::Image { height, width, channels } = engine.info().input else {
             return Err(bad_caps("model", "a model of frames", engine.info().family));
@@ -103,7 +122,7 @@ impl Eye {
         let size = (info.height() as usize, info.width() as usize);
         let plan = ImagePlan::with_pixels(size, format, (height, width), &engine.info().facts.pixels)?;
         let (stream, cx) = (engine.stream(1), Cx::new(1)?);
-        let mut eye = Self {
+        Ok(Self {
             info,
             plan,
             cx,
@@ -112,28 +131,49 @@ impl Eye {
             last: None,
             waited: u32::MAX,
             resumed: false,
+            broken: false,
             warned: false,
-        };
-        let header = restored.map(|snapshot| eye.restore(snapshot)).transpose()?;
-        Ok((eye, header))
+        })
     }
 
-    /// The number of the step that the model took for one frame, and what it says; `None` if it was not asked.
+    /// The same stream under another engine, with its state (`kept`) or without.
+    ///
+    /// # Errors
+    /// The model is for something else.
+    pub(crate) fn heir(&mut self, engine: &Arc<Engine>, kept: bool) -> Result<Self, Error> {
+        let mut heir = Self::of(engine, self.info.clone())?;
+        (heir.expected, heir.last) = (self.expected, self.last);
+        if kept {
+            let (old, new) = (self.stream.row(), heir.stream.row());
+            new.state.clone_from(&old.state);
+            // The last frame, for the end of stream.
+            if new.x.len() == old.x.len() {
+                new.x.clone_from(&old.x);
+            }
+            (heir.waited, heir.resumed) = (self.waited, self.resumed);
+        }
+        Ok(heir)
+    }
+
+    /// Shows one frame to the model, unless it is `late`. What the model says lies in [`Eye::output`] then.
     pub(crate) fn look(
         &mut self,
         obj: &gst::Element,
         base: &Base,
         settings: &ModelSettings,
         interval: u32,
+        late: bool,
         buffer: &gst::BufferRef,
-    ) -> Result<Option<(u64, &mut [f32])>, gst::FlowError> {
+    ) -> Result<Look, gst::FlowError> {
         let frame_time = buffer.duration().filter(|t| !t.is_zero()).or_else(|| {
             let fps = self.info.fps();
             let (num, den) = (u64::try_from(fps.numer()).ok()?, u64::try_from(fps.denom()).ok()?);
             (num > 0).then(|| ClockTime::from_nseconds(ClockTime::SECOND.nseconds() * den / num))
         });
         let frame_time = frame_time.filter(|t| !t.is_zero()).unwrap_or(DEFAULT_FRAME);
-        if base.take_reset() {
+        self.broken = false;
+        let discont = buffer.flags().contains(gst::BufferFlags::DISCONT) && settings.resets(ResetOn::DISCONT);
+        if base.take_reset() || discont && self.began() {
             self.reset(base);
         }
         // Half a frame is jitter. Frames may come closer than they say that they last; a step back is one that comes
@@ -143,7 +183,8 @@ impl Eye {
         let expected = self.last.and(self.expected).map(|t| if onward { t.min(buffer.pts().unwrap_or(t)) } else { t });
         match follows(expected, buffer.pts(), tolerance, settings.max_gap.max(tolerance)) {
             Follows::On => {}
-            Follows::Jump => self.reset(base),
+            Follows::Jump if settings.resets(ResetOn::JUMP) => self.reset(base),
+            Follows::Jump => self.broken = true,
             Follows::Gap(missing) => match settings.gap_policy {
                 GapPolicy::Step => self.stream.gap(missing.nseconds() as f64 / frame_time.nseconds() as f64),
                 GapPolicy::Hold => {}
@@ -162,9 +203,12 @@ impl Eye {
                 self.stream.gap(1.0);
             }
             Counters::add(&base.counters.dropped, 1);
-            return Ok(None);
+            return Ok(Look::Pass);
         }
         self.waited = 0;
+        if late {
+            return Ok(self.drop(base));
+        }
         let frame = VideoFrameRef::from_buffer_ref_readable(buffer, &self.info).map_err(|_| {
             gst::element_error!(
                 obj,
@@ -179,10 +223,18 @@ impl Eye {
             plane.stride = usize::try_from(frame.plane_stride()[i]).unwrap_or(0);
         }
         let planes = &planes[..frame.n_planes() as usize];
-        let done = self.plan.run(&self.cx, planes, &mut self.stream.row().x).and_then(|()| self.stream.run(1));
-        if let Err(error) = done {
-            gst::element_error!(obj, gst::StreamError::Failed, ("{error}"));
-            return Err(gst::FlowError::Error);
+        let seen = self.plan.run(&self.cx, planes, &mut self.stream.row().x);
+        let done = seen.and_then(|()| match settings.patience() {
+            Some(patience) => self.stream.run_within(1, patience),
+            None => self.stream.run(1).map(|()| true),
+        });
+        match done {
+            Ok(true) => {}
+            Ok(false) => return Ok(self.drop(base)),
+            Err(error) => {
+                gst::element_error!(obj, gst::StreamError::Failed, ("{error}"));
+                return Err(gst::FlowError::Error);
+            }
         }
         Counters::add(&base.counters.steps, 1);
         if let Some(i) = self.stream.row().y.iter().position(|s| !s.is_finite()) {
@@ -196,11 +248,23 @@ impl Eye {
                 );
             }
             self.reset(base);
-            return Ok(None);
+            return Ok(Look::Pass);
         }
         self.warned = false;
+        Ok(Look::Step)
+    }
+
+    /// A frame passes that had its turn: its step's time goes by.
+    fn drop(&mut self, base: &Base) -> Look {
+        self.stream.gap(1.0);
+        Counters::add(&base.counters.dropped, 1);
+        Look::Drop
+    }
+
+    /// The number of the last step, and what the model said.
+    pub(crate) fn output(&mut self) -> (u64, &mut [f32]) {
         let row = self.stream.row();
-        Ok(Some((row.state.steps, &mut row.y)))
+        (row.state.steps, &mut row.y)
     }
 
     /// Every how many frames the model takes a step, to take about as many a second as in its training.
@@ -208,6 +272,11 @@ impl Eye {
         let (num, den) = (f64::from(self.info.fps().numer()), f64::from(self.info.fps().denom()));
         let trained = self.stream.engine().info().facts.step_rate;
         trained.map_or(1, |rate| (num / den / rate).round().clamp(1.0, 1e6) as u32)
+    }
+
+    /// The state.
+    pub(crate) fn state(&mut self) -> &mut State {
+        self.stream.state()
     }
 
     /// What the model says of the last frame once more; `None` before the first.
@@ -235,10 +304,21 @@ impl Eye {
         !self.began() && !self.resumed
     }
 
+    /// Whether the last frame did not go on from the one before: what came before it is complete.
+    pub(crate) fn broken(&self) -> bool {
+        self.broken
+    }
+
+    /// The next frame may have any time; the state is as it was.
+    pub(crate) fn rebase(&mut self) {
+        (self.expected, self.last, self.resumed) = (None, None, true);
+    }
+
     /// Makes the state a fresh one.
     pub(crate) fn reset(&mut self, base: &Base) {
         self.stream.reset();
         (self.expected, self.last, self.waited, self.resumed) = (None, None, u32::MAX, false);
+        self.broken = true;
         Counters::add(&base.counters.resets, 1);
     }
 

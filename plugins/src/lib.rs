@@ -25,6 +25,7 @@ mod eye;
 mod json;
 mod model;
 mod overlay;
+mod reload;
 mod results;
 mod state;
 mod timeline;

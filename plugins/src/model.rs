@@ -1,10 +1,10 @@
 //! What every element with a model has in common: the properties that choose it, opening it, and its counters.
 
-use crate::timeline::GapPolicy;
+use crate::timeline::{GapPolicy, ResetOn};
 use glib::prelude::*;
 use gst::ClockTime;
 use gst::prelude::*;
-use ssm_models::kernels::Cx;
+use ssm_models::kernels::{Cx, linear};
 use ssm_models::{Device, Engine, EngineKey, Error, Options, Signal, open};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,11 +14,24 @@ use std::time::{Duration, UNIX_EPOCH};
 /// Longest gap that a state is aged over by default.
 const DEFAULT_MAX_GAP: ClockTime = ClockTime::from_seconds(1);
 
+/// Precision of the model's large products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, glib::Enum)]
+#[enum_type(name = "GstSsmPrecision")]
+pub(crate) enum Precision {
+    #[default]
+    #[enum_value(name = "32-bit floats, as published", nick = "f32")]
+    F32,
+    #[enum_value(name = "bfloat16: Vim, VMamba and Mamba, faster, rounded to 3 digits", nick = "bf16")]
+    Bf16,
+}
+
 /// The common properties. Texts are shared: streaming threads copy this for each buffer.
 #[derive(Clone, Debug)]
 pub(crate) struct ModelSettings {
     pub(crate) model: Option<Arc<str>>,
+    pub(crate) allow_reload: bool,
     device: Arc<str>,
+    precision: Precision,
     instance: Option<Arc<str>>,
     threads: u32,
     batch_size: u32,
@@ -26,6 +39,9 @@ pub(crate) struct ModelSettings {
     pub(crate) post_messages: bool,
     pub(crate) max_gap: ClockTime,
     pub(crate) gap_policy: GapPolicy,
+    reset_on: ResetOn,
+    /// Of elements that look at frames.
+    max_wait: ClockTime,
     pub(crate) state_in: Option<Arc<str>>,
     pub(crate) state_out: Option<Arc<str>>,
 }
@@ -35,7 +51,9 @@ impl ModelSettings {
     pub(crate) fn new(model: Option<&str>, threads: u32) -> Self {
         Self {
             model: model.map(Arc::from),
+            allow_reload: false,
             device: "auto".into(),
+            precision: Precision::F32,
             instance: None,
             threads,
             batch_size: 16,
@@ -43,6 +61,8 @@ impl ModelSettings {
             post_messages: true,
             max_gap: DEFAULT_MAX_GAP,
             gap_policy: GapPolicy::default(),
+            reset_on: ResetOn::default(),
+            max_wait: ClockTime::ZERO,
             state_in: None,
             state_out: None,
         }
@@ -54,8 +74,24 @@ impl ModelSettings {
             glib::ParamSpecString::builder(name).nick(nick).blurb(blurb).default_value(default).mutable_ready().build()
         };
         vec![
-            text("model", "Model", "Checkpoint file, or builtin:NAME", self.model.as_deref()),
+            glib::ParamSpecString::builder("model")
+                .nick("Model")
+                .blurb("Checkpoint file, or builtin:NAME; while playing it can be changed with allow-reload only")
+                .default_value(self.model.as_deref())
+                .mutable_playing()
+                .build(),
+            glib::ParamSpecBoolean::builder("allow-reload")
+                .nick("Allow reload")
+                .blurb("Setting the model while playing opens it in the background and goes on with it")
+                .default_value(self.allow_reload)
+                .mutable_playing()
+                .build(),
             text("device", "Device", "Where the model runs: auto, cpu, cuda or cuda:N", Some(&self.device)),
+            glib::ParamSpecEnum::builder_with_default("precision", self.precision)
+                .nick("Precision")
+                .blurb("Precision of the model's large products")
+                .mutable_ready()
+                .build(),
             text(
                 "model-instance-id",
                 "Model instance",
@@ -102,6 +138,12 @@ impl ModelSettings {
                 .blurb("What happens to the state where input is missing")
                 .mutable_playing()
                 .build(),
+            glib::ParamSpecFlags::builder("reset-on")
+                .default_value(self.reset_on)
+                .nick("Reset on")
+                .blurb("What gives the stream a fresh state; over all else the state goes on")
+                .mutable_playing()
+                .build(),
             text("state-in", "State in", "File with a saved state to go on from", None),
             text("state-out", "State out", "File that the state is saved to at end of stream and on stop", None),
             read_only("latency-ns", "Latency", "Delay of the element in ns (known from READY on)"),
@@ -117,12 +159,33 @@ impl ModelSettings {
         ]
     }
 
+    /// A property of elements that look at frames.
+    pub(crate) fn max_wait_property(&self) -> glib::ParamSpec {
+        glib::ParamSpecUInt64::builder("max-wait")
+            .nick("Longest wait")
+            .blurb(
+                "A frame passes without inference if the engine is busy with other streams for longer than this, in ns (0: \
+                 it waits)",
+            )
+            .maximum(ClockTime::from_seconds(3600).nseconds())
+            .default_value(self.max_wait.nseconds())
+            .mutable_playing()
+            .build()
+    }
+
+    /// How long a frame waits for the engine at most.
+    pub(crate) fn patience(&self) -> Option<Duration> {
+        (!self.max_wait.is_zero()).then(|| self.max_wait.into())
+    }
+
     /// Sets a property of [`ModelSettings::properties`]; `false` if it is none of these.
     pub(crate) fn set(&mut self, name: &str, value: &glib::Value) -> bool {
         let text = || value.get::<Option<&str>>().ok().flatten().filter(|s| !s.is_empty()).map(Arc::from);
         match name {
             "model" => self.model = text(),
+            "allow-reload" => self.allow_reload = value.get().unwrap_or(self.allow_reload),
             "device" => self.device = text().unwrap_or_else(|| "auto".into()),
+            "precision" => self.precision = value.get().unwrap_or(self.precision),
             "model-instance-id" => self.instance = text(),
             "threads" => self.threads = value.get().unwrap_or(self.threads),
             "batch-size" => self.batch_size = value.get().unwrap_or(self.batch_size),
@@ -130,6 +193,8 @@ impl ModelSettings {
             "post-messages" => self.post_messages = value.get().unwrap_or(self.post_messages),
             "max-gap" => self.max_gap = value.get().map_or(self.max_gap, ClockTime::from_nseconds),
             "gap-policy" => self.gap_policy = value.get().unwrap_or(self.gap_policy),
+            "reset-on" => self.reset_on = value.get().unwrap_or(self.reset_on),
+            "max-wait" => self.max_wait = value.get().map_or(self.max_wait, ClockTime::from_nseconds),
             "state-in" => self.state_in = text(),
             "state-out" => self.state_out = text(),
             _ => return false,
@@ -137,11 +202,18 @@ impl ModelSettings {
         true
     }
 
+    /// Whether this gives the stream a fresh state.
+    pub(crate) fn resets(&self, on: ResetOn) -> bool {
+        self.reset_on.contains(on)
+    }
+
     /// Value of a property that [`ModelSettings::set`] sets; `None` if it is none of these.
     pub(crate) fn get(&self, name: &str) -> Option<glib::Value> {
         Some(match name {
             "model" => self.model.as_deref().to_value(),
+            "allow-reload" => self.allow_reload.to_value(),
             "device" => (*self.device).to_value(),
+            "precision" => self.precision.to_value(),
             "model-instance-id" => self.instance.as_deref().to_value(),
             "threads" => self.threads.to_value(),
             "batch-size" => self.batch_size.to_value(),
@@ -149,6 +221,8 @@ impl ModelSettings {
             "post-messages" => self.post_messages.to_value(),
             "max-gap" => self.max_gap.nseconds().to_value(),
             "gap-policy" => self.gap_policy.to_value(),
+            "reset-on" => self.reset_on.to_value(),
+            "max-wait" => self.max_wait.nseconds().to_value(),
             "state-in" => self.state_in.as_deref().to_value(),
             "state-out" => self.state_out.as_deref().to_value(),
             _ => return None,
@@ -173,6 +247,10 @@ impl ModelSettings {
         };
         let cx = Cx::new(threads)?;
         options.level = cx.level;
+        options.precision = match self.precision {
+            Precision::F32 => linear::Precision::F32,
+            Precision::Bf16 => linear::Precision::Bf16,
+        };
         // A file that was replaced since is another model.
         let written = std::fs::metadata(name).and_then(|m| m.modified()).ok();
         let written = written.and_then(|t| t.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
@@ -189,8 +267,9 @@ impl ModelSettings {
     }
 
     /// The message that tells what is running: structure `ssm-model` with `file`, `family`, `sizes`, `parameters`,
-    /// `input`, `classes` (of classifiers), `device`, `state-bytes`.
-    pub(crate) fn message(&self, src: &gst::Element, engine: &Engine) -> gst::Message {
+    /// `input`, `classes` (of classifiers), `device`, `state-bytes`. Of a model that took the place of another one also
+    /// `reloaded` = true, and `state`, what became of the stream's state: `kept` or `reset`.
+    pub(crate) fn message(&self, src: &gst::Element, engine: &Engine, state: Option<&str>) -> gst::Message {
         let info = engine.info();
         let input = match info.input {
             Signal::Image { channels, height, width } => format!("{width}x{height}x{channels}"),
@@ -210,6 +289,8 @@ impl ModelSettings {
                 self.device.parse::<Device>().and_then(Device::resolve).map_or("?".into(), |d| d.to_string()),
             )
             .field("state-bytes", engine.model().layout().bytes() as u64)
+            .field_if("reloaded", true, state.is_some())
+            .field_if_some("state", state)
             .build();
         gst::message::Element::builder(structure).src(src).build()
     }

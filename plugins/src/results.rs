@@ -194,6 +194,11 @@ impl Results {
         Self { event: Some(event), ..Self::new("event", element, time, step) }
     }
 
+    /// Whether it tells nothing: classes of which none reached the threshold.
+    pub fn is_empty(&self) -> bool {
+        self.kind == CLASSES && self.classes.is_empty()
+    }
+
     /// The results as a structure of the given name: `version`, `kind`, `element`, `pts`, `duration`, `step`, and by kind
     /// `classes`, an array of structures `class` with `index`, `label` and `score`; `speech`, a double; `vector`, GBytes
     /// of little-endian 32-bit floats; `event`, a structure with `kind`, `class`, `score`, `start` and `end`.

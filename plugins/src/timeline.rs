@@ -18,6 +18,36 @@ pub enum GapPolicy {
     Reset,
 }
 
+/// What gives the stream a fresh state.
+#[glib::flags(name = "GstSsmResetOn")]
+pub enum ResetOn {
+    /// FLUSH_STOP.
+    #[flags_value(name = "Flush: a flush, as by a seek", nick = "flush")]
+    FLUSH = 1,
+    /// A SEGMENT event that differs from the one before.
+    #[flags_value(name = "Segment: another segment", nick = "segment")]
+    SEGMENT = 1 << 1,
+    /// [`Follows::Jump`].
+    #[flags_value(name = "Jump: timestamps go back, or further on than max-gap", nick = "jump")]
+    JUMP = 1 << 2,
+    /// A CAPS event.
+    #[flags_value(name = "Caps: other caps", nick = "caps")]
+    CAPS = 1 << 3,
+    /// End of stream.
+    #[flags_value(name = "EOS: the end of stream", nick = "eos")]
+    EOS = 1 << 4,
+    /// The flag that sources set where they say that something is missing.
+    #[flags_value(name = "Discont: a buffer with the flag DISCONT", nick = "discont")]
+    DISCONT = 1 << 5,
+}
+
+impl Default for ResetOn {
+    /// All but the flag, which is set where nothing is missing, too.
+    fn default() -> Self {
+        Self::all() - Self::DISCONT
+    }
+}
+
 /// How a buffer follows the one before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Follows {

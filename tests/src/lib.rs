@@ -4,6 +4,7 @@
 pub mod audio;
 pub mod element;
 pub mod fabricate;
+pub mod schema;
 
 use std::path::{Path, PathBuf};
 

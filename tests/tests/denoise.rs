@@ -327,6 +327,37 @@ fn a_gap_event_is_a_gap() {
 }
 
 #[test]
+fn gaps_that_follow_each_other_give_no_sample_twice() {
+    let folder = Folder::new("gaps");
+    let mut rng = Rng::new(21);
+    for seed in [0, 1, 2, SPECTRAL, SPECTRAL + 1] {
+        let (model, _) = model(&folder, seed);
+        for policy in ["step", "hold"] {
+            let mut b = Bench::new(&model, &[("gap-policy", policy)], "F32LE", 1);
+            let (mut at, mut pieces) = (ClockTime::ZERO, vec![]);
+            // Long and short pieces, and gaps with nothing between them.
+            for n in [1500, 0, 1, 40, 700, 0, 3, 0, 0, 99] {
+                b.push(&bytes(&rng.normals(n, 0.1)), Some(at)).expect("flows");
+                pieces.push((at, n));
+                at += time(n as u64);
+                b.h.push_event(gst::event::Gap::builder(at).duration(ClockTime::from_mseconds(100)).build());
+                at += ClockTime::from_mseconds(100);
+            }
+            let mut out = b.pull().1;
+            b.h.push_event(gst::event::Eos::new());
+            out.extend(b.pull().1);
+            for (i, (start, n)) in pieces.iter().enumerate() {
+                let end = *start + time(*n as u64);
+                let of = out.iter().filter(|(pts, ..)| *pts >= Some(*start) && *pts < Some(end));
+                let got: usize = of.map(|(.., frames)| frames).sum();
+                assert_eq!(got, *n, "seed {seed}, {policy}: samples of piece {i}");
+            }
+            assert_eq!(out.iter().map(|o| o.2).sum::<usize>(), 2343, "seed {seed}, {policy}");
+        }
+    }
+}
+
+#[test]
 fn a_second_process_goes_on_to_the_byte() {
     let folder = Folder::new("handover");
     let mut rng = Rng::new(8);

@@ -16,10 +16,11 @@
 //! ahead of the end of stream as an event `ssm-results`, since there is no buffer left to carry it.
 
 use crate::analyser::{self, Analyser, Found, Shared};
-use crate::base::{lock, metadata, templates, unfit};
+use crate::base::{Base, lock, metadata, templates, unfit};
 use crate::classes::{Activation, ClassSettings, Ranking};
 use crate::ear::Heard;
 use crate::model::ModelSettings;
+use crate::reload::{self, Modelled, Reload};
 use crate::results::Results;
 use crate::{ear, state};
 use gst::prelude::*;
@@ -43,20 +44,24 @@ impl Default for Settings {
 
 #[derive(Default)]
 pub struct AudioTag {
-    shared: Shared,
+    shared: Shared<Ranking>,
     settings: Mutex<Settings>,
     ranking: Mutex<Ranking>,
 }
 
-impl Analyser for AudioTag {
-    const FACTORY: &'static str = "ssmaudiotag";
+impl Modelled for AudioTag {
+    type Fit = Ranking;
 
-    fn shared(&self) -> &Shared {
-        &self.shared
+    fn base(&self) -> &Base {
+        &self.shared.base
     }
 
-    fn model(&self) -> ModelSettings {
-        lock(&self.settings).model.clone()
+    fn reload(&self) -> &Reload<Self::Fit> {
+        &self.shared.reload
+    }
+
+    fn with_model<R>(&self, change: impl FnOnce(&mut ModelSettings) -> R) -> R {
+        change(&mut lock(&self.settings).model)
     }
 
     fn options(&self) -> Options {
@@ -64,13 +69,28 @@ impl Analyser for AudioTag {
         Options { listen: Listen::Samples(frames), ..Options::default() }
     }
 
-    fn fits(&self, engine: &Arc<Engine>) -> Result<(), Error> {
+    fn fits(&self, engine: &Arc<Engine>) -> Result<Self::Fit, Error> {
         let settings = lock(&self.settings).clone();
         let (Signal::Samples { .. }, Signal::Logits { classes }) = (engine.info().input, engine.info().output) else {
             return Err(unfit(&settings.model, "a model from samples to class scores", engine));
         };
-        *lock(&self.ranking) = Ranking::new(&settings.classes, &engine.info().facts.labels, classes)?;
-        Ok(())
+        Ranking::new(&settings.classes, &engine.info().facts.labels, classes)
+    }
+
+    fn adopt(&self, ranking: Ranking) {
+        *lock(&self.ranking) = ranking;
+    }
+}
+
+impl Analyser for AudioTag {
+    const FACTORY: &'static str = "ssmaudiotag";
+
+    fn shared(&self) -> &Shared<Self::Fit> {
+        &self.shared
+    }
+
+    fn silence(&self) -> String {
+        lock(&self.settings).classes.silence()
     }
 
     fn heard(&self, heard: Heard<'_>, _buffer: Option<&gst::BufferRef>, found: &mut Found) {
@@ -123,12 +143,15 @@ impl ObjectImpl for AudioTag {
     }
 
     fn set_property(&self, _id: usize, value: &glib::Value, pspec: &glib::ParamSpec) {
-        let Settings { model, classes, inference_interval } = &mut *lock(&self.settings);
-        match pspec.name() {
-            "activation" => classes.activation = value.get().unwrap_or(classes.activation),
-            "inference-interval" => *inference_interval = value.get().unwrap_or(*inference_interval),
-            name => _ = classes.set(name, value) || model.set(name, value),
+        {
+            let Settings { model, classes, inference_interval } = &mut *lock(&self.settings);
+            match pspec.name() {
+                "activation" => classes.activation = value.get().unwrap_or(classes.activation),
+                "inference-interval" => *inference_interval = value.get().unwrap_or(*inference_interval),
+                name => _ = classes.set(name, value) || model.set(name, value),
+            }
         }
+        reload::changed(self, pspec.name());
     }
 
     fn property(&self, _id: usize, pspec: &glib::ParamSpec) -> glib::Value {

@@ -16,10 +16,11 @@
 //! flush, a new segment, a longer gap, a jump back, or the signal `reset-state`.
 
 use crate::analyser::{self, Analyser, Found, Shared};
-use crate::base::{lock, metadata, templates, unfit};
+use crate::base::{Base, lock, metadata, templates, unfit};
 use crate::classes::{Activation, ClassSettings, Ranking};
 use crate::ear::Heard;
 use crate::model::ModelSettings;
+use crate::reload::{self, Modelled, Reload};
 use crate::results::Results;
 use crate::{eye, state};
 use gst::prelude::*;
@@ -44,37 +45,56 @@ impl Default for Settings {
 
 #[derive(Default)]
 pub struct Classify {
-    shared: Shared,
+    shared: Shared<Ranking>,
     settings: Mutex<Settings>,
     ranking: Mutex<Ranking>,
 }
 
-impl Analyser for Classify {
-    const FACTORY: &'static str = "ssmclassify";
+impl Modelled for Classify {
+    type Fit = Ranking;
 
-    fn shared(&self) -> &Shared {
-        &self.shared
+    fn base(&self) -> &Base {
+        &self.shared.base
     }
 
-    fn model(&self) -> ModelSettings {
-        lock(&self.settings).model.clone()
+    fn reload(&self) -> &Reload<Self::Fit> {
+        &self.shared.reload
+    }
+
+    fn with_model<R>(&self, change: impl FnOnce(&mut ModelSettings) -> R) -> R {
+        change(&mut lock(&self.settings).model)
     }
 
     fn options(&self) -> Options {
         Options { carry: lock(&self.settings).carry, ..Options::default() }
     }
 
-    fn fits(&self, engine: &Arc<Engine>) -> Result<(), Error> {
+    fn fits(&self, engine: &Arc<Engine>) -> Result<Self::Fit, Error> {
         let settings = lock(&self.settings).clone();
         let (Signal::Image { .. }, Signal::Logits { classes }) = (engine.info().input, engine.info().output) else {
             return Err(unfit(&settings.model, "a model from frames to class scores", engine));
         };
-        *lock(&self.ranking) = Ranking::new(&settings.classes, &engine.info().facts.labels, classes)?;
-        Ok(())
+        Ranking::new(&settings.classes, &engine.info().facts.labels, classes)
+    }
+
+    fn adopt(&self, ranking: Ranking) {
+        *lock(&self.ranking) = ranking;
+    }
+}
+
+impl Analyser for Classify {
+    const FACTORY: &'static str = "ssmclassify";
+
+    fn shared(&self) -> &Shared<Self::Fit> {
+        &self.shared
     }
 
     fn interval(&self) -> u32 {
         lock(&self.settings).inference_interval
+    }
+
+    fn silence(&self) -> String {
+        lock(&self.settings).classes.silence()
     }
 
     fn heard(&self, heard: Heard<'_>, buffer: Option<&gst::BufferRef>, found: &mut Found) {
@@ -101,6 +121,7 @@ impl ObjectImpl for Classify {
         static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
             let defaults = Settings::default();
             let mut properties = defaults.model.properties();
+            properties.push(defaults.model.max_wait_property());
             properties.extend(defaults.classes.properties());
             properties.extend([
                 glib::ParamSpecUInt::builder("inference-interval")
@@ -123,12 +144,17 @@ impl ObjectImpl for Classify {
     }
 
     fn set_property(&self, _id: usize, value: &glib::Value, pspec: &glib::ParamSpec) {
-        let settings = &mut *lock(&self.settings);
-        match pspec.name() {
-            "inference-interval" => settings.inference_interval = value.get().unwrap_or(settings.inference_interval),
-            "carry" => settings.carry = value.get().unwrap_or(settings.carry),
-            name => _ = settings.classes.set(name, value) || settings.model.set(name, value),
+        {
+            let settings = &mut *lock(&self.settings);
+            match pspec.name() {
+                "inference-interval" => {
+                    settings.inference_interval = value.get().unwrap_or(settings.inference_interval)
+                }
+                "carry" => settings.carry = value.get().unwrap_or(settings.carry),
+                name => _ = settings.classes.set(name, value) || settings.model.set(name, value),
+            }
         }
+        reload::changed(self, pspec.name());
     }
 
     fn property(&self, _id: usize, pspec: &glib::ParamSpec) -> glib::Value {

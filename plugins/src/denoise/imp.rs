@@ -19,15 +19,16 @@
 use crate::base::{Base, lock, metadata, templates};
 use crate::ear::{self, TOLERANCE};
 use crate::model::{Counters, ModelSettings};
+use crate::reload::{self, Modelled, Reload};
 use crate::state::{self, Stateful};
-use crate::timeline::{Follows, GapPolicy, follows};
+use crate::timeline::{Follows, GapPolicy, ResetOn, follows};
 use gst::ClockTime;
 use gst::prelude::*;
 use gst::subclass::prelude::*;
 use gst_audio::{AudioFormat, AudioInfo};
-use ssm_models::{AudioStream, Error, LevelRule, Options, Signal, SnapshotHeader};
+use ssm_models::{AudioStream, Engine, Error, LevelRule, Options, Signal, SnapshotHeader};
 use std::sync::atomic::Ordering;
-use std::sync::{LazyLock, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 
 static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
     gst::DebugCategory::new("ssmdenoise", gst::DebugColorFlags::empty(), Some("State-space speech denoiser"))
@@ -89,6 +90,15 @@ impl Flow {
         Some(self.origin?.saturating_add(ClockTime::from_nseconds(since)))
     }
 
+    /// What is inside comes out, completed with silence; the state is a `fresh` one then, or goes on.
+    fn empty(&mut self, fresh: bool) {
+        if fresh {
+            self.audio.drain(&mut self.out);
+        } else {
+            self.audio.gap(0, &mut self.out);
+        }
+    }
+
     /// Begins a new count of time; what is inside must have come out.
     fn rebase(&mut self, pts: Option<ClockTime>) {
         (self.origin, self.given, self.taken) = (pts, 0, 0);
@@ -131,13 +141,30 @@ pub struct Denoise {
     src: gst::Pad,
     settings: Mutex<Settings>,
     base: Base,
+    reload: Reload<ClockTime>,
     /// Held while samples are computed, never while they are pushed.
     flow: Mutex<Option<Flow>>,
     segment: Mutex<Option<gst::Event>>,
 }
 
-impl Denoise {
-    fn options(settings: &Settings) -> Options {
+impl Modelled for Denoise {
+    /// The latency.
+    type Fit = ClockTime;
+
+    fn base(&self) -> &Base {
+        &self.base
+    }
+
+    fn reload(&self) -> &Reload<ClockTime> {
+        &self.reload
+    }
+
+    fn with_model<R>(&self, change: impl FnOnce(&mut ModelSettings) -> R) -> R {
+        change(&mut lock(&self.settings).model)
+    }
+
+    fn options(&self) -> Options {
+        let settings = lock(&self.settings);
         let level_rule = match settings.level_rule {
             Level::Model => LevelRule::Model,
             Level::Smoothed => LevelRule::Smoothed,
@@ -147,14 +174,38 @@ impl Denoise {
         Options { level_rule, ..Options::default() }
     }
 
-    /// Opens the engine that the settings ask for, unless it is open already.
-    fn open(&self) -> Result<(), Error> {
-        let settings = lock(&self.settings).clone();
-        self.base.open(self.obj().upcast_ref(), &settings.model, Self::options(&settings), |engine| {
-            let delay = AudioStream::new(engine, 1)?;
-            let latency = (delay.latency() as u64).mul_div_ceil(*ClockTime::SECOND, u64::from(delay.rate()));
-            Ok(latency.unwrap_or(0))
-        })
+    fn fits(&self, engine: &Arc<Engine>) -> Result<ClockTime, Error> {
+        let audio = AudioStream::new(engine, 1)?;
+        let latency = (audio.latency() as u64).mul_div_ceil(*ClockTime::SECOND, u64::from(audio.rate()));
+        Ok(ClockTime::from_nseconds(latency.unwrap_or(0)))
+    }
+
+    fn adopt(&self, latency: ClockTime) {
+        self.base.counters.latency_ns.store(latency.nseconds(), Ordering::Relaxed);
+    }
+}
+
+impl Denoise {
+    /// Goes on with the model that was opened to take over, if there is one. Where the state cannot be kept, what is
+    /// inside comes out of the old one first. Returns what is to be posted.
+    fn exchange(&self, flow: &mut Flow) -> Result<Vec<gst::Message>, Error> {
+        let (Some(next), Some(old)) = (self.reload.take(), self.base.engine()) else { return Ok(vec![]) };
+        let kept = reload::agree(&old, &next.engine);
+        let mut heir = AudioStream::new(&next.engine, flow.audio.channels())?;
+        if kept {
+            heir.restore(flow.audio.snapshot(SnapshotHeader::default()))?;
+        } else {
+            let silenced = flow.audio.silenced();
+            flow.audio.drain(&mut flow.out);
+            self.note_silence(flow, silenced, 0);
+            Counters::add(&self.base.counters.resets, 1);
+        }
+        flow.audio = heir;
+        let latency = next.fit;
+        let other = self.base.counters.latency_ns.load(Ordering::Relaxed) != latency.nseconds();
+        let told = reload::install(self, next, kept);
+        let latency = other.then(|| gst::message::Latency::builder().src(&*self.obj()).build());
+        Ok(told.into_iter().chain(latency).collect())
     }
 
     /// Caps that the model runs at.
@@ -177,7 +228,9 @@ impl Denoise {
         }
     }
 
-    fn set_caps(&self, caps: &gst::CapsRef) -> Result<(), gst::LoggableError> {
+    /// Makes the streams of new caps; where the state goes on (not `fresh`), they have that of the old ones, if there are
+    /// as many.
+    fn set_caps(&self, caps: &gst::CapsRef, fresh: bool) -> Result<(), gst::LoggableError> {
         let info = AudioInfo::from_caps(caps).map_err(|e| gst::loggable_error!(CAT, "caps {caps}: {e}"))?;
         let engine = self.base.engine().ok_or_else(|| gst::loggable_error!(CAT, "no model is open"))?;
         let mut audio =
@@ -186,7 +239,12 @@ impl Denoise {
             let rate = audio.rate();
             return Err(gst::loggable_error!(CAT, "rate: expected {rate} Hz (the model's), got {} Hz", info.rate()));
         }
-        let restored = self.base.restored(&engine);
+        let goes_on = || {
+            let mut flow = lock(&self.flow);
+            let old = flow.as_mut().filter(|f| !fresh && f.audio.channels() == audio.channels())?;
+            Some(old.audio.snapshot(SnapshotHeader::default()))
+        };
+        let restored = self.base.restored(&engine).map(|restored| restored.or_else(goes_on));
         if let Err(error) = restored.and_then(|s| s.map_or(Ok(()), |s| audio.restore(s))) {
             gst::element_imp_error!(self, gst::ResourceError::Settings, ("state-in: {error}"));
             return Err(gst::loggable_error!(CAT, "state-in: {error}"));
@@ -236,13 +294,13 @@ impl Denoise {
         flow.silent &= more > 0 || flow.audio.steps() <= steps;
     }
 
-    /// Takes what is inside out, completed with silence; the streams are fresh then.
-    fn drain(&self) -> Result<gst::FlowSuccess, gst::FlowError> {
+    /// Takes what is inside out, completed with silence; the state is a `fresh` one then, or goes on.
+    fn drain(&self, fresh: bool) -> Result<gst::FlowSuccess, gst::FlowError> {
         let buffer = {
             let mut flow = lock(&self.flow);
             let Some(flow) = flow.as_mut() else { return Ok(gst::FlowSuccess::Ok) };
             let silenced = flow.audio.silenced();
-            flow.audio.drain(&mut flow.out);
+            flow.empty(fresh);
             self.note_silence(flow, silenced, 0);
             let buffer = flow.take().map_err(|e| self.no_memory(e))?;
             flow.rebase(None);
@@ -256,9 +314,9 @@ impl Denoise {
     fn gap(&self, flow: &mut Flow, frames: u64, policy: GapPolicy) {
         match policy {
             GapPolicy::Step => flow.audio.gap(frames, &mut flow.out),
-            GapPolicy::Hold => flow.audio.gap(0, &mut flow.out),
+            GapPolicy::Hold => flow.empty(false),
             GapPolicy::Reset => {
-                flow.audio.drain(&mut flow.out);
+                flow.empty(true);
                 Counters::add(&self.base.counters.resets, 1);
             }
         }
@@ -266,16 +324,18 @@ impl Denoise {
 
     fn chain(&self, buffer: gst::Buffer) -> Result<gst::FlowSuccess, gst::FlowError> {
         let settings = lock(&self.settings).model.clone();
-        let (before, after) = {
+        let (before, after, reloaded) = {
             let mut flow = lock(&self.flow);
             let Some(flow) = flow.as_mut() else {
                 gst::element_imp_error!(self, gst::CoreError::Negotiation, ("buffer before caps"));
                 return Err(gst::FlowError::NotNegotiated);
             };
             ear::whole_frames(self.obj().upcast_ref(), &buffer, flow.info.bpf() as usize)?;
+            let reloaded = self.exchange(flow);
             let mut before = None;
-            if self.base.take_reset() {
-                flow.audio.drain(&mut flow.out);
+            let discont = buffer.flags().contains(gst::BufferFlags::DISCONT) && settings.resets(ResetOn::DISCONT);
+            if self.base.take_reset() || discont && flow.taken > 0 {
+                flow.empty(true);
                 before = flow.take().map_err(|e| self.no_memory(e))?;
                 flow.rebase(None);
                 Counters::add(&self.base.counters.resets, 1);
@@ -286,7 +346,8 @@ impl Denoise {
                 gap @ (Follows::Gap(_) | Follows::Jump) => {
                     let (missing, policy) = match gap {
                         Follows::Gap(time) => (time, settings.gap_policy),
-                        _ => (ClockTime::ZERO, GapPolicy::Reset),
+                        _ if settings.resets(ResetOn::JUMP) => (ClockTime::ZERO, GapPolicy::Reset),
+                        _ => (ClockTime::ZERO, GapPolicy::Hold),
                     };
                     gst::debug!(CAT, imp = self, "at {}: {gap:?}, {policy:?}", buffer.pts().display());
                     let frames = missing.nseconds().mul_div_round(rate, *ClockTime::SECOND).unwrap_or(u64::MAX);
@@ -314,8 +375,12 @@ impl Denoise {
             }
             Counters::add(&self.base.counters.steps, flow.audio.steps().saturating_sub(steps));
             self.note_silence(flow, silenced, steps);
-            (before, flow.take().map_err(|e| self.no_memory(e))?)
+            (before, flow.take().map_err(|e| self.no_memory(e))?, reloaded)
         };
+        match reloaded {
+            Ok(messages) => messages.into_iter().for_each(|message| _ = self.obj().post_message(message)),
+            Err(error) => reload::refuse(self, &error),
+        }
         self.push(before.into_iter().chain(after))
     }
 
@@ -337,8 +402,9 @@ impl Denoise {
             // Caps that are the same again begin nothing.
             EventView::Caps(e) if self.flows(e.caps()) => self.src.push_event(event),
             EventView::Caps(e) => {
-                let _ = self.drain();
-                if let Err(error) = self.set_caps(e.caps()) {
+                let fresh = self.model().resets(ResetOn::CAPS);
+                let _ = self.drain(fresh);
+                if let Err(error) = self.set_caps(e.caps(), fresh) {
                     error.log_with_imp(self);
                     gst::element_imp_error!(self, gst::CoreError::Negotiation, ("{error}"));
                     return false;
@@ -354,8 +420,9 @@ impl Denoise {
                     _ => false,
                 });
                 if known.is_some() && !same {
-                    let _ = self.drain();
-                    Counters::add(&self.base.counters.resets, 1);
+                    let fresh = self.model().resets(ResetOn::SEGMENT);
+                    let _ = self.drain(fresh);
+                    Counters::add(&self.base.counters.resets, u64::from(fresh));
                 }
                 self.src.push_event(event)
             }
@@ -368,7 +435,11 @@ impl Denoise {
                     let buffer = flow.as_mut().and_then(|flow| {
                         let missing = duration.unwrap_or_default().nseconds();
                         let frames = missing.mul_div_round(u64::from(flow.info.rate()), *ClockTime::SECOND);
-                        let policy = if duration > Some(settings.max_gap) { GapPolicy::Reset } else { policy };
+                        let policy = match duration > Some(settings.max_gap) {
+                            true if settings.resets(ResetOn::JUMP) => GapPolicy::Reset,
+                            true => GapPolicy::Hold,
+                            false => policy,
+                        };
                         self.gap(flow, frames.unwrap_or(u64::MAX), policy);
                         let buffer = flow.take();
                         flow.rebase(duration.map(|d| pts.saturating_add(d)));
@@ -381,24 +452,25 @@ impl Denoise {
                 self.src.push_event(event)
             }
             EventView::FlushStop(_) => {
+                let fresh = self.model().resets(ResetOn::FLUSH);
                 if let Some(flow) = lock(&self.flow).as_mut() {
-                    flow.audio.reset();
+                    flow.empty(fresh);
                     flow.out.clear();
                     flow.rebase(None);
                     flow.discont = true;
                 }
                 *lock(&self.segment) = None;
-                Counters::add(&self.base.counters.resets, 1);
+                Counters::add(&self.base.counters.resets, u64::from(fresh));
                 self.src.push_event(event)
             }
             EventView::Eos(_) => {
                 if !self.write_state() {
-                    let _ = self.drain();
+                    let _ = self.drain(self.model().resets(ResetOn::EOS));
                 }
                 self.src.push_event(event)
             }
             EventView::CustomDownstream(e) if e.structure().is_some_and(|s| s.name() == "ssm-reset") => {
-                let _ = self.drain();
+                let _ = self.drain(true);
                 Counters::add(&self.base.counters.resets, 1);
                 self.src.push_event(event)
             }
@@ -462,6 +534,7 @@ impl ObjectSubclass for Denoise {
             src,
             settings: Mutex::default(),
             base: Base::default(),
+            reload: Reload::default(),
             flow: Mutex::default(),
             segment: Mutex::default(),
         }
@@ -502,14 +575,17 @@ impl ObjectImpl for Denoise {
     }
 
     fn set_property(&self, _id: usize, value: &glib::Value, pspec: &glib::ParamSpec) {
-        let mut settings = lock(&self.settings);
-        match pspec.name() {
-            "level-rule" => settings.level_rule = value.get().unwrap_or_default(),
-            "level" => settings.level = value.get().unwrap_or(settings.level),
-            name => {
-                settings.model.set(name, value);
+        {
+            let mut settings = lock(&self.settings);
+            match pspec.name() {
+                "level-rule" => settings.level_rule = value.get().unwrap_or_default(),
+                "level" => settings.level = value.get().unwrap_or(settings.level),
+                name => {
+                    settings.model.set(name, value);
+                }
             }
         }
+        reload::changed(self, pspec.name());
     }
 
     fn property(&self, _id: usize, pspec: &glib::ParamSpec) -> glib::Value {
@@ -572,12 +648,7 @@ impl ElementImpl for Denoise {
     }
 
     fn change_state(&self, transition: gst::StateChange) -> Result<gst::StateChangeSuccess, gst::StateChangeError> {
-        if matches!(transition, gst::StateChange::NullToReady | gst::StateChange::ReadyToPaused)
-            && let Err(error) = self.open()
-        {
-            gst::element_imp_error!(self, gst::ResourceError::OpenRead, ("{error}"));
-            return Err(gst::StateChangeError);
-        }
+        reload::before(self, transition)?;
         if transition == gst::StateChange::ReadyToPaused {
             let model = lock(&self.settings).model.clone();
             if let Err(error) = self.base.read_state(&model) {
@@ -586,16 +657,13 @@ impl ElementImpl for Denoise {
             }
         }
         let done = self.parent_change_state(transition)?;
-        match transition {
-            gst::StateChange::PausedToReady => {
-                self.write_state();
-                self.base.clear();
-                *lock(&self.flow) = None;
-                *lock(&self.segment) = None;
-            }
-            gst::StateChange::ReadyToNull => self.base.close(),
-            _ => {}
+        if transition == gst::StateChange::PausedToReady {
+            self.write_state();
+            self.base.clear();
+            *lock(&self.flow) = None;
+            *lock(&self.segment) = None;
         }
+        reload::after(self, transition);
         Ok(done)
     }
 }

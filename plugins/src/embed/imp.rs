@@ -15,9 +15,10 @@
 //! State: as in `ssmclassify` for frames (with `carry`), as in `ssmvad` for audio.
 
 use crate::analyser::{self, Analyser, Found, Shared};
-use crate::base::{lock, metadata, templates, unfit};
+use crate::base::{Base, lock, metadata, templates, unfit};
 use crate::ear::Heard;
 use crate::model::ModelSettings;
+use crate::reload::{self, Modelled, Reload};
 use crate::results::Results;
 use crate::{ear, eye, state};
 use gst::prelude::*;
@@ -41,19 +42,23 @@ impl Default for Settings {
 
 #[derive(Default)]
 pub struct Embed {
-    shared: Shared,
+    shared: Shared<()>,
     settings: Mutex<Settings>,
 }
 
-impl Analyser for Embed {
-    const FACTORY: &'static str = "ssmembed";
+impl Modelled for Embed {
+    type Fit = ();
 
-    fn shared(&self) -> &Shared {
-        &self.shared
+    fn base(&self) -> &Base {
+        &self.shared.base
     }
 
-    fn model(&self) -> ModelSettings {
-        lock(&self.settings).model.clone()
+    fn reload(&self) -> &Reload<Self::Fit> {
+        &self.shared.reload
+    }
+
+    fn with_model<R>(&self, change: impl FnOnce(&mut ModelSettings) -> R) -> R {
+        change(&mut lock(&self.settings).model)
     }
 
     fn options(&self) -> Options {
@@ -63,11 +68,21 @@ impl Analyser for Embed {
         Options { output: Output::Features, listen, carry, ..Options::default() }
     }
 
-    fn fits(&self, engine: &Arc<Engine>) -> Result<(), Error> {
+    fn fits(&self, engine: &Arc<Engine>) -> Result<Self::Fit, Error> {
         match engine.info().input {
             Signal::Image { .. } | Signal::Samples { .. } => Ok(()),
             _ => Err(unfit(&self.model(), "a model of frames or samples", engine)),
         }
+    }
+
+    fn adopt(&self, (): ()) {}
+}
+
+impl Analyser for Embed {
+    const FACTORY: &'static str = "ssmembed";
+
+    fn shared(&self) -> &Shared<Self::Fit> {
+        &self.shared
     }
 
     fn interval(&self) -> u32 {
@@ -104,6 +119,7 @@ impl ObjectImpl for Embed {
         static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
             let defaults = Settings::default();
             let mut properties = defaults.model.properties();
+            properties.push(defaults.model.max_wait_property());
             properties.extend([
                 glib::ParamSpecBoolean::builder("normalise")
                     .nick("Normalise")
@@ -133,13 +149,18 @@ impl ObjectImpl for Embed {
     }
 
     fn set_property(&self, _id: usize, value: &glib::Value, pspec: &glib::ParamSpec) {
-        let settings = &mut *lock(&self.settings);
-        match pspec.name() {
-            "normalise" => settings.normalise = value.get().unwrap_or(settings.normalise),
-            "inference-interval" => settings.inference_interval = value.get().unwrap_or(settings.inference_interval),
-            "carry" => settings.carry = value.get().unwrap_or(settings.carry),
-            name => _ = settings.model.set(name, value),
+        {
+            let settings = &mut *lock(&self.settings);
+            match pspec.name() {
+                "normalise" => settings.normalise = value.get().unwrap_or(settings.normalise),
+                "inference-interval" => {
+                    settings.inference_interval = value.get().unwrap_or(settings.inference_interval)
+                }
+                "carry" => settings.carry = value.get().unwrap_or(settings.carry),
+                name => _ = settings.model.set(name, value),
+            }
         }
+        reload::changed(self, pspec.name());
     }
 
     fn property(&self, _id: usize, pspec: &glib::ParamSpec) -> glib::Value {

@@ -30,10 +30,11 @@
 
 use super::finder::{Event, Finder, Kinds, Rules};
 use crate::analyser::{self, Analyser, Found, Shared};
-use crate::base::{lock, metadata, templates, unfit};
+use crate::base::{Base, lock, metadata, templates, unfit};
 use crate::classes::{ClassSettings, Ranking};
 use crate::ear::Heard;
 use crate::model::ModelSettings;
+use crate::reload::{self, Modelled, Reload};
 use crate::results::{EventResult, Results};
 use crate::{eye, state};
 use gst::ClockTime;
@@ -66,10 +67,9 @@ impl Default for Settings {
     }
 }
 
-/// What belongs to the open model and to the stream.
+/// What belongs to the open model.
 #[derive(Default)]
-struct Track {
-    finder: Finder,
+pub struct Fit {
     kinds: Kinds,
     labels: Vec<String>,
     classes: ClassSettings,
@@ -77,9 +77,16 @@ struct Track {
     look_ahead: usize,
 }
 
+/// What belongs to the open model and to the stream.
+#[derive(Default)]
+struct Track {
+    finder: Finder,
+    fit: Fit,
+}
+
 #[derive(Default)]
 pub struct Events {
-    shared: Shared,
+    shared: Shared<Fit>,
     settings: Mutex<Settings>,
     track: Mutex<Track>,
 }
@@ -88,7 +95,7 @@ impl Events {
     /// Events as results, and as messages without their times in the segment.
     fn report(&self, track: &Track, step: u64, events: &[Event], found: &mut Found) {
         for event in events {
-            let kind = track.labels.get(event.kind).cloned().unwrap_or_else(|| format!("class {}", event.kind));
+            let kind = track.fit.labels.get(event.kind).cloned().unwrap_or_else(|| format!("class {}", event.kind));
             let (start, end, pts) = (event.start.pts, event.end.pts, event.pts());
             let time = (Some(ClockTime::from_nseconds(pts)), Some(ClockTime::from_nseconds(end.saturating_sub(start))));
             let message = gst::Structure::builder("ssm-event")
@@ -106,33 +113,50 @@ impl Events {
     }
 }
 
-impl Analyser for Events {
-    const FACTORY: &'static str = "ssmevents";
+impl Modelled for Events {
+    type Fit = Fit;
 
-    fn shared(&self) -> &Shared {
-        &self.shared
+    fn base(&self) -> &Base {
+        &self.shared.base
     }
 
-    fn model(&self) -> ModelSettings {
-        lock(&self.settings).model.clone()
+    fn reload(&self) -> &Reload<Self::Fit> {
+        &self.shared.reload
+    }
+
+    fn with_model<R>(&self, change: impl FnOnce(&mut ModelSettings) -> R) -> R {
+        change(&mut lock(&self.settings).model)
     }
 
     fn options(&self) -> Options {
         Options { carry: lock(&self.settings).carry, ..Options::default() }
     }
 
-    fn fits(&self, engine: &Arc<Engine>) -> Result<(), Error> {
+    fn fits(&self, engine: &Arc<Engine>) -> Result<Self::Fit, Error> {
         let info = engine.info();
         let (Signal::Image { .. }, Signal::Logits { classes }) = (info.input, info.output) else {
             return Err(unfit(&self.model(), "a model from frames to class scores", engine));
         };
-        let track = &mut *lock(&self.track);
-        track.kinds = Kinds::new(&info.facts.labels, classes);
-        track.labels = info.facts.labels.clone();
-        track.look_ahead = info.facts.look_ahead;
-        track.classes = ClassSettings::of(info.facts.activation.into(), classes);
-        track.ranking = Ranking::new(&track.classes, &info.facts.labels, classes)?;
-        Ok(())
+        let settings = ClassSettings::of(info.facts.activation.into(), classes);
+        Ok(Fit {
+            kinds: Kinds::new(&info.facts.labels, classes),
+            labels: info.facts.labels.clone(),
+            ranking: Ranking::new(&settings, &info.facts.labels, classes)?,
+            classes: settings,
+            look_ahead: info.facts.look_ahead,
+        })
+    }
+
+    fn adopt(&self, fit: Fit) {
+        lock(&self.track).fit = fit;
+    }
+}
+
+impl Analyser for Events {
+    const FACTORY: &'static str = "ssmevents";
+
+    fn shared(&self) -> &Shared<Self::Fit> {
+        &self.shared
     }
 
     fn interval(&self) -> u32 {
@@ -143,11 +167,15 @@ impl Analyser for Events {
         false
     }
 
+    fn silence(&self) -> String {
+        format!("no event reached threshold={}", lock(&self.settings).rules.threshold)
+    }
+
     fn heard(&self, heard: Heard<'_>, _buffer: Option<&gst::BufferRef>, found: &mut Found) {
         let settings = lock(&self.settings).clone();
         let track = &mut *lock(&self.track);
-        let (rules, look_ahead) = (&settings.rules, track.look_ahead);
-        let Track { finder, kinds, classes, ranking, .. } = track;
+        let (rules, look_ahead) = (&settings.rules, track.fit.look_ahead);
+        let Track { finder, fit: Fit { kinds, classes, ranking, .. } } = track;
         let (mut events, mut step) = (Vec::new(), 0);
         match heard {
             Heard::Step { start, step: number, y, .. } => {
@@ -211,6 +239,7 @@ impl ObjectImpl for Events {
         static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
             let defaults = Settings::default();
             let mut properties = defaults.model.properties();
+            properties.push(defaults.model.max_wait_property());
             properties.extend([
                 share("threshold", "Threshold", "Probability that an event reaches at least", defaults.rules.threshold),
                 share(
@@ -251,16 +280,21 @@ impl ObjectImpl for Events {
     }
 
     fn set_property(&self, _id: usize, value: &glib::Value, pspec: &glib::ParamSpec) {
-        let settings = &mut *lock(&self.settings);
-        match pspec.name() {
-            "threshold" => settings.rules.threshold = value.get().unwrap_or(settings.rules.threshold),
-            "low-threshold" => settings.rules.low = value.get().unwrap_or(settings.rules.low),
-            "cooldown" => settings.rules.cooldown = value.get().unwrap_or(settings.rules.cooldown),
-            "frame-scores" => settings.frame_scores = value.get().unwrap_or(settings.frame_scores),
-            "inference-interval" => settings.inference_interval = value.get().unwrap_or(settings.inference_interval),
-            "carry" => settings.carry = value.get().unwrap_or(settings.carry),
-            name => _ = settings.model.set(name, value),
+        {
+            let settings = &mut *lock(&self.settings);
+            match pspec.name() {
+                "threshold" => settings.rules.threshold = value.get().unwrap_or(settings.rules.threshold),
+                "low-threshold" => settings.rules.low = value.get().unwrap_or(settings.rules.low),
+                "cooldown" => settings.rules.cooldown = value.get().unwrap_or(settings.rules.cooldown),
+                "frame-scores" => settings.frame_scores = value.get().unwrap_or(settings.frame_scores),
+                "inference-interval" => {
+                    settings.inference_interval = value.get().unwrap_or(settings.inference_interval)
+                }
+                "carry" => settings.carry = value.get().unwrap_or(settings.carry),
+                name => _ = settings.model.set(name, value),
+            }
         }
+        reload::changed(self, pspec.name());
     }
 
     fn property(&self, _id: usize, pspec: &glib::ParamSpec) -> glib::Value {

@@ -22,10 +22,11 @@
 
 use super::segments::{Rules, Segments, Turn};
 use crate::analyser::{self, Analyser, Found, Shared};
-use crate::base::{lock, metadata, templates, unfit};
+use crate::base::{Base, lock, metadata, templates, unfit};
 use crate::classes::sigmoid;
 use crate::ear::Heard;
 use crate::model::ModelSettings;
+use crate::reload::{self, Modelled, Reload};
 use crate::results::Results;
 use crate::{ear, state};
 use gst::ClockTime;
@@ -52,7 +53,7 @@ impl Default for Settings {
 
 #[derive(Default)]
 pub struct Vad {
-    shared: Shared,
+    shared: Shared<()>,
     settings: Mutex<Settings>,
     segments: Mutex<Segments>,
 }
@@ -72,30 +73,49 @@ fn message(turn: Turn) -> (gst::Structure, Option<ClockTime>) {
     }
 }
 
-impl Analyser for Vad {
-    const FACTORY: &'static str = "ssmvad";
+impl Modelled for Vad {
+    type Fit = ();
 
-    fn shared(&self) -> &Shared {
-        &self.shared
+    fn base(&self) -> &Base {
+        &self.shared.base
     }
 
-    fn model(&self) -> ModelSettings {
-        lock(&self.settings).model.clone()
+    fn reload(&self) -> &Reload<Self::Fit> {
+        &self.shared.reload
+    }
+
+    fn with_model<R>(&self, change: impl FnOnce(&mut ModelSettings) -> R) -> R {
+        change(&mut lock(&self.settings).model)
     }
 
     fn options(&self) -> Options {
         Options { output: Output::Speech, ..Options::default() }
     }
 
-    fn fits(&self, engine: &Arc<Engine>) -> Result<(), Error> {
+    fn fits(&self, engine: &Arc<Engine>) -> Result<Self::Fit, Error> {
         let Signal::Samples { .. } = engine.info().input else {
             return Err(unfit(&self.model(), "a model from samples to speech scores", engine));
         };
         Ok(())
     }
 
+    fn adopt(&self, (): ()) {}
+}
+
+impl Analyser for Vad {
+    const FACTORY: &'static str = "ssmvad";
+
+    fn shared(&self) -> &Shared<Self::Fit> {
+        &self.shared
+    }
+
     fn posts_results(&self) -> bool {
         false
+    }
+
+    fn silence(&self) -> String {
+        let Rules { threshold, min_speech, .. } = lock(&self.settings).rules;
+        format!("there was no speech of threshold={threshold} for min-speech={min_speech}")
     }
 
     fn heard(&self, heard: Heard<'_>, _buffer: Option<&gst::BufferRef>, found: &mut Found) {
@@ -184,13 +204,16 @@ impl ObjectImpl for Vad {
     }
 
     fn set_property(&self, _id: usize, value: &glib::Value, pspec: &glib::ParamSpec) {
-        let Settings { model, rules } = &mut *lock(&self.settings);
-        match pspec.name() {
-            "threshold" => rules.threshold = value.get().unwrap_or(rules.threshold),
-            "min-speech" => rules.min_speech = value.get().map_or(rules.min_speech, ClockTime::from_nseconds),
-            "min-silence" => rules.min_silence = value.get().map_or(rules.min_silence, ClockTime::from_nseconds),
-            name => _ = model.set(name, value),
+        {
+            let Settings { model, rules } = &mut *lock(&self.settings);
+            match pspec.name() {
+                "threshold" => rules.threshold = value.get().unwrap_or(rules.threshold),
+                "min-speech" => rules.min_speech = value.get().map_or(rules.min_speech, ClockTime::from_nseconds),
+                "min-silence" => rules.min_silence = value.get().map_or(rules.min_silence, ClockTime::from_nseconds),
+                name => _ = model.set(name, value),
+            }
         }
+        reload::changed(self, pspec.name());
     }
 
     fn property(&self, _id: usize, pspec: &glib::ParamSpec) -> glib::Value {
