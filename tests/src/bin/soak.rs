@@ -5,6 +5,8 @@
 //! cargo run --release -p ssm-tests --bin soak -- --minutes 30 --hours 24 --seed 1
 //! ```
 //!
+//! `make soak` tells glibc's allocator to give back what is free at once; with its defaults it keeps some megabytes more,
+//! step by step.
 //! A line for each simulated hour; the last one begins with PASS or FAIL. It ends after the hours or the minutes,
 //! whichever come first. What was used after a tenth of the time is the measure for the rest.
 #![forbid(unsafe_code)]
@@ -147,7 +149,7 @@ impl Stream {
             self.pieces += 1;
             while self.h.try_pull().is_some() {}
         }
-        while self.h.try_pull_event().is_some() {}
+        while self.h.try_pull_event().is_some() || self.h.try_pull_upstream_event().is_some() {}
         while let Some(message) = self.bus.pop() {
             if let gst::MessageView::Error(e) = message.view() {
                 return Err(e.error().to_string());
