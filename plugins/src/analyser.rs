@@ -519,6 +519,10 @@ pub(crate) fn transform_ip<T: Analyser>(
         gst::element_error!(obj, gst::StreamError::Failed, ("results: {error}"));
         gst::FlowError::Error
     })?;
+    #[cfg(feature = "v1_24")]
+    if imp.posts_results() {
+        crate::analytics::attach(&found.results, buffer);
+    }
     let skipped = (look == Look::Drop).then(|| dropped(imp, buffer));
     for message in reloaded.into_iter().chain(skipped) {
         let _ = obj.post_message(message);

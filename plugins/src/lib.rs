@@ -13,6 +13,8 @@
 #![forbid(unsafe_code)]
 
 mod analyser;
+#[cfg(feature = "v1_24")]
+mod analytics;
 mod audiotag;
 mod base;
 mod classes;

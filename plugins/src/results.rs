@@ -55,7 +55,7 @@ pub enum Vector {
 }
 
 impl Vector {
-    fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         match self {
             Self::Numbers(v) => v.iter().flat_map(|v| v.to_le_bytes()).collect(),
             Self::Base64(text) => glib::base64_decode(text),
