@@ -4,7 +4,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 PLUGINS ?= $(or $(XDG_DATA_HOME),$(HOME)/.local/share)/gstreamer-1.0/plugins
 
-.PHONY: help deps build lint test soak bench demo install clean
+.PHONY: help deps build lint test soak bench demo install quality clean
 
 help:
 	@echo "make demo     install what is missing, build, run real sound and real video through the elements"
@@ -13,6 +13,7 @@ help:
 	@echo "make bench    benchmarks of kernels and models"
 	@echo "make install  put the plugin into your GStreamer plugin folder and ssm into ~/.cargo/bin"
 	@echo "make lint     formatting and clippy only"
+	@echo "make quality  PESQ and STOI for ssm eval-denoise, into .venv"
 
 deps:
 	@./.ci/deps
@@ -46,6 +47,11 @@ install: build
 	install -D -m 755 target/release/libgstssm.so $(PLUGINS)/libgstssm.so
 	$(CARGO) install --path pipelines --locked
 	@echo "installed $(PLUGINS)/libgstssm.so; try: gst-inspect-1.0 ssm"
+
+# pesq comes as C source.
+quality:
+	@.venv/bin/python -c 'import pesq, pystoi' 2>/dev/null || \
+	  { ./.ci/deps python3-dev && python3 -m venv .venv && .venv/bin/pip install -q pesq==0.0.4 pystoi==0.4.1; }
 
 clean:
 	$(CARGO) clean

@@ -1,10 +1,12 @@
 //! The `ssm` command line.
 
 mod element;
+mod eval_denoise;
 mod eval_shots;
 mod generate;
 mod inspect;
 mod mix;
+mod quality;
 mod random;
 mod score;
 mod shots;
@@ -35,6 +37,8 @@ enum Command {
     Shots(shots::Args),
     /// Find the transitions of videos and compare them with the truth.
     EvalShots(eval_shots::Args),
+    /// Take the noise out of pairs of noisy and clean speech and say how well.
+    EvalDenoise(eval_denoise::Args),
     /// Mix speech and noise.
     Mix(mix::Args),
     /// Ratio of signal to distortion against a clean sound.
@@ -75,6 +79,7 @@ fn main() -> ExitCode {
         Command::Generate(args) => generate::run(args),
         Command::Shots(args) => shots::run(&args),
         Command::EvalShots(args) => eval_shots::run(&args),
+        Command::EvalDenoise(args) => eval_denoise::run(&args),
     };
     done.unwrap_or_else(|error| {
         eprintln!("ssm: {error}");

@@ -14,7 +14,7 @@ pub struct Args {
 
 /// Scale-invariant ratio of signal to distortion in dB (Le Roux et al. 2019, equation 2): the part of `x` that is a
 /// multiple of `clean` over the rest, means taken off.
-fn si_sdr(clean: &[f32], x: &[f32]) -> f64 {
+pub fn si_sdr(clean: &[f32], x: &[f32]) -> f64 {
     let n = clean.len().min(x.len());
     let centred = |x: &[f32]| -> Vec<f64> {
         let mean = x[..n].iter().map(|v| f64::from(*v)).sum::<f64>() / n.max(1) as f64;

@@ -104,6 +104,73 @@ fn mix_score_and_spectrogram_work_on_what_mix_made() {
     assert!(!done.status.success() && text(&done).contains("absent.wav"));
 }
 
+/// One channel of 16-bit samples of `f` at `rate`.
+fn write(path: &str, rate: u32, seconds: u32, f: &dyn Fn(f32) -> f32) {
+    let spec =
+        hound::WavSpec { channels: 1, sample_rate: rate, bits_per_sample: 16, sample_format: hound::SampleFormat::Int };
+    let mut writer = hound::WavWriter::create(path, spec).expect("a temporary file");
+    for i in 0..seconds * rate {
+        writer.write_sample((8000.0 * f(i as f32 / rate as f32)) as i16).expect("written");
+    }
+    writer.finalize().expect("written");
+}
+
+#[test]
+fn eval_denoise_runs_pairs_through_the_element_and_tells_what_is_missing() {
+    let folder = Folder::new("denoise");
+    let tone = |t: f32| (t * 1200.0).sin() * (t * 9.0).sin().max(0.0);
+    // The first pair is at another rate than the model's.
+    for (name, rate) in [("a", 44_100), ("b", 16_000)] {
+        write(&folder.file(&format!("{name}_clean.wav")), rate, 2, &tone);
+        let noisy = |t: f32| tone(t) + 0.2 * (t * 91_357.0).sin() * (t * 33_331.0).cos();
+        write(&folder.file(&format!("{name}_noisy.wav")), rate, 2, &noisy);
+    }
+    let place = folder.0.display().to_string();
+    let run = |more: &[&str]| ssm(&[&["eval-denoise", &place, "--python", "no-such-python"], more].concat());
+    let out = folder.file("out");
+    let done = run(&["--out", &out]);
+    assert!(done.status.success(), "{}", text(&done));
+    let lines = text(&done);
+    let numbers = |name: &str| -> Vec<f64> {
+        let line = lines.lines().find(|l| l.starts_with(name)).unwrap_or_default();
+        line.split_whitespace().filter_map(|w| w.parse().ok()).collect()
+    };
+    // Without Python there are two numbers a line: SI-SDR before and after.
+    let (a, b, both) = (numbers("a "), numbers("b "), numbers("mean of"));
+    assert!(a.len() == 2 && b.len() == 2 && both.len() == 3 && both[0] == 2.0, "{lines}");
+    assert!((both[2] - (a[1] + b[1]) / 2.0).abs() < 0.02, "{lines}");
+    assert!(lines.contains("no-such-python") && lines.contains("make quality"), "{lines}");
+
+    // What was written is judged to be as good, and the clean sound itself perfect.
+    let judged = text(&run(&["--judge", &out]));
+    let after = judged.lines().find(|l| l.starts_with("b ")).and_then(|l| l.split_whitespace().nth(2)?.parse().ok());
+    assert!(after.is_some_and(|v: f64| (v - b[1]).abs() < 0.02), "{judged}\n{lines}");
+    for name in ["a", "b"] {
+        std::fs::copy(folder.file(&format!("{name}_clean.wav")), folder.file(&format!("out/{name}.wav")))
+            .expect("copied");
+    }
+    let perfect = text(&run(&["--judge", &out]));
+    let after =
+        perfect.lines().last().filter(|l| l.starts_with("PESQ")).and(perfect.lines().find(|l| l.starts_with("mean")));
+    let after: Option<f64> = after.and_then(|l| l.split_whitespace().nth(4)?.parse().ok());
+    assert!(after.is_some_and(|v| v > 60.0), "{perfect}");
+
+    std::fs::remove_file(folder.file("out/b.wav")).expect("removed");
+    let done = run(&["--judge", &out]);
+    assert!(!done.status.success() && text(&done).contains("expected b.wav or b.flac"), "{}", text(&done));
+    write(&folder.file("b_clean.wav"), 16_000, 1, &tone);
+    let done = run(&[]);
+    let want = "b_noisy.wav: expected 16000 samples";
+    assert!(!done.status.success() && text(&done).contains(want), "{}", text(&done));
+    std::fs::remove_file(folder.file("b_noisy.wav")).expect("removed");
+    let done = run(&[]);
+    let want = "b_clean.wav: expected b_noisy.wav or b_noisy.flac";
+    assert!(!done.status.success() && text(&done).contains(want), "{}", text(&done));
+    std::fs::write(folder.file("b_noisy.wav"), b"no sound").expect("written");
+    let done = run(&[]);
+    assert!(!done.status.success() && text(&done).contains("b_noisy.wav"), "{}", text(&done));
+}
+
 #[test]
 fn random_weights_are_a_model_and_say_that_they_are_untrained() {
     let folder = Folder::new("random");

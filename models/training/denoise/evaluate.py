@@ -1,6 +1,7 @@
 """Judges a denoiser on kept-out speakers and sentences in kept-out noise.
 
     python evaluate.py ../../builtin/denoise.safetensors --cache CACHE [--json scores.json]
+    python evaluate.py --cache CACHE --pairs FOLDER      writes the mixtures and their clean speech for `ssm eval-denoise`
 
 Each of 40 clips a set (up to 8 s) gets a noise drawn from fold 5 of ESC-10 and the kept-out loops, mixed so that the
 power of the clip over that of the noise is -5, 0, 5, 10 or 15 dB in turn, at a peak of 0.3 of full scale. Everything
@@ -12,6 +13,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import soundfile
 import torch
 from scipy.stats import rankdata
 
@@ -96,11 +98,12 @@ def voice_activity(model, cache):
     return out
 
 
-def noisy_sets(model, cache):
-    """Rows {set, snr, before, after} of every mixture; before and after are SI-SDR in dB."""
+def mixtures(cache):
+    """(set, number, SNR in dB, noisy, clean) of every mixture of the sets that the cache has."""
     noises = {name: load(cache, f"test_noise_{name}") for name in ("esc10", "blanket")}
-    rows = []
     for k, name in enumerate([*UNSEEN, *SEEN]):
+        if not (Path(cache) / f"test_speech_{name}.npy").is_file():
+            continue
         rng = np.random.default_rng([5, k])
         samples, clips = load(cache, f"test_speech_{name}")
         for i in range(CLIPS):
@@ -108,10 +111,24 @@ def noisy_sets(model, cache):
             noise, snr = noise_for(rng, noises, len(clean)), SNRS[i % len(SNRS)]
             noise = noise * np.sqrt((clean**2).mean() / (noise**2).mean()) * 10 ** (-snr / 20)
             gain = 0.3 / np.abs(clean + noise).max()
-            noisy, clean = (clean + noise) * gain, clean * gain
-            before, after = si_sdr(noisy, clean), si_sdr(run(model, noisy), clean)
-            rows.append({"set": name, "snr": snr, "before": before, "after": after})
+            yield name, i, snr, (clean + noise) * gain, clean * gain
+
+
+def noisy_sets(model, cache):
+    """Rows {set, snr, before, after} of every mixture; before and after are SI-SDR in dB."""
+    rows = []
+    for name, _, snr, noisy, clean in mixtures(cache):
+        before, after = si_sdr(noisy, clean), si_sdr(run(model, noisy), clean)
+        rows.append({"set": name, "snr": snr, "before": before, "after": after})
     return rows
+
+
+def pairs(cache, folder):
+    """Writes every mixture and its clean speech for `ssm eval-denoise`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, i, snr, noisy, clean in mixtures(cache):
+        for part, x in (("noisy", noisy), ("clean", clean)):
+            soundfile.write(folder / f"{name}_{i:02}_{snr}dB_{part}.flac", x, RATE, subtype="PCM_16")
 
 
 def other_checks(model, cache):
@@ -160,10 +177,15 @@ def other_checks(model, cache):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("file", type=Path, help="safetensors of export.py")
+    p.add_argument("file", type=Path, nargs="?", help="safetensors of export.py")
     p.add_argument("--cache", type=Path, required=True, help="folder that data.py prepared")
     p.add_argument("--json", type=Path, help="also write the figures here")
+    p.add_argument("--pairs", type=Path, help="write the mixtures into this folder, as FLAC")
     args = p.parse_args()
+    if args.pairs:
+        pairs(args.cache, args.pairs)
+    if args.file is None:
+        return
     torch.set_num_threads(1)
     model = read(args.file)
     rows = noisy_sets(model, args.cache)

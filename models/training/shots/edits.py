@@ -13,212 +13,47 @@ from pathlib import Path
 
 import av
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
-WIDTH, HEIGHT = 48, 27
-# Sizes that a shot is read at; a window of 48x27 is cut out of each, so the first is the whole frame.
-SIZES = ((48, 27), (64, 36), (96, 54))
+from disturb import disturb
+from shots import FULL, HEIGHT, WIDTH, Shots
+
 LICENCES = (
     "CC0-1.0",
+    "CC-BY-2.0",
     "CC-BY-4.0 Intel",
     "Apache-2.0 (repository licence)",
     "Apache-2.0 / BSD-3-Clause (package licence)",
     "MIT (repository licence)",
 )
-# Shots kept out of training, to watch it; one file of each of five sources.
+# Shots kept out of training, to watch it.
 KEPT_OUT = 7  # every seventh file
 CLASSES = ("cut", "dissolve", "fade", "wipe")
 
 
 def load(pack, cache):
-    """[(name, {size: frames u8 (n, h, w, 3)})] of every permitted video of the pack."""
+    """[(name, frames u8 (n, h, w, 3))] of every permitted file of the pack: videos at FULL, pictures at twice that size."""
     path = Path(cache) / "shots.npz"
     if not path.is_file():
         arrays = {}
         for entry in json.loads((Path(pack) / "manifest.json").read_text()):
-            if entry["licence"] not in LICENCES or entry.get("frames", 1) < 2:
+            if entry["licence"] not in LICENCES:
                 continue
-            frames = {size: [] for size in SIZES}
-            with av.open(str(Path(pack) / entry["file"])) as file:
-                for frame in file.decode(video=0):
-                    picture = frame.to_image()
-                    for size in SIZES:
-                        frames[size].append(np.asarray(picture.resize(size, Image.BICUBIC)))
-            for (w, _), stack in frames.items():
-                arrays[f"{entry['file']}@{w}"] = np.stack(stack)
+            file = Path(pack) / entry["file"]
+            if entry.get("frames", 1) < 2:
+                arrays[entry["file"]] = fit(Image.open(file).convert("RGB"), (2 * FULL[0], 2 * FULL[1]))[None]
+                continue
+            with av.open(str(file)) as video:
+                arrays[entry["file"]] = np.stack([fit(f.to_image(), FULL) for f in video.decode(video=0)])
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez(path, **arrays)
     found = np.load(path)
-    names = sorted({key.rpartition("@")[0] for key in found.files})
-    return [(n, {size: found[f"{n}@{size[0]}"] for size in SIZES}) for n in names]
+    return [(name, found[name]) for name in sorted(found.files)]
 
 
-def smooth(rng, n, points, spread):
-    """A random curve (n,) of straight lines between `points` values of +-spread."""
-    return np.interp(np.arange(n), np.linspace(0, max(n - 1, 1), points), rng.uniform(-spread, spread, points))
-
-
-class Shots:
-    """Draws single shots: float32 (n, 27, 48, 3), full scale 1."""
-
-    def __init__(self, clips):
-        self.clips = clips
-
-    def window(self, rng, n, size, steady):
-        """Top left corners (n, 2) of a window of 48x27 in frames of this size: still, wandering, or panning."""
-        room = np.array([size[1] - HEIGHT, size[0] - WIDTH])
-        at = rng.uniform(0, 1, 2) * room
-        path = np.tile(at, (n, 1))
-        if not steady and room.max() > 0:
-            kind = rng.random()
-            if kind < 0.5:  # a pan, sometimes a fast one, to and fro at the edges
-                speed = rng.choice([0.1, 0.3, 1.0, 3.0]) * rng.uniform(0.5, 1.5)
-                angle = rng.uniform(0, 2 * np.pi)
-                path = path + np.arange(n)[:, None] * speed * np.array([np.sin(angle), np.cos(angle)])
-                path = np.abs(np.mod(path, 2 * np.maximum(room, 1e-6)) - room * 0)
-                path = np.where(path > room, 2 * room - path, path)
-            else:  # a hand
-                path = path + np.stack([smooth(rng, n, 2 + n // 6, 2.0), smooth(rng, n, 2 + n // 6, 2.0)], 1)
-        return np.clip(np.round(path), 0, room).astype(int)
-
-    def shot(self, rng, n, like=None):
-        """n frames; `like` names the clip to take it from. Returns frames and the clip's index."""
-        index = int(rng.integers(len(self.clips))) if like is None else like
-        size = SIZES[rng.choice(3, p=[0.45, 0.3, 0.25])]
-        frames = self.clips[index][1][size]
-        if rng.random() < 0.15:  # a picture that the camera moves over
-            take = np.full(n, rng.integers(len(frames)))
-        else:
-            stride = int(rng.choice([1, 2, 3], p=[0.6, 0.3, 0.1]))
-            first = int(rng.integers(max(1, len(frames) - n * stride)))
-            take = first + np.arange(n) * stride
-            # At the end of the clip it goes backwards.
-            take = len(frames) - 1 - np.abs(len(frames) - 1 - take % max(2 * len(frames) - 2, 1))
-        corners = self.window(rng, n, size, rng.random() < 0.55)
-        x = np.stack([frames[t, r : r + HEIGHT, c : c + WIDTH] for t, (r, c) in zip(take, corners)])
-        x = x.astype(np.float32) / 255
-        if rng.random() < 0.5:
-            x = x[:, :, ::-1]
-        return self.look(rng, x), index
-
-    @staticmethod
-    def look(rng, x):
-        """Another camera: contrast, gamma, colour."""
-        x = np.clip(x, 1e-4, 1) ** np.float32(rng.uniform(0.6, 1.6))
-        gain = rng.uniform(0.75, 1.2, 3) if rng.random() < 0.5 else np.full(3, rng.uniform(0.6, 1.2))
-        x = x * gain.astype(np.float32)
-        if rng.random() < 0.12:
-            x = np.repeat(x.mean(-1, keepdims=True), 3, -1)
-        elif rng.random() < 0.3:
-            grey = x.mean(-1, keepdims=True)
-            x = grey + (x - grey) * np.float32(rng.uniform(0.3, 1.6))
-        return np.clip(x, 0, 1)
-
-    def card(self, rng, n):
-        """A still card: one colour, often black or white, with or without blocks in place of letters."""
-        colour = rng.choice([0.0, 0.0, 1.0, rng.random()]) * np.ones(3) if rng.random() < 0.8 else rng.random(3)
-        x = np.tile(colour.astype(np.float32), (n, HEIGHT, WIDTH, 1))
-        if rng.random() < 0.6:
-            ink = (1 - colour.mean() + rng.uniform(-0.3, 0.3)).clip(0, 1)
-            for _ in range(int(rng.integers(1, 8))):
-                r, c = int(rng.integers(2, HEIGHT - 3)), int(rng.integers(2, WIDTH - 6))
-                x[:, r : r + 2, c : c + int(rng.integers(3, 14))] = ink
-        return x
-
-    # What happens inside a shot and is no transition.
-
-    def disturb(self, rng, x):
-        """Up to two disturbances of a shot, in place of nothing."""
-        kinds = [self.flash, self.freeze, self.drop, self.block, self.expose, self.caption, self.glitch, self.shake]
-        for _ in range(int(rng.choice([0, 1, 2], p=[0.45, 0.4, 0.15]))):
-            if len(x) > 8:
-                x = kinds[rng.integers(len(kinds))](rng, x)
-        return x
-
-    @staticmethod
-    def flash(rng, x):
-        """One to four frames of light: lightning, a photographer, an explosion that fades."""
-        at, n = int(rng.integers(1, len(x) - 4)), int(rng.integers(1, 5))
-        strength = np.float32(rng.uniform(0.3, 1.0))
-        x = x.copy()
-        part = x[at : at + n]
-        fall = np.linspace(1, rng.uniform(0.1, 1), len(part), dtype=np.float32)[:, None, None, None] * strength
-        if rng.random() < 0.5:  # from one place
-            rows, columns = np.mgrid[0:HEIGHT, 0:WIDTH]
-            place = (rows - rng.uniform(0, HEIGHT)) ** 2 + (columns - rng.uniform(0, WIDTH)) ** 2
-            fall = fall * np.exp(-place / rng.uniform(100, 900)).astype(np.float32)[None, :, :, None]
-        x[at : at + n] = part + (1 - part) * fall
-        return x
-
-    @staticmethod
-    def freeze(rng, x):
-        """The same frame for a while, then on."""
-        at, n = int(rng.integers(1, len(x) - 3)), int(rng.integers(2, 12))
-        x = x.copy()
-        x[at : at + n] = x[at - 1]
-        return x
-
-    @staticmethod
-    def drop(rng, x):
-        """Some frames are missing: a small jump."""
-        at, n = int(rng.integers(1, len(x) - 2)), int(rng.integers(1, 4))
-        return np.concatenate([x[:at], x[at + n :], np.repeat(x[-1:], min(n, len(x) - at), 0)])
-
-    @staticmethod
-    def block(rng, x):
-        """Something passes before the camera."""
-        x = x.copy()
-        w, h = int(rng.integers(4, 30)), int(rng.integers(8, HEIGHT + 1))
-        colour = rng.random(3).astype(np.float32) * np.float32(rng.uniform(0.1, 1))
-        texture = rng.normal(0, 0.06, (h, w, 1)).astype(np.float32)
-        speed, top = rng.uniform(0.5, 9) * rng.choice([-1, 1]), int(rng.integers(0, HEIGHT - h + 1))
-        start = -w if speed > 0 else WIDTH
-        first = int(rng.integers(len(x)))
-        for t in range(first, len(x)):
-            left = int(start + (t - first) * speed)
-            a, b = max(left, 0), min(left + w, WIDTH)
-            if a < b:
-                x[t, top : top + h, a:b] = np.clip(colour + texture[:, a - left : b - left], 0, 1)
-        return x
-
-    @staticmethod
-    def expose(rng, x):
-        """The exposure steps or wanders."""
-        gain = 1 + smooth(rng, len(x), 2 + len(x) // 10, 0.25)
-        if rng.random() < 0.4:
-            gain = np.where(np.arange(len(x)) < rng.integers(len(x)), 1.0, rng.uniform(0.7, 1.35))
-        return np.clip(x * gain.astype(np.float32)[:, None, None, None], 0, 1)
-
-    @staticmethod
-    def caption(rng, x):
-        """A caption or a logo comes and goes."""
-        x = x.copy()
-        h, w = int(rng.integers(2, 8)), int(rng.integers(8, 40))
-        r, c = int(rng.integers(0, HEIGHT - h + 1)), int(rng.integers(0, WIDTH - w + 1))
-        at, n = int(rng.integers(len(x))), int(rng.integers(5, 60))
-        paint = np.where(rng.random((h, w, 1)) < 0.4, rng.random(), x[at, r : r + h, c : c + w])
-        x[at : at + n, r : r + h, c : c + w] = paint
-        return x
-
-    @staticmethod
-    def glitch(rng, x):
-        """Blocks of a damaged stream, for a frame or some."""
-        x = x.copy()
-        at = int(rng.integers(len(x)))
-        for t in range(at, min(at + int(rng.integers(1, 6)), len(x))):
-            for _ in range(int(rng.integers(2, 14))):
-                r, c = int(rng.integers(HEIGHT - 4)), int(rng.integers(WIDTH - 6))
-                x[t, r : r + 4, c : c + 6] = x[t - 1, r, c] if rng.random() < 0.7 else rng.random(3)
-        return x
-
-    @staticmethod
-    def shake(rng, x):
-        """A jerk of the camera."""
-        at, n = int(rng.integers(len(x))), int(rng.integers(2, 9))
-        x = x.copy()
-        for t in range(at, min(at + n, len(x))):
-            x[t] = np.roll(x[t], tuple(rng.integers(-4, 5, 2)), (0, 1))
-        return x
+def fit(picture, size):
+    """u8 (h, w, 3) of the largest part of the middle that has this shape."""
+    return np.asarray(ImageOps.fit(picture.convert("RGB"), size, Image.BICUBIC))
 
 
 class Editor:
@@ -233,39 +68,53 @@ class Editor:
         `start` is the last frame wholly of the old shot, `end` the first wholly of the new one. A cut is marked on its
         first new frame; the others on every frame that is of both, start and end apart."""
         rng = np.random.default_rng([self.seed, i])
-        n = self.length
-        mean = rng.choice([14, 30, 60, 150])
-        x, index = self.piece(rng, int(rng.integers(5, mean + 6)), None)
-        found = []
-        while len(x) < n + 70:
-            like = index if rng.random() < 0.15 else None
-            y, index = self.piece(rng, int(rng.integers(5, 2 * mean)), like)
-            x = self.join(rng, x, y, found)
-        skip = int(rng.integers(0, 60)) if rng.random() < 0.8 else 0
-        x = self.finish(rng, x[skip : skip + n])
+        n, found = self.length, []
+        if rng.random() < 0.2:  # nothing but one shot in which much happens
+            x, _ = self.shots.shot(rng, n)
+            x, skip = disturb(rng, x, 5, self.other(rng)), 0
+        else:
+            mean = rng.choice([14, 30, 60, 150])
+            x, like = self.piece(rng, int(rng.integers(5, mean + 6)), None)
+            while len(x) < n + 70:
+                y, like = self.piece(rng, int(rng.integers(5, 2 * mean)), like if rng.random() < 0.3 else None)
+                x = self.join(rng, x, y, found)
+            skip = int(rng.integers(0, 60)) if rng.random() < 0.8 else 0
+        x = x[skip : skip + n]
+        found = [(a - skip, b - skip, k) for a, b, k in found]
+        if rng.random() < 0.12:  # shown at a higher rate: frames come twice
+            rate = rng.choice([0.5, 0.6, 0.8, 0.96])
+            x = x[(np.arange(n) * rate).astype(int)]
+            found = [(int(np.ceil((a + 1) / rate)) - 1, int(np.ceil(b / rate)), k) for a, b, k in found]
+        x = self.finish(rng, x.copy())
         labels = np.zeros((n, len(CLASSES)), np.float32)
         kept = []
-        for start, end, kind in ((a - skip, b - skip, k) for a, b, k in found):
+        for start, end, kind in found:
             inside = slice(max(end if kind == "cut" else start + 1, 0), max(end + (kind == "cut"), 0))
             labels[inside, CLASSES.index(kind)] = 1
             if 0 <= start and end < n:
                 kept.append((start, end, kind))
         return np.round(x * 255).astype(np.uint8), labels, kept
 
+    def other(self, rng):
+        return lambda n: self.shots.shot(rng, n)[0]
+
     def piece(self, rng, n, like):
+        """A shot of n frames with what happens in it, and what a similar shot needs."""
         if rng.random() < 0.06:
             return self.shots.card(rng, n), None
         x, index = self.shots.shot(rng, n, like)
-        return self.shots.disturb(rng, x), index
+        return disturb(rng, x, 2 if n < 40 else 3, self.other(rng)), index
 
     def join(self, rng, x, y, found):
         """x and then y, and what lies between them noted in `found`."""
-        kind = rng.choice(["cut", "dissolve", "fade", "wipe", "dip"], p=[0.52, 0.24, 0.1, 0.07, 0.07])
-        longest = min(len(x), len(y)) - 2
-        if kind == "cut" or longest < 3:
+        kind = rng.choice(["cut", "dissolve", "fade", "dip", "wipe", "slide"], p=[0.5, 0.25, 0.07, 0.08, 0.05, 0.05])
+        before = found[-1][1] if found else 0
+        longest = min(len(x) - before, len(y)) - 2
+        if kind == "cut" or longest < 2:
             found.append((len(x) - 1, len(x), "cut"))
             return np.concatenate([x, y])
-        n = int(min(longest, max(2, round(2 * 30 ** rng.random()))))
+        low, high = [(2, 7), (6, 26), (25, 61)][rng.choice(3, p=[0.35, 0.45, 0.2])]
+        n = min(longest, int(rng.integers(low, high)))
         if kind in ("fade", "dip"):  # to one colour and out of it
             colour = np.float32(0.0 if rng.random() < 0.8 else 1.0)
             hold = int(rng.integers(0, 8))
@@ -281,13 +130,27 @@ class Editor:
                 return np.concatenate([x[:-n], x[-n:] * (1 - away) + colour * away, plate, y])
             found.append((len(x) - 1, len(x) + hold + 1 + n, "fade"))
             return np.concatenate([x, plate, y[:n] * away + colour * (1 - away), y[n:]])
-        found.append((len(x) - n - 1, len(x), str(kind)))
+        found.append((len(x) - n - 1, len(x), "wipe" if kind == "slide" else str(kind)))
         share = np.linspace(0, 1, n + 2, dtype=np.float32)[1:-1]
-        if kind == "dissolve":
-            share = share[:, None, None, None]
-        else:
-            share = self.wipe(rng, share)
+        if rng.random() < 0.3:  # slow at both ends
+            share = share * share * (3 - 2 * share)
+        if kind == "slide":
+            return np.concatenate([x[:-n], self.slide(rng, x[-n:], y[:n], share), y[n:]])
+        share = share[:, None, None, None] if kind == "dissolve" else self.wipe(rng, share)
         return np.concatenate([x[:-n], x[-n:] * (1 - share) + y[:n] * share, y[n:]])
+
+    @staticmethod
+    def slide(rng, x, y, share):
+        """The new shot comes over the old one from a side, and may push it out."""
+        axis, sign, push = int(rng.integers(1, 3)), int(rng.choice([-1, 1])), rng.random() < 0.6
+        size = x.shape[axis]
+        out = []
+        for a, b, s in zip(x, y, share):
+            at = int(round(float(s) * size))
+            a, b = (np.moveaxis(v, axis - 1, 0)[::sign] for v in (a, b))
+            strip = np.concatenate([a[at:] if push else a[: size - at], b[:at]])
+            out.append(np.moveaxis(strip[::sign], 0, axis - 1))
+        return np.stack(out)
 
     @staticmethod
     def wipe(rng, share):
@@ -311,25 +174,25 @@ class Editor:
             x[:, :, :bar] = 0
             x[:, :, -bar:] = 0
         if rng.random() < 0.5:
-            x = x + rng.normal(0, rng.uniform(0.002, 0.03), x.shape).astype(np.float32)
+            x = x + np.float32(rng.uniform(0.002, 0.03)) * rng.standard_normal(x.shape, np.float32)
         if rng.random() < 0.2:  # each frame a little of the one before
             keep = np.float32(rng.uniform(0.05, 0.25))
             x[1:] = x[1:] * (1 - keep) + x[:-1] * keep
         return np.clip(x, 0, 1)
 
 
-def sheet(editor, path, rows=12):
-    """Sequences as rows of small pictures; transitions framed by lines below: cut red, others blue."""
+def sheet(editor, path, rows=24):
+    """Sequences as rows of small pictures; lines below mark cuts red, other transitions blue."""
     lines = []
     for i in range(rows):
         x, labels, _ = editor.sequence(i)
-        x = x[:40]
+        x = x[20:60]
         strip = np.full((HEIGHT + 3, len(x) * (WIDTH + 1), 3), 255, np.uint8)
         for t, frame in enumerate(x):
             at = t * (WIDTH + 1)
             strip[:HEIGHT, at : at + WIDTH] = frame
-            if labels[t].any():
-                strip[HEIGHT:, at : at + WIDTH] = (220, 30, 30) if labels[t, 0] else (40, 60, 220)
+            if labels[20 + t].any():
+                strip[HEIGHT:, at : at + WIDTH] = (220, 30, 30) if labels[20 + t, 0] else (40, 60, 220)
         lines.append(strip)
     Image.fromarray(np.concatenate(lines)).save(path)
 
@@ -341,7 +204,7 @@ def main():
     p.add_argument("--sheet", type=Path, help="PNG of some sequences")
     args = p.parse_args()
     clips = load(args.pack, args.cache)
-    print(f"{len(clips)} shots, {sum(len(c[1][SIZES[0]]) for c in clips)} frames")
+    print(f"{len(clips)} shots, {sum(len(c[1]) for c in clips)} frames")
     if args.sheet:
         sheet(Editor(clips, 1), args.sheet)
 

@@ -21,10 +21,10 @@ LOOK_AHEAD = 8  # frames
 STEP_RATE = 25.0  # frames a second
 MEAN, STD = 0.4, 0.25  # of every colour
 CONFIG = {
-    "channels": (16, 32, 48),
+    "channels": (16, 32, 64),
     "pool": (4, 6),
     "width": 64,
-    "similarity": 16,
+    "similarity": 24,
     "d_model": 96,
     "layers": 3,
     "d_state": 16,
@@ -86,8 +86,8 @@ class Transitions(nn.Module):
     def forward(self, frames):
         """Scores before the sigmoid (B, T, classes) of frames u8 (B, T, 27, 48, 3)."""
         b, t = frames.shape[:2]
-        x = (frames.flatten(0, 1).permute(0, 3, 1, 2).float() / 255 - MEAN) / STD
-        v = self.encoder(x.contiguous()).view(b, t, -1)
+        x = (frames.flatten(0, 1).permute(0, 3, 1, 2).float() / 255 - MEAN) / STD  # colours innermost, which is faster
+        v = self.encoder(x).view(b, t, -1)
         return self.head(self.core(self.in_proj(torch.cat([v, self.likeness(v)], -1))))
 
 

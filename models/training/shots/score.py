@@ -1,4 +1,10 @@
-"""From scores to events, and how well events agree with the truth."""
+"""From scores to events, and how well events agree with the truth.
+
+    python score.py RUN/model.pt --pack PACK --cache CACHE      sequences of the shots kept out, by kind
+"""
+
+import argparse
+from pathlib import Path
 
 import numpy as np
 
@@ -36,16 +42,23 @@ def events(p, high=HIGH, low=LOW):
     return sorted(found)
 
 
-def agree(found, truth):
-    """(hits, missed, false alarms): an event's middle (a cut's first new frame) lies in start-1 .. end+2 of one transition."""
-    free, hits = list(truth), 0
+def matched(found, truth):
+    """The transition that each event hits, or None: an event's middle (a cut's first new frame) lies in start-1 .. end+2,
+    one event each; and the transitions that no event hits."""
+    free, hits = list(truth), []
     for start, end, kind in found:
         at = end if kind == 0 else (start + end) / 2
         match = next((t for t in free if t[0] - 1 <= at <= t[1] + 2), None)
         if match is not None:
             free.remove(match)
-            hits += 1
-    return hits, len(free), len(found) - hits
+        hits.append(match)
+    return hits, free
+
+
+def agree(found, truth):
+    """(hits, missed, false alarms)."""
+    hits, missed = matched(found, truth)
+    return len(hits) - hits.count(None), len(missed), hits.count(None)
 
 
 def f1(hits, missed, false):
@@ -55,3 +68,40 @@ def f1(hits, missed, false):
 def probabilities(logits, look_ahead):
     """Sigmoid of (n + look_ahead, classes) in line with the n frames."""
     return 1 / (1 + np.exp(-np.asarray(logits, np.float64)))[look_ahead:]
+
+
+def main():
+    import torch
+
+    from edits import CLASSES, KEPT_OUT, Editor, load
+    from model import LOOK_AHEAD, Transitions
+
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("model", type=Path, help="model.pt of train.py")
+    p.add_argument("--pack", type=Path, required=True, help="folder with manifest.json (edits.py)")
+    p.add_argument("--cache", type=Path, required=True, help="folder for what is prepared")
+    p.add_argument("--count", type=int, default=200, help="sequences")
+    args = p.parse_args()
+    saved = torch.load(args.model, weights_only=False)
+    model = Transitions(**saved["config"])
+    model.load_state_dict(saved["weights"])
+    editor = Editor(load(args.pack, args.cache)[::KEPT_OUT], 2 * 10**6 + saved["recipe"]["seed"], saved["recipe"]["frames"])
+    counts = {kind: np.zeros(3, int) for kind in CLASSES}
+    with torch.no_grad():
+        for i in range(args.count):
+            frames, _, truth = editor.sequence(i)
+            x = torch.from_numpy(np.concatenate([frames, np.repeat(frames[-1:], LOOK_AHEAD, 0)]))
+            found = events(probabilities(model(x[None])[0].numpy(), LOOK_AHEAD))
+            found = [e for e in found if 2 <= e[0] and e[1] <= len(frames) - 3]
+            hits, missed = matched(found, truth)
+            for (_, _, kind), hit in zip(found, hits):
+                counts[hit[2] if hit else CLASSES[kind]] += [hit is not None, 0, hit is None]
+            for transition in missed:
+                counts[transition[2]] += [0, 1, 0]
+    print("| | found | missed | false alarms | F1 |\n|---|---|---|---|---|")
+    for kind, (hits, missed, false) in [*counts.items(), ("all", sum(counts.values()))]:
+        print(f"| {kind} | {hits} | {missed} | {false} | {f1(hits, missed, false):.3f} |")
+
+
+if __name__ == "__main__":
+    main()

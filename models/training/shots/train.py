@@ -109,6 +109,7 @@ def main():
     editor = Editor([c for i, c in enumerate(clips) if i % KEPT_OUT], recipe["seed"], recipe["frames"])
     watch = Editor(kept, 10**6 + recipe["seed"], recipe["frames"])
     model, average = Transitions(**config), Transitions(**config)
+    model.encoder.to(memory_format=torch.channels_last)
     average.load_state_dict(model.state_dict())
     print(f"{sum(w.numel() for w in model.parameters())} parameters, {len(clips)} shots, {len(kept)} kept out", flush=True)
     free = lambda name, w: w.ndim <= 1 or name.endswith("A_log")  # noqa: E731
