@@ -133,11 +133,14 @@ pub(crate) fn changed<T: Modelled>(imp: &T, property: &str) {
     }
     let model = imp.model();
     if !model.allow_reload {
-        gst::element_warning!(
-            element(imp),
-            gst::ResourceError::Settings,
-            ("model: the new value counts from READY on; with allow-reload=true it counts while playing, too")
-        );
+        let same = model.model == *lock(&reload.running);
+        if !same {
+            gst::element_warning!(
+                element(imp),
+                gst::ResourceError::Settings,
+                ("model: the new value counts from READY on; with allow-reload=true it counts while playing, too")
+            );
+        }
         return;
     }
     let ticket = reload.asked.fetch_add(1, Ordering::Relaxed) + 1;
