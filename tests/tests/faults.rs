@@ -339,7 +339,8 @@ fn another_thread_may_set_and_ask_anything_while_playing() {
                     turns += 1;
                     for spec in element.list_properties().iter() {
                         let _: glib::Value = element.property_value(spec.name());
-                        let settable = spec.flags().contains(gst::PARAM_FLAG_MUTABLE_PLAYING);
+                        // Another model warns; `reload.rs` is about it.
+                        let settable = spec.flags().contains(gst::PARAM_FLAG_MUTABLE_PLAYING) && spec.name() != "model";
                         if settable && spec.flags().contains(glib::ParamFlags::WRITABLE) && rng.range(0, 3) == 0 {
                             element.set_property_from_value(spec.name(), spec.default_value());
                         }
