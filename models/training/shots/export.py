@@ -73,7 +73,7 @@ def golden(weights, path):
     model, config = read(weights)
     size = config["input"]["height"], config["input"]["width"]
     fields = {**config, "weights_from": f"../../models/builtin/{weights.name}"}
-    save_file(judged(model, 20, *size), path, {"config": json.dumps(fields)})
+    save_file(judged(model, model.similarity + 6, *size), path, {"config": json.dumps(fields)})
 
 
 def tiny(path):

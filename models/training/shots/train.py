@@ -23,7 +23,7 @@ from model import CONFIG, LOOK_AHEAD, Transitions
 from score import agree, events, f1, probabilities
 
 RECIPE = {
-    "steps": 4000,
+    "steps": 6251,
     "batch": 12,
     "frames": 100,
     "lr": 2e-3,
