@@ -8,13 +8,13 @@ use std::process::ExitCode;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Golden files.
+    /// Golden files, or folders of them.
     #[arg(required = true)]
     files: Vec<PathBuf>,
     /// Tolerance in place of each family's own (absolute).
     #[arg(long)]
     tol: Option<f32>,
-    /// Cut the input of streaming families: `whole`, a length, or `random:SEED`.
+    /// Cut the input of streaming families: `whole`, a length, `random`, or `random:SEED`.
     #[arg(long, default_value = "whole", value_parser = chunks)]
     chunks: Chunks,
     /// Device.
@@ -29,12 +29,36 @@ pub struct Args {
 }
 
 fn chunks(word: &str) -> Result<Chunks, String> {
-    let bad = || format!("expected whole, a length or random:SEED, got {word:?}");
+    let bad = || format!("expected whole, a length, random or random:SEED, got {word:?}");
+    if word == "random" {
+        return Ok(Chunks::Random(1));
+    }
     match word.strip_prefix("random:") {
         Some(seed) => seed.parse().map(Chunks::Random).map_err(|_| bad()),
         None if word == "whole" => Ok(Chunks::Whole),
         None => word.parse().ok().filter(|n| *n > 0).map(Chunks::Size).ok_or_else(bad),
     }
+}
+
+/// The files, those of a folder in the order of their names.
+fn files(paths: Vec<PathBuf>) -> Result<Vec<PathBuf>, Failure> {
+    let mut files = Vec::new();
+    for path in paths {
+        if !path.is_dir() {
+            files.push(path);
+            continue;
+        }
+        let failure = |reason: String| Failure::File { path: path.clone(), reason };
+        let entries = std::fs::read_dir(&path).map_err(|e| failure(e.to_string()))?;
+        let golden = |p: &PathBuf| p.extension().is_some_and(|e| e == "safetensors" || e == "pth");
+        let mut found: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).filter(golden).collect();
+        if found.is_empty() {
+            return Err(failure("expected golden files (*.safetensors, *.pth), got none".into()));
+        }
+        found.sort();
+        files.append(&mut found);
+    }
+    Ok(files)
 }
 
 pub fn run(args: Args) -> Result<ExitCode, Failure> {
@@ -44,8 +68,8 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
     let level = CpuLevel::from_env().map_err(ssm_models::Error::from)?;
     let options = VerifyOptions { level, threads: args.threads, tol: args.tol, chunks: args.chunks, search };
     let (mut passed, mut failed, mut unsupported) = (0, 0, 0);
-    for file in &args.files {
-        let outcome = verify(file, &options);
+    for file in files(args.files)? {
+        let outcome = verify(&file, &options);
         println!("{outcome}");
         match outcome.verdict {
             Verdict::Pass => passed += 1,

@@ -57,6 +57,10 @@ fn verify_passes_good_files_and_ends_with_failure_otherwise() {
         assert!(!done.status.success());
         assert!(text(&done).contains("0 passed, 1 failed") && text(&done).contains(name), "{}", text(&done));
     }
+    std::fs::write(folder.file("whole.safetensors"), &bytes).expect("a temporary file");
+    let all = ssm(&["verify", &folder.file("."), "--chunks", "random"]);
+    assert!(text(&all).contains("1 passed, 3 failed"), "{}", text(&all));
+
     let absent = ssm(&["verify", &folder.file("absent.pth")]);
     assert!(!absent.status.success() && text(&absent).contains("absent.pth"), "{}", text(&absent));
 }
