@@ -175,6 +175,33 @@ fn eval_denoise_runs_pairs_through_the_element_and_tells_what_is_missing() {
     assert!(!done.status.success() && text(&done).contains("b_noisy.wav"), "{}", text(&done));
 }
 
+#[cfg(unix)]
+#[test]
+fn eval_denoise_shows_what_python_measures() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = Folder::new("quality");
+    for name in ["a_clean", "a_noisy", "b_clean", "b_noisy"] {
+        write(&folder.file(&format!("{name}.wav")), 16_000, 1, &|t| (t * 1200.0).sin());
+    }
+    // In place of Python: says `answer` and ends after so many bytes; a pair of a second has 192 004.
+    let python = |answer: &str, reads: u32| {
+        let path = folder.file("python");
+        std::fs::write(&path, format!("#!/bin/sh\nprintf '{answer}'\nhead -c {reads} > /dev/null\n")).expect("written");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("permitted");
+        ssm(&["eval-denoise", &folder.0.display().to_string(), "--python", &path])
+    };
+    let line = "[[1.5, 0.8, 0.7], [2.5, 0.9, null]]\\n";
+    let done = python(&format!("ready\\n{line}{line}"), 1_000_000);
+    let lines = text(&done);
+    let words: Vec<&str> = lines.lines().last().unwrap_or_default().split_whitespace().collect();
+    assert!(done.status.success(), "{lines}");
+    assert_eq!(words[5..], ["1.500", "2.500", "0.800", "0.900", "0.700", "-"], "{lines}");
+    let short = python(&format!("ready\\n{line}"), 200_000);
+    assert!(!short.status.success() && text(&short).contains("PESQ and STOI"), "{}", text(&short));
+    let absent = python("No module named pesq\\n", 0);
+    assert!(absent.status.success() && text(&absent).contains("No module named pesq"), "{}", text(&absent));
+}
+
 #[test]
 fn random_weights_are_a_model_and_say_that_they_are_untrained() {
     let folder = Folder::new("random");
