@@ -4,6 +4,7 @@ use crate::{race, values};
 use ssm_kernels::linear::{Linear, Store, linear};
 use ssm_kernels::{Act, CpuLevel, Cx, Mat, MatMut};
 use std::hint::black_box;
+use std::time::Instant;
 
 /// Rates of one core.
 pub struct Roof {
@@ -56,7 +57,13 @@ pub fn measure() -> Roof {
     const TURNS: usize = 100_000;
     let level = CpuLevel::best();
     let mut lanes = 0;
-    let seconds = race(0.5, &mut [&mut || lanes = black_box(chain(level, TURNS, black_box(0.5))).1])[0];
+    // The fastest of all runs: clocks go up and down.
+    let mut seconds = f64::MAX;
+    for _ in 0..400 {
+        let begin = Instant::now();
+        lanes = black_box(chain(level, TURNS, black_box(0.5))).1;
+        seconds = seconds.min(begin.elapsed().as_secs_f64());
+    }
     let mut flops = (TURNS * lanes * 2) as f64 / seconds;
     // A product that stays in the first cache can only be below the truth, never above it.
     let cx = Cx::at(level, 1);
