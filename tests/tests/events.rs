@@ -279,9 +279,11 @@ fn every_event_is_a_line() {
         let told: Vec<(u64, u64)> =
             messages.map(|s| (s.get("start").expect("ns"), s.get("end").expect("ns"))).collect();
         let text = std::fs::read_to_string(&lines).expect("lines");
-        let written: Vec<(u64, u64)> = text
-            .lines()
-            .map(|l| serde_json::from_str::<serde_json::Value>(l).expect("JSON"))
+        let values: Vec<serde_json::Value> = text.lines().map(|l| serde_json::from_str(l).expect("JSON")).collect();
+        let steps = values.iter().map(|v| v["step"].as_u64().expect("a number"));
+        assert!(steps.into_iter().all(|step| (1..=n).contains(&step)), "{n} frames: {text}");
+        let written: Vec<(u64, u64)> = values
+            .iter()
             .map(|v| (v["event"]["start"].as_u64().expect("ns"), v["event"]["end"].as_u64().expect("ns")))
             .collect();
         assert!(!told.is_empty(), "{n} frames");

@@ -111,6 +111,9 @@ pub(crate) struct Finder {
     cuts: Vec<Cut>,
     spans: VecDeque<Span>,
     frames: u64,
+    /// The model's number of the last step.
+    #[serde(default)]
+    pub(crate) taken: u64,
 }
 
 impl Finder {

@@ -176,10 +176,11 @@ impl Analyser for Events {
         let track = &mut *lock(&self.track);
         let (rules, look_ahead) = (&settings.rules, track.fit.look_ahead);
         let Track { finder, fit: Fit { kinds, classes, ranking, .. } } = track;
-        let (mut events, mut step) = (Vec::new(), 0);
+        // What is told after the last frame is told of its step.
+        let (mut events, mut step) = (Vec::new(), finder.taken);
         match heard {
             Heard::Step { start, step: number, y, .. } => {
-                step = number;
+                (step, finder.taken) = (number, number);
                 // Frames of which no scores are known yet are told later.
                 let of = if look_ahead == 0 { Some(start.nseconds()) } else { finder.front(look_ahead).map(|m| m.pts) };
                 classes.shares(y);
