@@ -169,7 +169,7 @@ pub fn linear(cx: &Cx, x: Mat<'_>, w: &Linear, act: Act, store: Store, y: MatMut
     }
     match w.precision {
         Precision::F32 => run(cx, x, w, act, store, y),
-        Precision::Bf16 => half::rounded(x, |x| run(cx, x, w, act, store, y)),
+        Precision::Bf16 => half::rounded(w.level, x, |x| run(cx, x, w, act, store, y)),
     }
 }
 
