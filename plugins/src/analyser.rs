@@ -531,9 +531,26 @@ pub(crate) fn transform_ip<T: Analyser>(
     Ok(gst::FlowSuccess::Ok)
 }
 
-/// The impls of an [`Analyser`] that only hand on to the functions above. Called inside the element's `imp`.
+/// The impls of an [`Analyser`] that only hand on: to its fields `shared` and `settings`, and to the functions above. Called
+/// inside the element's `imp`; `fit` is what it makes of a model that fits.
 macro_rules! hand_on {
-    ($imp:ty) => {
+    ($imp:ty, $fit:ty) => {
+        impl crate::reload::Holds for $imp {
+            type Fit = $fit;
+
+            fn base(&self) -> &crate::base::Base {
+                &self.shared.base
+            }
+
+            fn reload(&self) -> &crate::reload::Reload<Self::Fit> {
+                &self.shared.reload
+            }
+
+            fn with_model<R>(&self, change: impl FnOnce(&mut crate::model::ModelSettings) -> R) -> R {
+                change(&mut crate::base::lock(&self.settings).model)
+            }
+        }
+
         impl crate::state::Stateful for $imp {
             fn reset(&self) {
                 crate::analyser::Analyser::shared(self).base.ask_reset();
@@ -556,7 +573,7 @@ macro_rules! hand_on {
             const TRANSFORM_IP_ON_PASSTHROUGH: bool = false;
 
             fn start(&self) -> Result<(), gst::ErrorMessage> {
-                let model = crate::reload::Modelled::model(self);
+                let model = crate::reload::Holds::model(self);
                 crate::analyser::Analyser::shared(self).base.read_state(&model)
             }
 

@@ -9,8 +9,8 @@ use ssm_models::{Engine, Error, Options, Signal};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-/// An element with a model.
-pub(crate) trait Modelled: ElementImpl {
+/// Where an element with a model holds what all of these have.
+pub(crate) trait Holds: ElementImpl {
     /// What the element makes of a model that fits.
     type Fit: Send + 'static;
 
@@ -18,17 +18,21 @@ pub(crate) trait Modelled: ElementImpl {
     fn reload(&self) -> &Reload<Self::Fit>;
     /// Reads or changes the common properties.
     fn with_model<R>(&self, change: impl FnOnce(&mut ModelSettings) -> R) -> R;
+
+    /// The common properties.
+    fn model(&self) -> ModelSettings {
+        self.with_model(|model| model.clone())
+    }
+}
+
+/// An element with a model.
+pub(crate) trait Modelled: Holds {
     /// How the model is opened.
     fn options(&self) -> Options;
     /// Refuses a model that is for something else.
     fn fits(&self, engine: &Arc<Engine>) -> Result<Self::Fit, Error>;
     /// The model of this fit is at work from now on.
     fn adopt(&self, fit: Self::Fit);
-
-    /// The common properties.
-    fn model(&self) -> ModelSettings {
-        self.with_model(|model| model.clone())
-    }
 }
 
 /// A model that takes the place of the open one at the next buffer.

@@ -16,11 +16,11 @@
 //! ahead of the end of stream as an event `ssm-results`, since there is no buffer left to carry it.
 
 use crate::analyser::{self, Analyser, Found, Shared};
-use crate::base::{Base, lock, metadata, templates, unfit};
+use crate::base::{lock, metadata, templates, unfit};
 use crate::classes::{Activation, ClassSettings, Ranking};
 use crate::ear::Heard;
 use crate::model::ModelSettings;
-use crate::reload::{self, Modelled, Reload};
+use crate::reload::{self, Modelled};
 use crate::results::Results;
 use crate::{ear, state};
 use gst::prelude::*;
@@ -50,20 +50,6 @@ pub struct AudioTag {
 }
 
 impl Modelled for AudioTag {
-    type Fit = Ranking;
-
-    fn base(&self) -> &Base {
-        &self.shared.base
-    }
-
-    fn reload(&self) -> &Reload<Self::Fit> {
-        &self.shared.reload
-    }
-
-    fn with_model<R>(&self, change: impl FnOnce(&mut ModelSettings) -> R) -> R {
-        change(&mut lock(&self.settings).model)
-    }
-
     fn options(&self) -> Options {
         let frames = lock(&self.settings).inference_interval as usize;
         Options { listen: Listen::Samples(frames), ..Options::default() }
@@ -103,7 +89,7 @@ impl Analyser for AudioTag {
     }
 }
 
-analyser::hand_on!(AudioTag);
+analyser::hand_on!(AudioTag, Ranking);
 
 #[glib::object_subclass]
 impl ObjectSubclass for AudioTag {

@@ -16,11 +16,11 @@
 //! flush, a new segment, a longer gap, a jump back, or the signal `reset-state`.
 
 use crate::analyser::{self, Analyser, Found, Shared};
-use crate::base::{Base, lock, metadata, templates, unfit};
+use crate::base::{lock, metadata, templates, unfit};
 use crate::classes::{Activation, ClassSettings, Ranking};
 use crate::ear::Heard;
 use crate::model::ModelSettings;
-use crate::reload::{self, Modelled, Reload};
+use crate::reload::{self, Modelled};
 use crate::results::Results;
 use crate::{eye, state};
 use gst::prelude::*;
@@ -51,20 +51,6 @@ pub struct Classify {
 }
 
 impl Modelled for Classify {
-    type Fit = Ranking;
-
-    fn base(&self) -> &Base {
-        &self.shared.base
-    }
-
-    fn reload(&self) -> &Reload<Self::Fit> {
-        &self.shared.reload
-    }
-
-    fn with_model<R>(&self, change: impl FnOnce(&mut ModelSettings) -> R) -> R {
-        change(&mut lock(&self.settings).model)
-    }
-
     fn options(&self) -> Options {
         Options { carry: lock(&self.settings).carry, ..Options::default() }
     }
@@ -107,7 +93,7 @@ impl Analyser for Classify {
     }
 }
 
-analyser::hand_on!(Classify);
+analyser::hand_on!(Classify, Ranking);
 
 #[glib::object_subclass]
 impl ObjectSubclass for Classify {

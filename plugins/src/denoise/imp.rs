@@ -19,7 +19,7 @@
 use crate::base::{Base, lock, metadata, templates};
 use crate::ear::{self, TOLERANCE};
 use crate::model::{Counters, ModelSettings};
-use crate::reload::{self, Modelled, Reload};
+use crate::reload::{self, Holds, Modelled, Reload};
 use crate::state::{self, Stateful};
 use crate::timeline::{Follows, GapPolicy, ResetOn, follows};
 use gst::ClockTime;
@@ -147,7 +147,7 @@ pub struct Denoise {
     segment: Mutex<Option<gst::Event>>,
 }
 
-impl Modelled for Denoise {
+impl Holds for Denoise {
     /// The latency.
     type Fit = ClockTime;
 
@@ -162,7 +162,9 @@ impl Modelled for Denoise {
     fn with_model<R>(&self, change: impl FnOnce(&mut ModelSettings) -> R) -> R {
         change(&mut lock(&self.settings).model)
     }
+}
 
+impl Modelled for Denoise {
     fn options(&self) -> Options {
         let settings = lock(&self.settings);
         let level_rule = match settings.level_rule {

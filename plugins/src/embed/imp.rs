@@ -15,10 +15,10 @@
 //! State: as in `ssmclassify` for frames (with `carry`), as in `ssmvad` for audio.
 
 use crate::analyser::{self, Analyser, Found, Shared};
-use crate::base::{Base, lock, metadata, templates, unfit};
+use crate::base::{lock, metadata, templates, unfit};
 use crate::ear::Heard;
 use crate::model::ModelSettings;
-use crate::reload::{self, Modelled, Reload};
+use crate::reload::{self, Holds, Modelled};
 use crate::results::Results;
 use crate::{ear, eye, state};
 use gst::prelude::*;
@@ -47,20 +47,6 @@ pub struct Embed {
 }
 
 impl Modelled for Embed {
-    type Fit = ();
-
-    fn base(&self) -> &Base {
-        &self.shared.base
-    }
-
-    fn reload(&self) -> &Reload<Self::Fit> {
-        &self.shared.reload
-    }
-
-    fn with_model<R>(&self, change: impl FnOnce(&mut ModelSettings) -> R) -> R {
-        change(&mut lock(&self.settings).model)
-    }
-
     fn options(&self) -> Options {
         let Settings { inference_interval, carry, .. } = *lock(&self.settings);
         // Of these each family looks at its own.
@@ -105,7 +91,7 @@ impl Analyser for Embed {
     }
 }
 
-analyser::hand_on!(Embed);
+analyser::hand_on!(Embed, ());
 
 #[glib::object_subclass]
 impl ObjectSubclass for Embed {

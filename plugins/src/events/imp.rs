@@ -30,11 +30,11 @@
 
 use super::finder::{Event, Finder, Kinds, Rules};
 use crate::analyser::{self, Analyser, Found, Shared};
-use crate::base::{Base, lock, metadata, templates, unfit};
+use crate::base::{lock, metadata, templates, unfit};
 use crate::classes::{ClassSettings, Ranking};
 use crate::ear::Heard;
 use crate::model::ModelSettings;
-use crate::reload::{self, Modelled, Reload};
+use crate::reload::{self, Holds, Modelled};
 use crate::results::{EventResult, Results};
 use crate::{eye, state};
 use gst::ClockTime;
@@ -114,20 +114,6 @@ impl Events {
 }
 
 impl Modelled for Events {
-    type Fit = Fit;
-
-    fn base(&self) -> &Base {
-        &self.shared.base
-    }
-
-    fn reload(&self) -> &Reload<Self::Fit> {
-        &self.shared.reload
-    }
-
-    fn with_model<R>(&self, change: impl FnOnce(&mut ModelSettings) -> R) -> R {
-        change(&mut lock(&self.settings).model)
-    }
-
     fn options(&self) -> Options {
         Options { carry: lock(&self.settings).carry, ..Options::default() }
     }
@@ -214,7 +200,7 @@ impl Analyser for Events {
     }
 }
 
-analyser::hand_on!(Events);
+analyser::hand_on!(Events, Fit);
 
 #[glib::object_subclass]
 impl ObjectSubclass for Events {

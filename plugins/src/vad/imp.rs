@@ -22,11 +22,11 @@
 
 use super::segments::{Rules, Segments, Turn};
 use crate::analyser::{self, Analyser, Found, Shared};
-use crate::base::{Base, lock, metadata, templates, unfit};
+use crate::base::{lock, metadata, templates, unfit};
 use crate::classes::sigmoid;
 use crate::ear::Heard;
 use crate::model::ModelSettings;
-use crate::reload::{self, Modelled, Reload};
+use crate::reload::{self, Holds, Modelled};
 use crate::results::Results;
 use crate::{ear, state};
 use gst::ClockTime;
@@ -74,20 +74,6 @@ fn message(turn: Turn) -> (gst::Structure, Option<ClockTime>) {
 }
 
 impl Modelled for Vad {
-    type Fit = ();
-
-    fn base(&self) -> &Base {
-        &self.shared.base
-    }
-
-    fn reload(&self) -> &Reload<Self::Fit> {
-        &self.shared.reload
-    }
-
-    fn with_model<R>(&self, change: impl FnOnce(&mut ModelSettings) -> R) -> R {
-        change(&mut lock(&self.settings).model)
-    }
-
     fn options(&self) -> Options {
         Options { output: Output::Speech, ..Options::default() }
     }
@@ -153,7 +139,7 @@ impl Analyser for Vad {
     }
 }
 
-analyser::hand_on!(Vad);
+analyser::hand_on!(Vad, ());
 
 #[glib::object_subclass]
 impl ObjectSubclass for Vad {
