@@ -127,13 +127,10 @@ impl Mixer {
     /// Rounds the weights of the large products to a precision. The step sizes' projection stays as it is: they are
     /// exponents.
     pub(crate) fn lower(&mut self, precision: Precision) {
-        let mut own = [&mut self.forward].into_iter().chain(match &mut self.backward {
-            Backward::Own(branch) => Some(&mut **branch),
-            _ => None,
-        });
-        own.by_ref().for_each(|branch| branch.x_proj.lower(precision));
-        self.in_proj.lower(precision);
-        self.out_proj.lower(precision);
+        [&mut self.in_proj, &mut self.forward.x_proj, &mut self.out_proj].into_iter().for_each(|w| w.lower(precision));
+        if let Backward::Own(branch) = &mut self.backward {
+            branch.x_proj.lower(precision);
+        }
     }
 
     /// Adds this layer's spans to a layout under the names `{prefix}.conv` and `{prefix}.h`.
