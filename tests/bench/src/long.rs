@@ -1,8 +1,8 @@
 //! A stream of a million steps through blocks that carry state, beside causal attention that keeps all keys and values.
 //!
 //! `ssm-bench long [--steps N] [--plot FILE.svg]`. Ends with an error if a state-space block is not flat: resident memory
-//! within 1 MiB from the hundredth part of the stream to its end, the time of a step over the last tenth within 10 % of
-//! the first tenth's.
+//! within 1 MiB from the hundredth part of the stream to its end, the time of a step at its end within 10 % of a fresh
+//! stream's, in turns with it. The first and the last tenth are told, too; what else runs on the machine moves them.
 
 use crate::values;
 use plotters::prelude::*;
@@ -83,23 +83,29 @@ fn build(name: &str, tensors: &[Tensor]) -> Result<Arc<dyn Model>, Box<dyn Error
     Ok(open_checkpoint(&file, &Options { level: CpuLevel::best(), ..Options::default() })?)
 }
 
-/// A stream of `steps` through a block, one step a call, one thread.
-fn stream(model: &dyn Model, steps: usize) -> Vec<Point> {
-    let (cx, mut scratch, mut rows) = (Cx::at(CpuLevel::best(), 1), Scratch::default(), [Row::new(model, 1)]);
+/// A stream of `steps` through a block, one step a call, one thread: its curve, and how many times as long as a fresh
+/// stream's its steps take at the end.
+fn stream(model: &dyn Model, steps: usize) -> (Vec<Point>, f64) {
+    let (cx, mut scratch) = (Cx::at(CpuLevel::best(), 1), Scratch::default());
+    let (mut old, mut young) = ([Row::new(model, 1)], [Row::new(model, 1)]);
     let input = values(4096 * D, 1.0);
-    (0..steps / SLICE)
-        .map(|slice| {
-            let begin = Instant::now();
-            for i in 0..SLICE {
-                let at = (slice * SLICE + i) % 4096 * D;
-                rows[0].x.copy_from_slice(&input[at..at + D]);
-                model.forward(&cx, &mut rows, 1, &mut scratch);
-            }
-            let micros = begin.elapsed().as_secs_f64() * 1e6 / SLICE as f64;
-            assert!(rows[0].y.iter().all(|v| v.is_finite()));
-            ((slice * SLICE) as f64, micros, resident())
-        })
-        .collect()
+    let mut slice = |rows: &mut [Row], from: usize| {
+        for i in from..from + SLICE {
+            let at = i % 4096 * D;
+            rows[0].x.copy_from_slice(&input[at..at + D]);
+            model.forward(&cx, rows, 1, &mut scratch);
+        }
+        assert!(rows[0].y.iter().all(|v| v.is_finite()));
+    };
+    let mut timed = |rows: &mut [Row], from: usize| {
+        let begin = Instant::now();
+        slice(rows, from);
+        (from as f64, begin.elapsed().as_secs_f64() * 1e6 / SLICE as f64, resident())
+    };
+    let curve = (0..steps / SLICE).map(|i| timed(&mut old, i * SLICE)).collect();
+    let turns = (0..40).map(|i| (timed(&mut old, steps + i * SLICE), timed(&mut young, i * SLICE)));
+    let (end, begin): (Vec<Point>, Vec<Point>) = turns.unzip();
+    (curve, quarter(&end) / quarter(&begin))
 }
 
 /// One step of a pre-norm transformer layer (attention, then a perceptron four times as wide) that remembers `steps`
@@ -205,7 +211,7 @@ pub fn run(steps: usize, file: Option<&str>) -> Result<(), Box<dyn Error>> {
     println!("\na stream of {steps} steps, width {D}, one step a call, one thread");
     for (name, tensors, colour) in [("Mamba", mamba(), RGBColor(188, 55, 84)), ("S4D", s4d(), RGBColor(40, 90, 170))] {
         let model = build(name, &tensors)?;
-        let points = stream(&*model, steps);
+        let (points, aged) = stream(&*model, steps);
         let tenth = points.len() / 10;
         let (first, last) = (quarter(&points[..tenth]), quarter(&points[points.len() - tenth..]));
         let memory = points.iter().skip(points.len() / 100).map(|p| p.2);
@@ -213,10 +219,11 @@ pub fn run(steps: usize, file: Option<&str>) -> Result<(), Box<dyn Error>> {
         let (params, state) = (model.info().parameters, model.layout().bytes());
         println!(
             "{name:<6} {params} parameters, state {state} bytes: {first:.2} us a step over the first tenth, \
-             {last:.2} over the last ({:+.1} %); resident {low:.1} to {high:.1} MiB",
-            (last / first - 1.0) * 100.0
+             {last:.2} over the last ({:+.1} %); in turns with a fresh stream {:+.1} %; resident {low:.1} to {high:.1} MiB",
+            (last / first - 1.0) * 100.0,
+            (aged - 1.0) * 100.0
         );
-        if (last / first - 1.0).abs() > 0.1 || high - low > 1.0 {
+        if (aged - 1.0).abs() > 0.1 || high - low > 1.0 {
             bent.push(name);
         }
         curves.push((name, colour, thinned(&points)));
