@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the plugin against a newer GStreamer, in a chroot of a newer Debian, and looks for the metas of GstAnalytics on
-# buffers. Needs root, debootstrap and a Debian mirror; not part of `make test`.
+# buffers. Needs root and debootstrap; MIRROR names another Debian mirror than its default. Not part of `make test`.
 #
 #   tests/matrix.sh 1.26|1.28 [folder for the chroot]
 set -eu
@@ -13,10 +13,9 @@ case $version in
 esac
 here=$(cd "$(dirname "$0")/.." && pwd)
 root=${2:-${TMPDIR:-/tmp}/ssm-matrix}/$version
-mirror=${MIRROR:-http://deb.debian.org/debian}
 export DEBIAN_FRONTEND=noninteractive
 
-[ -e "$root/etc/debian_version" ] || debootstrap --variant=minbase "$suite" "$root" "$mirror"
+[ -e "$root/etc/debian_version" ] || debootstrap --variant=minbase "$suite" "$root" ${MIRROR:+"$MIRROR"}
 if ! chroot "$root" pkg-config --exists gstreamer-analytics-1.0 2>/dev/null; then
   chroot "$root" apt-get update -qq
   chroot "$root" apt-get install -y -qq --no-install-recommends gcc libc6-dev pkg-config ca-certificates \

@@ -71,8 +71,30 @@ pub fn complaint(bus: &gst::Bus, kind: gst::MessageType) -> String {
 /// Runs a pipeline to its end and returns its element messages.
 ///
 /// # Panics
-/// It posts an error, or does not end within a minute.
+/// As [`messages`].
 pub fn run(line: &str) -> Vec<gst::Structure> {
+    let structure = |m: gst::Message| match m.view() {
+        gst::MessageView::Element(e) => e.structure().map(|s| s.to_owned()),
+        _ => None,
+    };
+    messages(line).into_iter().filter_map(structure).collect()
+}
+
+/// Caps of RGB frames, 25 a second.
+pub fn rgb(width: usize, height: usize) -> gst::Caps {
+    gst::Caps::builder("video/x-raw")
+        .field("format", "RGB")
+        .field("width", width as i32)
+        .field("height", height as i32)
+        .field("framerate", gst::Fraction::new(25, 1))
+        .build()
+}
+
+/// Runs a pipeline to its end and returns all messages before that.
+///
+/// # Panics
+/// It posts an error, or does not end within a minute.
+pub fn messages(line: &str) -> Vec<gst::Message> {
     init();
     let pipeline = gst::parse::launch(line).expect("the line parses");
     let bus = pipeline.bus().expect("a pipeline has a bus");
@@ -83,8 +105,7 @@ pub fn run(line: &str) -> Vec<gst::Structure> {
         match message.view() {
             gst::MessageView::Eos(_) => break,
             gst::MessageView::Error(e) => panic!("{line}: {} ({:?})", e.error(), e.debug()),
-            gst::MessageView::Element(e) => found.extend(e.structure().map(|s| s.to_owned())),
-            _ => {}
+            _ => found.push(message),
         }
     }
     pipeline.set_state(gst::State::Null).expect("back to NULL");

@@ -9,7 +9,7 @@ use ssm_models::kernels::{CpuLevel, Cx};
 use ssm_models::{Listen, Options, Output, Row, Scratch, Signal, open};
 use ssm_tests::Rng;
 use ssm_tests::audio::{Listening, bytes};
-use ssm_tests::element::{Folder, complaint, make, run};
+use ssm_tests::element::{Folder, complaint, make, rgb, run};
 
 const WIDTH: usize = 40;
 const HEIGHT: usize = 30;
@@ -40,12 +40,7 @@ fn frames_pass_with_the_models_features() {
         let mut rng = Rng::new(seed);
         let element = make("ssmembed", &[("model", &path)]);
         let mut h = Harness::with_element(&element, Some("sink"), Some("src"));
-        let caps = gst::Caps::builder("video/x-raw")
-            .field("format", "RGB")
-            .field("width", WIDTH as i32)
-            .field("height", HEIGHT as i32)
-            .field("framerate", gst::Fraction::new(25, 1))
-            .build();
+        let caps = rgb(WIDTH, HEIGHT);
         h.set_caps(caps.clone(), caps);
         for i in 0..3 {
             let frame: Vec<u8> = (0..WIDTH * HEIGHT * 3).map(|_| rng.range(0, 255) as u8).collect();

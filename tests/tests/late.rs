@@ -9,7 +9,7 @@ use ssm_models::frontend::image::{ImagePlan, PixelFormat, Plane};
 use ssm_models::kernels::{CpuLevel, Cx, activation::softmax};
 use ssm_models::{Engine, Facts, Info, Model, Options, Row, Scratch, Signal, StateLayout, open};
 use ssm_tests::Rng;
-use ssm_tests::element::{Folder, make};
+use ssm_tests::element::{Folder, make, rgb};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -32,12 +32,7 @@ impl Bench {
     fn new(factory: &str, properties: &[(&str, &str)]) -> Self {
         let element = make(factory, properties);
         let mut h = Harness::with_element(&element, Some("sink"), Some("src"));
-        let caps = gst::Caps::builder("video/x-raw")
-            .field("format", "RGB")
-            .field("width", SIDE as i32)
-            .field("height", SIDE as i32)
-            .field("framerate", gst::Fraction::new(25, 1))
-            .build();
+        let caps = rgb(SIDE, SIDE);
         h.set_caps(caps.clone(), caps);
         let bus = gst::Bus::new();
         element.set_bus(Some(&bus));

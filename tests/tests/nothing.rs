@@ -1,27 +1,14 @@
 //! A stream of which nothing was found ends with one message that says why; any other one with none.
 
-use gst::ClockTime;
-use gst::prelude::*;
-use ssm_tests::element::{Folder, init};
+use ssm_tests::element::{Folder, messages};
 
 /// Texts of the INFO messages up to the end of stream.
 fn infos(line: &str) -> Vec<String> {
-    init();
-    let pipeline = gst::parse::launch(line).expect("the line parses");
-    let bus = pipeline.bus().expect("a pipeline has a bus");
-    pipeline.set_state(gst::State::Playing).ok();
-    let mut found = Vec::new();
-    loop {
-        let message = bus.timed_pop(ClockTime::from_seconds(60)).expect("the pipeline ends within a minute");
-        match message.view() {
-            gst::MessageView::Eos(_) => break,
-            gst::MessageView::Error(e) => panic!("{line}: {} ({:?})", e.error(), e.debug()),
-            gst::MessageView::Info(i) => found.push(i.error().to_string()),
-            _ => {}
-        }
-    }
-    pipeline.set_state(gst::State::Null).expect("back to NULL");
-    found
+    let text = |m: gst::Message| match m.view() {
+        gst::MessageView::Info(i) => Some(i.error().to_string()),
+        _ => None,
+    };
+    messages(line).into_iter().filter_map(text).collect()
 }
 
 #[test]

@@ -10,7 +10,7 @@ use ssm_models::kernels::{CpuLevel, Cx, activation::softmax};
 use ssm_models::{AudioStream, Engine, Listener, Model, Options, Output, Row, Scratch, Signal, SnapshotHeader, open};
 use ssm_tests::Rng;
 use ssm_tests::audio::{Listening, bytes, caps};
-use ssm_tests::element::{Folder, complaint, make};
+use ssm_tests::element::{Folder, complaint, make, rgb};
 use ssm_tests::fabricate::Fabricated;
 use std::sync::Arc;
 use std::time::Duration;
@@ -105,12 +105,7 @@ fn frames_go_on_under_another_model() {
         let properties = [("model", &*path), ("carry", "true"), ("top-k", "1000"), RELOAD];
         let element = make("ssmclassify", &properties);
         let mut h = Harness::with_element(&element, Some("sink"), Some("src"));
-        let caps = gst::Caps::builder("video/x-raw")
-            .field("format", "RGB")
-            .field("width", WIDTH as i32)
-            .field("height", HEIGHT as i32)
-            .field("framerate", gst::Fraction::new(25, 1))
-            .build();
+        let caps = rgb(WIDTH, HEIGHT);
         h.set_caps(caps.clone(), caps);
         let bus = bus(&element);
         let mut got = vec![];
