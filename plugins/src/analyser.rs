@@ -244,8 +244,9 @@ fn tell_of_nothing<T: Analyser>(imp: &T) {
     gst::element_info!(element(imp), gst::StreamError::Failed, ("nothing was found up to the end of stream: {why}"));
 }
 
-/// Posts messages, their times in the current segment.
+/// Posts messages, their times in the current segment, and what else was to be said.
 fn post<T: Analyser>(imp: &T, found: &mut Found) {
+    imp.shared().base.speak(&element(imp));
     let told = match imp.posts_results() {
         true => found.results.iter().filter(|r| !r.is_empty()).count(),
         false => found.messages.len(),
@@ -488,6 +489,13 @@ pub(crate) fn transform_ip<T: Analyser>(
     imp: &T,
     buffer: &mut gst::BufferRef,
 ) -> Result<gst::FlowSuccess, gst::FlowError> {
+    let done = analyse(imp, buffer);
+    imp.shared().base.speak(&element(imp));
+    done
+}
+
+/// Gives a buffer to the model and attaches what it found.
+fn analyse<T: Analyser>(imp: &T, buffer: &mut gst::BufferRef) -> Result<gst::FlowSuccess, gst::FlowError> {
     let (shared, model, obj) = (imp.shared(), imp.model(), element(imp));
     let mut found = Found { results: std::mem::take(&mut *lock(&shared.pending)), ..Found::default() };
     let reloaded = exchange(imp, &mut found);
@@ -510,10 +518,7 @@ pub(crate) fn transform_ip<T: Analyser>(
             let heard = &mut |heard: Heard<'_>| imp.heard(heard, None, &mut found);
             ear.take(&obj, &shared.base, &model, buffer, heard)?;
         }
-        None => {
-            gst::element_error!(obj, gst::CoreError::Negotiation, ("buffer before caps"));
-            return Err(gst::FlowError::NotNegotiated);
-        }
+        None => return Err(shared.base.before_caps(&obj)),
     }
     Results::attach(&found.results, buffer).map_err(|error| {
         gst::element_error!(obj, gst::StreamError::Failed, ("results: {error}"));

@@ -2,6 +2,7 @@
 
 use crate::model::{Counters, ModelSettings};
 use crate::state;
+use gst::prelude::*;
 use ssm_models::{Engine, Error, Snapshot};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,6 +21,8 @@ pub(crate) struct Base {
     restore: Mutex<Option<Vec<u8>>>,
     reset: AtomicBool,
     pub(crate) counters: Counters,
+    /// Warnings and errors that wait until no lock is held.
+    unsaid: Mutex<Vec<gst::Message>>,
 }
 
 impl Base {
@@ -38,6 +41,32 @@ impl Base {
     /// Lets the engine go.
     pub(crate) fn close(&self) {
         *lock(&self.engine) = None;
+    }
+
+    /// Warns of the stream once [`Base::speak`] is called. A handler on the bus may ask the element for its state, so nothing
+    /// is posted while a lock is held.
+    pub(crate) fn warn(&self, obj: &gst::Element, text: &str) {
+        gst::warning!(crate::CAT, obj = obj, "{text}");
+        lock(&self.unsaid).push(gst::message::Warning::builder(gst::StreamError::Decode, text).src(obj).build());
+    }
+
+    /// As [`Base::warn`], an error; returns what ends the stream.
+    pub(crate) fn fail(&self, obj: &gst::Element, kind: impl gst::MessageErrorDomain, text: &str) -> gst::FlowError {
+        gst::error!(crate::CAT, obj = obj, "{text}");
+        lock(&self.unsaid).push(gst::message::Error::builder(kind, text).src(obj).build());
+        gst::FlowError::Error
+    }
+
+    /// As [`Base::fail`] where a buffer comes and no caps came before.
+    pub(crate) fn before_caps(&self, obj: &gst::Element) -> gst::FlowError {
+        let _ = self.fail(obj, gst::CoreError::Negotiation, "buffer before caps");
+        gst::FlowError::NotNegotiated
+    }
+
+    /// Posts what was to be said.
+    pub(crate) fn speak(&self, obj: &gst::Element) {
+        let unsaid = std::mem::take(&mut *lock(&self.unsaid));
+        unsaid.into_iter().for_each(|message| _ = obj.post_message(message));
     }
 
     /// Value of a common property.

@@ -43,16 +43,18 @@ pub(crate) fn read(format: AudioFormat, bytes: &[u8], samples: &mut Vec<f32>) ->
 }
 
 /// Says that a buffer does not hold whole frames.
-pub(crate) fn whole_frames(obj: &gst::Element, buffer: &gst::BufferRef, bpf: usize) -> Result<(), gst::FlowError> {
+pub(crate) fn whole_frames(
+    obj: &gst::Element,
+    base: &Base,
+    buffer: &gst::BufferRef,
+    bpf: usize,
+) -> Result<(), gst::FlowError> {
     if buffer.size().is_multiple_of(bpf) {
         return Ok(());
     }
-    gst::element_error!(
-        obj,
-        gst::StreamError::Format,
-        ("buffer: expected a multiple of {bpf} bytes (one sample of each channel), got {}", buffer.size())
-    );
-    Err(gst::FlowError::Error)
+    let expected = format!("a multiple of {bpf} bytes (one sample of each channel)");
+    let text = format!("buffer: expected {expected}, got {}", buffer.size());
+    Err(base.fail(obj, gst::StreamError::Format, &text))
 }
 
 /// Counts buffers with samples that cannot be, and warns once a stretch of them.
@@ -69,15 +71,9 @@ pub(crate) fn warn_of(
     };
     Counters::add(&base.counters.not_finite, 1);
     if !std::mem::replace(warned, true) {
-        gst::element_warning!(
-            obj,
-            gst::StreamError::Decode,
-            (
-                "sample {at} of the buffer at {}: expected a number up to {LOUDEST:e}, got {value}; such samples are taken \
-                 for silence",
-                buffer.pts().display()
-            )
-        );
+        let place = format!("sample {at} of the buffer at {}", buffer.pts().display());
+        let expected = format!("a number up to {LOUDEST:e}");
+        base.warn(obj, &format!("{place}: expected {expected}, got {value}; such samples are taken for silence"));
     }
 }
 
@@ -178,7 +174,7 @@ impl Ear {
         let from = self.taken - (left.len() as u64).min(self.taken);
         let steps = self.listener.steps();
         if let Err(error) = self.listener.push(&left, &mut self.out) {
-            return Err(self.failed(obj, &error));
+            return Err(self.failed(obj, base, &error));
         }
         self.tell(from, steps, obj, base, heard);
         Ok(())
@@ -216,11 +212,8 @@ impl Ear {
                 Counters::add(&base.counters.not_finite, 1);
                 Counters::add(&base.counters.resets, 1);
                 if !std::mem::replace(&mut self.lost, true) {
-                    gst::element_warning!(
-                        obj,
-                        gst::StreamError::Decode,
-                        ("audio at {}: expected finite scores, got others; the state is reset", self.time(at))
-                    );
+                    let at = self.time(at);
+                    base.warn(obj, &format!("audio at {at}: expected finite scores, got others; the state is reset"));
                 }
                 heard(Heard::End { at: self.time(at) });
                 step = 0;
@@ -235,10 +228,9 @@ impl Ear {
         self.out = out;
     }
 
-    fn failed(&mut self, obj: &gst::Element, error: &Error) -> gst::FlowError {
-        gst::element_error!(obj, gst::StreamError::Failed, ("{error}"));
+    fn failed(&mut self, obj: &gst::Element, base: &Base, error: &Error) -> gst::FlowError {
         self.out.clear();
-        gst::FlowError::Error
+        base.fail(obj, gst::StreamError::Failed, &error.to_string())
     }
 
     /// Completes the hop that was begun, with silence.
@@ -251,7 +243,7 @@ impl Ear {
         let from = self.taken - (self.listener.held() as u64).min(self.taken);
         let steps = self.listener.steps();
         if let Err(error) = self.listener.complete(&mut self.out) {
-            return Err(self.failed(obj, &error));
+            return Err(self.failed(obj, base, &error));
         }
         self.tell(from, steps, obj, base, heard);
         Ok(())
@@ -269,7 +261,7 @@ impl Ear {
         buffer: &gst::BufferRef,
         heard: &mut dyn FnMut(Heard<'_>),
     ) -> Result<(), gst::FlowError> {
-        whole_frames(obj, buffer, self.info.bpf() as usize)?;
+        whole_frames(obj, base, buffer, self.info.bpf() as usize)?;
         let discont = buffer.flags().contains(gst::BufferFlags::DISCONT) && settings.resets(ResetOn::DISCONT);
         if base.take_reset() || discont && self.began() {
             self.restart(obj, base, true, heard)?;
@@ -288,10 +280,8 @@ impl Ear {
             self.taken = held;
         }
         self.resumed = false;
-        let map = buffer.map_readable().map_err(|e| {
-            gst::element_error!(obj, gst::StreamError::Failed, ("buffer: {e}"));
-            gst::FlowError::Error
-        })?;
+        let unmapped = |e| base.fail(obj, gst::StreamError::Failed, &format!("buffer: {e}"));
+        let map = buffer.map_readable().map_err(unmapped)?;
         let bad = read(self.info.format(), &map, &mut self.samples);
         warn_of(bad, &mut self.warned, obj, base, buffer);
         let channels = self.info.channels() as usize;
@@ -307,7 +297,7 @@ impl Ear {
         self.taken += self.samples.len() as u64;
         let steps = self.listener.steps();
         if let Err(error) = self.listener.push(&self.samples, &mut self.out) {
-            return Err(self.failed(obj, &error));
+            return Err(self.failed(obj, base, &error));
         }
         self.tell(from, steps, obj, base, heard);
         Ok(())

@@ -210,12 +210,9 @@ impl Eye {
             return Ok(self.drop(base));
         }
         let frame = VideoFrameRef::from_buffer_ref_readable(buffer, &self.info).map_err(|_| {
-            gst::element_error!(
-                obj,
-                gst::StreamError::Format,
-                ("frame at {}: expected {} bytes, got {}", buffer.pts().display(), self.info.size(), buffer.size())
-            );
-            gst::FlowError::Error
+            let (at, expected, got) = (buffer.pts().display(), self.info.size(), buffer.size());
+            let text = format!("frame at {at}: expected {expected} bytes, got {got}");
+            base.fail(obj, gst::StreamError::Format, &text)
         })?;
         let mut planes = [Plane { data: &[], stride: 0 }; 3];
         for (i, plane) in planes.iter_mut().enumerate().take(frame.n_planes() as usize) {
@@ -231,21 +228,15 @@ impl Eye {
         match done {
             Ok(true) => {}
             Ok(false) => return Ok(self.drop(base)),
-            Err(error) => {
-                gst::element_error!(obj, gst::StreamError::Failed, ("{error}"));
-                return Err(gst::FlowError::Error);
-            }
+            Err(error) => return Err(base.fail(obj, gst::StreamError::Failed, &error.to_string())),
         }
         Counters::add(&base.counters.steps, 1);
         if let Some(i) = self.stream.row().y.iter().position(|s| !s.is_finite()) {
             Counters::add(&base.counters.not_finite, 1);
             if !std::mem::replace(&mut self.warned, true) {
                 let (value, at) = (self.stream.row().y[i], buffer.pts().display());
-                gst::element_warning!(
-                    obj,
-                    gst::StreamError::Decode,
-                    ("frame at {at}: expected a finite score of class {i}, got {value}; the state is reset")
-                );
+                let expected = format!("a finite score of class {i}");
+                base.warn(obj, &format!("frame at {at}: expected {expected}, got {value}; the state is reset"));
             }
             self.reset(base);
             return Ok(Look::Pass);

@@ -373,3 +373,32 @@ fn another_thread_may_set_and_ask_anything_while_playing() {
         assert!(complaint.is_none(), "{factory}: {complaint:?}");
     }
 }
+
+/// A handler runs where a message is posted: nothing that it may ask for is locked there.
+#[test]
+fn a_handler_of_a_complaint_may_ask_for_the_state() {
+    let nan = bytes(&[f32::NAN; 480]);
+    for (factory, torn) in [("ssmdenoise", false), ("ssmdenoise", true), ("ssmvad", false), ("ssmvad", true)] {
+        let (said, heard) = std::sync::mpsc::channel();
+        let data = if torn { nan[..477].to_vec() } else { nan.clone() };
+        // It would wait for ever where the lock is held.
+        std::thread::spawn(move || {
+            let mut b = ssm_tests::audio::Listening::new(factory, &[], "F32LE", RATE, 1);
+            let element = b.element.clone();
+            b.bus().set_sync_handler(move |_, message| {
+                if matches!(message.type_(), gst::MessageType::Warning | gst::MessageType::Error) {
+                    let state: Option<glib::Bytes> = element.emit_by_name("save-state", &[]);
+                    let _ = said.send((message.type_(), state.is_some()));
+                }
+                gst::BusSyncReply::Drop
+            });
+            let flow = b.push(&data, Some(ClockTime::ZERO));
+            assert_eq!(flow.is_err(), torn, "{factory}");
+            b.element.set_state(gst::State::Null).expect("stops");
+            b.bus().unset_sync_handler();
+        });
+        let kind = if torn { gst::MessageType::Error } else { gst::MessageType::Warning };
+        let first = heard.recv_timeout(std::time::Duration::from_secs(20));
+        assert_eq!(first, Ok((kind, true)), "{factory}, torn: {torn}");
+    }
+}

@@ -268,14 +268,14 @@ impl Denoise {
         Ok(())
     }
 
-    /// Pushes buffers, in order.
+    /// Says what was to be said and pushes buffers, in order.
     fn push(&self, buffers: impl IntoIterator<Item = gst::Buffer>) -> Result<gst::FlowSuccess, gst::FlowError> {
+        self.base.speak(self.obj().upcast_ref());
         buffers.into_iter().try_fold(gst::FlowSuccess::Ok, |_, buffer| self.src.push(buffer))
     }
 
     fn no_memory(&self, error: glib::BoolError) -> gst::FlowError {
-        gst::element_imp_error!(self, gst::StreamError::Failed, ("output buffer: {error}"));
-        gst::FlowError::Error
+        self.base.fail(self.obj().upcast_ref(), gst::StreamError::Failed, &format!("buffer: {error}"))
     }
 
     /// Counts hops that became silence since there were `silenced`, at `steps`, and warns once a stretch of them.
@@ -284,14 +284,9 @@ impl Denoise {
         Counters::add(&self.base.counters.not_finite, more);
         Counters::add(&self.base.counters.resets, more);
         if more > 0 && !std::mem::replace(&mut flow.silent, true) {
-            gst::element_imp_warning!(
-                self,
-                gst::StreamError::Decode,
-                (
-                    "samples at {}: expected finite ones of the model, got others; they are silence, and the state is reset",
-                    flow.time(flow.given).display()
-                )
-            );
+            let at = flow.time(flow.given).display();
+            let text = "expected finite ones of the model, got others; they are silence, and the state is reset";
+            self.base.warn(self.obj().upcast_ref(), &format!("samples at {at}: {text}"));
         }
         flow.silent &= more > 0 || flow.audio.steps() <= steps;
     }
@@ -325,14 +320,19 @@ impl Denoise {
     }
 
     fn chain(&self, buffer: gst::Buffer) -> Result<gst::FlowSuccess, gst::FlowError> {
+        let out = self.denoise(buffer).inspect_err(|_| self.base.speak(self.obj().upcast_ref()))?;
+        self.push(out)
+    }
+
+    /// What comes out for a buffer.
+    fn denoise(&self, buffer: gst::Buffer) -> Result<impl Iterator<Item = gst::Buffer> + use<>, gst::FlowError> {
         let settings = lock(&self.settings).model.clone();
         let (before, after, reloaded) = {
             let mut flow = lock(&self.flow);
             let Some(flow) = flow.as_mut() else {
-                gst::element_imp_error!(self, gst::CoreError::Negotiation, ("buffer before caps"));
-                return Err(gst::FlowError::NotNegotiated);
+                return Err(self.base.before_caps(self.obj().upcast_ref()));
             };
-            ear::whole_frames(self.obj().upcast_ref(), &buffer, flow.info.bpf() as usize)?;
+            ear::whole_frames(self.obj().upcast_ref(), &self.base, &buffer, flow.info.bpf() as usize)?;
             let reloaded = self.exchange(flow);
             let mut before = None;
             let discont = buffer.flags().contains(gst::BufferFlags::DISCONT) && settings.resets(ResetOn::DISCONT);
@@ -372,8 +372,7 @@ impl Denoise {
             flow.taken += (flow.samples.len() / flow.audio.channels()) as u64;
             let (steps, silenced) = (flow.audio.steps(), flow.audio.silenced());
             if let Err(error) = flow.audio.push(&flow.samples, &mut flow.out) {
-                gst::element_imp_error!(self, gst::StreamError::Failed, ("{error}"));
-                return Err(gst::FlowError::Error);
+                return Err(self.base.fail(self.obj().upcast_ref(), gst::StreamError::Failed, &error.to_string()));
             }
             Counters::add(&self.base.counters.steps, flow.audio.steps().saturating_sub(steps));
             self.note_silence(flow, silenced, steps);
@@ -383,7 +382,7 @@ impl Denoise {
             Ok(messages) => messages.into_iter().for_each(|message| _ = self.obj().post_message(message)),
             Err(error) => reload::refuse(self, &error),
         }
-        self.push(before.into_iter().chain(after))
+        Ok(before.into_iter().chain(after))
     }
 
     /// Whether there is a stream of these caps.
