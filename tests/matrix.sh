@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds the plugin against a newer GStreamer, in a chroot of a newer Debian, and looks for the metas of GstAnalytics on
-# buffers. Needs root and debootstrap; MIRROR names another Debian mirror than its default. Not part of `make test`.
+# buffers. Needs root and debootstrap; MIRROR names another Debian mirror than its default, STALE=1 takes its lists though
+# they are past their date (they must be signed all the same). Not part of `make test`.
 #
 #   tests/matrix.sh 1.26|1.28 [folder for the chroot]
 set -eu
@@ -17,7 +18,7 @@ export DEBIAN_FRONTEND=noninteractive
 
 [ -e "$root/etc/debian_version" ] || debootstrap --variant=minbase "$suite" "$root" ${MIRROR:+"$MIRROR"}
 if ! chroot "$root" pkg-config --exists gstreamer-analytics-1.0 2>/dev/null; then
-  chroot "$root" apt-get update -qq
+  chroot "$root" apt-get update -qq ${STALE:+-o Acquire::Check-Valid-Until=false}
   chroot "$root" apt-get install -y -qq --no-install-recommends gcc libc6-dev pkg-config ca-certificates \
     libgstreamer1.0-dev libgstreamer-plugins-base1.0-dev libgstreamer-plugins-bad1.0-dev gstreamer1.0-tools \
     gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad
@@ -38,6 +39,10 @@ mount -t proc proc "$root/proc"
 cargo fetch --locked --manifest-path "$here/Cargo.toml"
 chroot "$root" env PATH=/rust/bin:/usr/bin:/bin CARGO_HOME=/cargo CARGO_TARGET_DIR=/target SSM_VERSION="$version" \
   sh -eu -c 'cd /repo
+    for minor in 24 26 28; do
+      [ "$minor" -gt "${SSM_VERSION#1.}" ] ||
+        /rust/bin/cargo-clippy clippy --locked --offline -p gst-plugin-ssm --all-targets --features "v1_$minor" -- -D warnings
+    done
     cargo build --locked --offline -p gst-plugin-ssm --features "v1_${SSM_VERSION#1.}"
     export GST_PLUGIN_PATH=/target/debug
     gst-inspect-1.0 ssm

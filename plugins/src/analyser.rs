@@ -14,6 +14,8 @@ use gst_base::prelude::*;
 use gst_base::subclass::prelude::*;
 use ssm_models::{Error, Signal, SnapshotHeader};
 use std::sync::Mutex;
+#[cfg(feature = "v1_26")]
+use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 
 /// What flows between two caps.
@@ -33,6 +35,9 @@ pub(crate) struct Shared<F> {
     /// What a sink said last about frames that came late.
     qos: Mutex<Qos>,
     tally: Mutex<Tally>,
+    /// Number of classes whose probabilities the caps announce as a tensor.
+    #[cfg(feature = "v1_26")]
+    announced: AtomicUsize,
 }
 
 /// What came of the stream so far.
@@ -62,7 +67,18 @@ impl<F> Default for Shared<F> {
             pending: Mutex::default(),
             qos: Mutex::default(),
             tally: Mutex::default(),
+            #[cfg(feature = "v1_26")]
+            announced: AtomicUsize::default(),
         }
+    }
+}
+
+#[cfg(feature = "v1_26")]
+impl<F> Shared<F> {
+    /// Whether a tensor with the probabilities of so many classes may lie on a buffer: where caps announce tensors, they must
+    /// announce this one.
+    pub(crate) fn takes(&self, classes: usize) -> bool {
+        cfg!(not(feature = "v1_28")) || self.announced.load(Ordering::Relaxed) == classes
     }
 }
 
@@ -71,6 +87,9 @@ impl<F> Default for Shared<F> {
 pub(crate) struct Found {
     pub(crate) results: Vec<Results>,
     pub(crate) messages: Vec<(gst::Structure, Option<ClockTime>)>,
+    /// What else of the results goes on the buffer.
+    #[cfg(feature = "v1_26")]
+    pub(crate) tensors: Vec<gst_analytics::Tensor>,
 }
 
 /// An element that lets the media pass.
@@ -86,6 +105,11 @@ pub(crate) trait Analyser: BaseTransformImpl + Modelled {
     /// Whether each result is posted on the bus, too.
     fn posts_results(&self) -> bool {
         true
+    }
+    /// Number of classes whose probabilities lie on the buffers as a tensor, by the open model.
+    #[cfg(feature = "v1_28")]
+    fn tensor(&self) -> Option<usize> {
+        None
     }
     /// Why steps may have told nothing.
     fn silence(&self) -> String {
@@ -169,14 +193,31 @@ pub(crate) fn stop<T: Analyser>(imp: &T) {
     begin_tally(shared);
 }
 
-pub(crate) fn transform_caps<T: Analyser>(imp: &T, caps: &gst::Caps, filter: Option<&gst::Caps>) -> Option<gst::Caps> {
+pub(crate) fn transform_caps<T: Analyser>(
+    imp: &T,
+    #[cfg_attr(not(feature = "v1_28"), expect(unused_variables, reason = "caps know of tensors from 1.28 on"))]
+    direction: gst::PadDirection,
+    caps: &gst::Caps,
+    filter: Option<&gst::Caps>,
+) -> Option<gst::Caps> {
     let template = transform(imp).sink_pad().pad_template_caps();
     let first = gst::CapsIntersectMode::First;
     let caps = caps.intersect_with_mode(&allowed(&imp.shared().base, template), first);
+    #[cfg(feature = "v1_28")]
+    let caps = crate::analytics::negotiate(imp.tensor(), direction, caps);
     Some(filter.map_or(caps.clone(), |f| f.intersect_with_mode(&caps, first)))
 }
 
 pub(crate) fn set_caps<T: Analyser>(imp: &T, caps: &gst::Caps) -> Result<(), gst::LoggableError> {
+    #[cfg(feature = "v1_28")]
+    {
+        let own = imp.tensor().filter(|_| !crate::analytics::announced(caps));
+        imp.shared().announced.store(own.unwrap_or(0), Ordering::Relaxed);
+    }
+    // The stream goes on; what is announced downstream is another tensor.
+    if lock(&imp.shared().sense).is_some() && transform(imp).sink_pad().current_caps().as_ref() == Some(caps) {
+        return Ok(());
+    }
     let fresh = imp.model().resets(ResetOn::CAPS);
     // What came before is another stream, or goes on in another form.
     if began(imp.shared()) {
@@ -479,6 +520,11 @@ fn exchange<T: Analyser>(imp: &T, found: &mut Found) -> Option<gst::Message> {
     }
     *sense = Some(heir);
     let message = reload::install(imp, next, kept);
+    // Another number of classes is another tensor: the next buffer comes with new caps.
+    #[cfg(feature = "v1_28")]
+    if imp.tensor().is_some_and(|classes| !shared.takes(classes)) {
+        transform(imp).reconfigure_src();
+    }
     if let Some(Sense::Ear(ear)) = sense.as_mut() {
         let _ = ear.take_over(&obj, &shared.base, &mut |heard: Heard<'_>| imp.heard(heard, None, found));
     }
@@ -528,6 +574,8 @@ fn analyse<T: Analyser>(imp: &T, buffer: &mut gst::BufferRef) -> Result<gst::Flo
     if imp.posts_results() {
         crate::analytics::attach(&found.results, buffer);
     }
+    #[cfg(feature = "v1_26")]
+    crate::analytics::attach_tensors(&found.results, std::mem::take(&mut found.tensors), buffer);
     let skipped = (look == Look::Drop).then(|| dropped(imp, buffer));
     for message in reloaded.into_iter().chain(skipped) {
         let _ = obj.post_message(message);
@@ -589,11 +637,11 @@ macro_rules! hand_on {
 
             fn transform_caps(
                 &self,
-                _direction: gst::PadDirection,
+                direction: gst::PadDirection,
                 caps: &gst::Caps,
                 filter: Option<&gst::Caps>,
             ) -> Option<gst::Caps> {
-                crate::analyser::transform_caps(self, caps, filter)
+                crate::analyser::transform_caps(self, direction, caps, filter)
             }
 
             fn set_caps(&self, incaps: &gst::Caps, _outcaps: &gst::Caps) -> Result<(), gst::LoggableError> {

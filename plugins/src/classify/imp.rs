@@ -79,6 +79,14 @@ impl Analyser for Classify {
         lock(&self.settings).inference_interval
     }
 
+    #[cfg(feature = "v1_28")]
+    fn tensor(&self) -> Option<usize> {
+        match self.shared.base.engine()?.info().output {
+            Signal::Logits { classes } => Some(classes),
+            _ => None,
+        }
+    }
+
     fn silence(&self) -> String {
         lock(&self.settings).classes.silence()
     }
@@ -87,6 +95,10 @@ impl Analyser for Classify {
         let (Heard::Step { step, y, .. }, Some(buffer)) = (heard, buffer) else { return };
         let settings = lock(&self.settings).classes.clone();
         settings.shares(y);
+        #[cfg(feature = "v1_26")]
+        if self.shared.takes(y.len()) {
+            found.tensors.push(crate::analytics::probabilities(y));
+        }
         let classes = lock(&self.ranking).best(&settings, y);
         let time = (buffer.pts(), buffer.duration());
         found.results.push(Results::classes(&self.obj().name(), time, step, classes));
@@ -103,6 +115,13 @@ impl ObjectSubclass for Classify {
 }
 
 impl ObjectImpl for Classify {
+    #[cfg(feature = "v1_28")]
+    fn constructed(&self) {
+        self.parent_constructed();
+        // Else the caps of downstream, with the tensor in them, would be offered upstream as they are.
+        gst_base::prelude::BaseTransformExt::set_prefer_passthrough(&*self.obj(), false);
+    }
+
     fn properties() -> &'static [glib::ParamSpec] {
         static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
             let defaults = Settings::default();
