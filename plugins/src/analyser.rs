@@ -32,6 +32,8 @@ pub(crate) struct Shared<F> {
     sense: Mutex<Option<Sense>>,
     /// Results of steps that were completed between two buffers; the next one carries them.
     pending: Mutex<Vec<Results>>,
+    /// Empty, with the room that the last buffer's needed.
+    found: Mutex<Found>,
     /// What a sink said last about frames that came late.
     qos: Mutex<Qos>,
     tally: Mutex<Tally>,
@@ -65,6 +67,7 @@ impl<F> Default for Shared<F> {
             reload: Reload::default(),
             sense: Mutex::default(),
             pending: Mutex::default(),
+            found: Mutex::default(),
             qos: Mutex::default(),
             tally: Mutex::default(),
             #[cfg(feature = "v1_26")]
@@ -543,7 +546,8 @@ pub(crate) fn transform_ip<T: Analyser>(
 /// Gives a buffer to the model and attaches what it found.
 fn analyse<T: Analyser>(imp: &T, buffer: &mut gst::BufferRef) -> Result<gst::FlowSuccess, gst::FlowError> {
     let (shared, model, obj) = (imp.shared(), imp.model(), element(imp));
-    let mut found = Found { results: std::mem::take(&mut *lock(&shared.pending)), ..Found::default() };
+    let mut found = std::mem::take(&mut *lock(&shared.found));
+    found.results.append(&mut lock(&shared.pending));
     let reloaded = exchange(imp, &mut found);
     let mut look = Look::Pass;
     match lock(&shared.sense).as_mut() {
@@ -581,6 +585,8 @@ fn analyse<T: Analyser>(imp: &T, buffer: &mut gst::BufferRef) -> Result<gst::Flo
         let _ = obj.post_message(message);
     }
     post(imp, &mut found);
+    found.results.clear();
+    *lock(&shared.found) = found;
     Ok(gst::FlowSuccess::Ok)
 }
 

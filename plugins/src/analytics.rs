@@ -28,7 +28,10 @@ pub(crate) fn attach(results: &[Results], buffer: &mut gst::BufferRef) {
         let names: Vec<glib::Quark> = result
             .classes
             .iter()
-            .map(|c| glib::Quark::from_str(c.label.clone().unwrap_or_else(|| name(c.index))))
+            .map(|c| match &c.label {
+                Some(label) => glib::Quark::from_str(&**label),
+                None => glib::Quark::from_str(name(c.index)),
+            })
             .collect();
         // One relation meta holds what all elements found.
         let added = match buffer.meta_mut::<AnalyticsRelationMeta>() {
@@ -45,7 +48,7 @@ pub(crate) fn attach(results: &[Results], buffer: &mut gst::BufferRef) {
 #[cfg(feature = "v1_26")]
 pub(crate) fn attach_tensors(results: &[Results], mut others: Vec<Tensor>, buffer: &mut gst::BufferRef) {
     let vectors = results.iter().filter_map(|r| r.vector.as_ref());
-    others.extend(vectors.map(|v| tensor(FEATURES, v.bytes())));
+    others.extend(vectors.map(|v| tensor(FEATURES, v.0.clone())));
     if !others.is_empty() {
         TensorMeta::add(buffer).set(others.into());
     }
@@ -54,14 +57,15 @@ pub(crate) fn attach_tensors(results: &[Results], mut others: Vec<Tensor>, buffe
 /// The probabilities of all classes, whether they are told or not.
 #[cfg(feature = "v1_26")]
 pub(crate) fn probabilities(probabilities: &[f32]) -> Tensor {
-    tensor(PROBABILITIES, probabilities.iter().flat_map(|p| p.to_ne_bytes()).collect())
+    let bytes: Vec<u8> = probabilities.iter().flat_map(|p| p.to_ne_bytes()).collect();
+    tensor(PROBABILITIES, bytes)
 }
 
 /// 32-bit floats as a tensor of (1, length).
 #[cfg(feature = "v1_26")]
-fn tensor(name: &str, bytes: Vec<u8>) -> Tensor {
-    let dims = [1, bytes.len() / 4];
-    let (id, data) = (glib::Quark::from_str(name), gst::Buffer::from_mut_slice(bytes));
+fn tensor(name: &str, bytes: impl AsRef<[u8]> + Send + 'static) -> Tensor {
+    let dims = [1, bytes.as_ref().len() / 4];
+    let (id, data) = (glib::Quark::from_str(name), gst::Buffer::from_slice(bytes));
     Tensor::new_simple(id, TensorDataType::Float32, data, TensorDimOrder::RowMajor, &dims)
 }
 

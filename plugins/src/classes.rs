@@ -111,7 +111,7 @@ impl ClassSettings {
 /// Finds the best classes.
 #[derive(Default)]
 pub(crate) struct Ranking {
-    labels: Option<Arc<[String]>>,
+    labels: Option<Vec<Arc<str>>>,
     order: Vec<u32>,
 }
 
@@ -123,7 +123,9 @@ impl Ranking {
     pub(crate) fn new(settings: &ClassSettings, own: &[String], classes: usize) -> Result<Self, Error> {
         let labels = match settings.labels_file.as_deref() {
             Some(file) => Some(labels(file, classes)?),
-            None => Some(own).filter(|own| own.len() == classes).map(Into::into),
+            None => {
+                Some(own).filter(|own| own.len() == classes).map(|own| own.iter().map(|l| l.as_str().into()).collect())
+            }
         };
         Ok(Self { labels, order: Vec::new() })
     }
@@ -153,7 +155,7 @@ pub(crate) fn sigmoid(x: f32) -> f32 {
 }
 
 /// Names of `classes` classes, one a line.
-fn labels(file: &str, classes: usize) -> Result<Arc<[String]>, Error> {
+fn labels(file: &str, classes: usize) -> Result<Vec<Arc<str>>, Error> {
     let bad =
         |expected: String, got: String| Error::Config { file: file.into(), field: "labels-file".into(), expected, got };
     let bytes = crate::state::read(file).map_err(|e| bad("a text file".into(), e.to_string()))?;
@@ -161,9 +163,9 @@ fn labels(file: &str, classes: usize) -> Result<Arc<[String]>, Error> {
     if text.contains('\0') {
         return Err(bad("text without zero bytes".into(), "a zero byte".into()));
     }
-    let lines: Vec<String> = text.trim_end().lines().map(|l| l.trim().to_owned()).collect();
+    let lines: Vec<Arc<str>> = text.trim_end().lines().map(|l| l.trim().into()).collect();
     if lines.len() != classes {
         return Err(bad(format!("{classes} lines (the model's classes)"), format!("{} lines", lines.len())));
     }
-    Ok(lines.into())
+    Ok(lines)
 }

@@ -25,6 +25,7 @@ mod embed;
 mod events;
 mod eye;
 mod json;
+mod line;
 mod model;
 mod overlay;
 mod reload;

@@ -1,21 +1,23 @@
 //! What the elements find, as it travels: a meta on the buffer, a message on the bus, a line of JSON.
 
+use crate::line::{Class, Format, Line, single};
 use gst::ClockTime;
 use gst::prelude::*;
 use serde::Serialize;
-use serde::ser::SerializeMap;
+use std::borrow::Cow;
+use std::sync::Arc;
 
 /// Name of the custom meta that carries results on a buffer.
 pub const META_NAME: &str = "GstSsmResultMeta";
 
 /// Name of the event with results that no buffer carries.
-const LATE: &str = "ssm-results";
+pub(crate) const LATE: &str = "ssm-results";
 
 /// Version of the fields below, in messages and JSON.
 const VERSION: u32 = 1;
 
 /// Kind of results that are classes.
-const CLASSES: &str = "classes";
+pub(crate) const CLASSES: &str = "classes";
 
 /// Start and duration of what a result is of.
 pub(crate) type Time = (Option<ClockTime>, Option<ClockTime>);
@@ -28,43 +30,35 @@ pub(crate) fn register_meta() {
 }
 
 /// A class and how sure the model is of it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ClassScore {
     /// Index among the model's classes.
     pub index: u32,
     /// Its name, where a labels file gave one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub label: Option<String>,
-    /// Probability, 0 to 1; computed in f32, so a line of JSON has no more digits.
-    #[serde(serialize_with = "single")]
+    pub label: Option<Arc<str>>,
+    /// Probability, 0 to 1.
     pub score: f64,
 }
 
-fn single<S: serde::Serializer>(value: &f64, to: S) -> Result<S::Ok, S::Error> {
-    to.serialize_f32(*value as f32)
-}
-
-/// A vector, as it is written in a line of JSON.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(untagged)]
-pub enum Vector {
-    /// Numbers.
-    Numbers(Vec<f32>),
-    /// Base64 (RFC 4648) of the numbers as little-endian 32-bit floats.
-    Base64(String),
-}
+/// A vector of features: little-endian 32-bit floats, which all that carries the result shares.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Vector(pub(crate) glib::Bytes);
 
 impl Vector {
-    pub(crate) fn bytes(&self) -> Vec<u8> {
-        match self {
-            Self::Numbers(v) => v.iter().flat_map(|v| v.to_le_bytes()).collect(),
-            Self::Base64(text) => glib::base64_decode(text),
-        }
+    fn new(numbers: &[f32]) -> Self {
+        let bytes: Vec<u8> = numbers.iter().flat_map(|v| v.to_le_bytes()).collect();
+        Self(glib::Bytes::from_owned(bytes))
     }
 
-    /// The same as base64.
-    pub(crate) fn to_base64(&self) -> Self {
-        Self::Base64(glib::base64_encode(&self.bytes()).into())
+    /// The numbers.
+    pub fn numbers(&self) -> impl Iterator<Item = f32> {
+        self.0.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b))
+    }
+}
+
+impl Serialize for Vector {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(self.numbers())
     }
 }
 
@@ -90,9 +84,9 @@ pub struct Results {
     /// Version of these fields: 1.
     pub version: u32,
     /// Kind of the results: `classes`, `speech`, `vector` or `event`; it says which of the last four fields is there.
-    pub kind: String,
+    pub kind: Cow<'static, str>,
     /// Name of the element that found them.
-    pub element: String,
+    pub element: glib::GString,
     /// Time that the result is of in ns, in the buffer's segment: the buffer's own, or a step's within it.
     pub pts: Option<u64>,
     /// Duration of what the result is of in ns.
@@ -109,32 +103,6 @@ pub struct Results {
     pub event: Option<EventResult>,
 }
 
-/// The line of JSON: the fields in order, of the last four those of the kind.
-impl Serialize for Results {
-    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        let mut line = to.serialize_map(None)?;
-        line.serialize_entry("version", &self.version)?;
-        line.serialize_entry("kind", &self.kind)?;
-        line.serialize_entry("element", &self.element)?;
-        line.serialize_entry("pts", &self.pts)?;
-        line.serialize_entry("duration", &self.duration)?;
-        line.serialize_entry("step", &self.step)?;
-        if self.kind == CLASSES {
-            line.serialize_entry("classes", &self.classes)?;
-        }
-        if let Some(speech) = self.speech {
-            line.serialize_entry("speech", &(speech as f32))?;
-        }
-        if let Some(vector) = &self.vector {
-            line.serialize_entry("vector", vector)?;
-        }
-        if let Some(event) = &self.event {
-            line.serialize_entry("event", event)?;
-        }
-        line.end()
-    }
-}
-
 impl EventResult {
     fn to_structure(&self) -> gst::Structure {
         gst::Structure::builder("event")
@@ -146,7 +114,7 @@ impl EventResult {
             .build()
     }
 
-    fn from_structure(s: &gst::StructureRef) -> Option<Self> {
+    pub(crate) fn from_structure(s: &gst::StructureRef) -> Option<Self> {
         Some(Self {
             kind: s.get("kind").ok()?,
             class: s.get("class").ok()?,
@@ -158,12 +126,12 @@ impl EventResult {
 }
 
 impl Results {
-    fn new(kind: &str, element: &str, time: Time, step: u64) -> Self {
+    fn new(kind: &'static str, element: glib::GString, time: Time, step: u64) -> Self {
         let (pts, duration) = time;
         Self {
             version: VERSION,
             kind: kind.into(),
-            element: element.into(),
+            element,
             pts: pts.map(ClockTime::nseconds),
             duration: duration.map(ClockTime::nseconds),
             step,
@@ -175,22 +143,22 @@ impl Results {
     }
 
     /// Classes found at a time.
-    pub(crate) fn classes(element: &str, time: Time, step: u64, classes: Vec<ClassScore>) -> Self {
+    pub(crate) fn classes(element: glib::GString, time: Time, step: u64, classes: Vec<ClassScore>) -> Self {
         Self { classes, ..Self::new(CLASSES, element, time, step) }
     }
 
     /// How sure an element is that there is speech.
-    pub(crate) fn speech(element: &str, time: Time, step: u64, probability: f64) -> Self {
+    pub(crate) fn speech(element: glib::GString, time: Time, step: u64, probability: f64) -> Self {
         Self { speech: Some(probability), ..Self::new("speech", element, time, step) }
     }
 
     /// A vector of features.
-    pub(crate) fn vector(element: &str, time: Time, step: u64, vector: &[f32]) -> Self {
-        Self { vector: Some(Vector::Numbers(vector.to_vec())), ..Self::new("vector", element, time, step) }
+    pub(crate) fn vector(element: glib::GString, time: Time, step: u64, vector: &[f32]) -> Self {
+        Self { vector: Some(Vector::new(vector)), ..Self::new("vector", element, time, step) }
     }
 
     /// Something that happened.
-    pub(crate) fn event(element: &str, time: Time, step: u64, event: EventResult) -> Self {
+    pub(crate) fn event(element: glib::GString, time: Time, step: u64, event: EventResult) -> Self {
         Self { event: Some(event), ..Self::new("event", element, time, step) }
     }
 
@@ -209,45 +177,33 @@ impl Results {
         });
         gst::Structure::builder(name)
             .field("version", self.version)
-            .field("kind", &self.kind)
+            .field("kind", &*self.kind)
             .field("element", &self.element)
             .field_if_some("pts", self.pts)
             .field_if_some("duration", self.duration)
             .field("step", self.step)
             .field_if("classes", gst::Array::from_values(classes), self.kind == CLASSES)
             .field_if_some("speech", self.speech)
-            .field_if_some("vector", self.vector.as_ref().map(|v| glib::Bytes::from_owned(v.bytes())))
+            .field_if_some("vector", self.vector.as_ref().map(|v| &v.0))
             .field_if_some("event", self.event.as_ref().map(EventResult::to_structure))
             .build()
     }
 
     /// Reads a structure made by [`Results::to_structure`]; `None` if a field is missing or of another type.
     pub fn from_structure(s: &gst::StructureRef) -> Option<Self> {
-        let classes = s.get_optional::<gst::Array>("classes").ok()?;
-        let classes = classes.iter().flat_map(|c| c.iter()).map(|value| {
-            let class = value.get::<gst::Structure>().ok()?;
-            Some(ClassScore {
-                index: class.get("index").ok()?,
-                label: class.get_optional("label").ok()?,
-                score: class.get("score").ok()?,
-            })
-        });
-        let vector = s.get_optional::<glib::Bytes>("vector").ok()?;
-        let numbers = |b: glib::Bytes| b.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        let line = Line::new(s, Format::default())?;
+        let class = |c: Class<'_>| ClassScore { index: c.index, label: c.label.map(Arc::from), score: c.score };
         Some(Self {
-            version: s.get("version").ok()?,
-            kind: s.get("kind").ok()?,
-            element: s.get("element").ok()?,
-            pts: s.get_optional("pts").ok()?,
-            duration: s.get_optional("duration").ok()?,
-            step: s.get("step").ok()?,
-            classes: classes.collect::<Option<_>>()?,
-            speech: s.get_optional("speech").ok()?,
-            vector: vector.map(|b| Vector::Numbers(numbers(b))),
-            event: match s.get_optional::<gst::Structure>("event").ok()? {
-                Some(event) => Some(EventResult::from_structure(&event)?),
-                None => None,
-            },
+            version: line.version,
+            kind: line.kind.to_owned().into(),
+            element: line.element.into(),
+            pts: line.pts,
+            duration: line.duration,
+            step: line.step,
+            classes: line.classes.iter().map(class).collect(),
+            speech: line.speech,
+            vector: line.vector,
+            event: line.event,
         })
     }
 
@@ -283,8 +239,7 @@ impl Results {
     }
 
     fn read(structure: &gst::StructureRef) -> Vec<Self> {
-        let Ok(results) = structure.get::<gst::Array>("results") else { return Vec::new() };
-        results.iter().filter_map(|v| v.get::<gst::Structure>().ok()).filter_map(|s| Self::from_structure(&s)).collect()
+        each(structure).into_iter().flatten().filter_map(Self::from_structure).collect()
     }
 
     /// The results that a buffer carries, in the order in which the elements stood.
@@ -312,4 +267,10 @@ pub(crate) fn set_times(s: &mut gst::Structure, at: Option<ClockTime>, segment: 
     if let Some(time) = segment.to_running_time(at) {
         s.set("running-time", time.nseconds());
     }
+}
+
+/// The structures in the field `results` of a meta or of an event with late results; `None` without that field.
+pub(crate) fn each(structure: &gst::StructureRef) -> Option<impl Iterator<Item = &gst::StructureRef>> {
+    let results = structure.value("results").ok()?.get::<gst::ArrayRef<'_>>().ok()?;
+    Some(results.as_slice().iter().filter_map(|v| v.get::<&gst::StructureRef>().ok()))
 }

@@ -110,7 +110,7 @@ fn activation_threshold_labels_and_top_k() {
     l.pieces(&bytes(&samples), &[t.hop], ClockTime::ZERO);
     let sigmoid: Vec<f32> = want[0].iter().map(|y| 1.0 / (1.0 + (-y).exp())).collect();
     assert_eq!(by_class(&l.results[0]), sigmoid);
-    assert!(l.results[0].classes.iter().all(|c| c.label == Some(format!("sound {}", c.index))));
+    assert!(l.results[0].classes.iter().all(|c| c.label.as_deref() == Some(&*format!("sound {}", c.index))));
     let mut l = t.listening(&[("top-k", "1"), ("post-messages", "false")]);
     l.pieces(&bytes(&samples), &[t.hop], ClockTime::ZERO);
     assert_eq!(l.results[0].classes.len(), 1);

@@ -244,7 +244,7 @@ fn top_k_threshold_labels_and_interval() {
         let results = Results::of(&buffer);
         assert_eq!(results.len(), usize::from(i % 3 == 0), "frame {i}");
         for class in results.iter().flat_map(|r| &r.classes) {
-            assert_eq!(class.label, Some(format!("class {}", class.index)));
+            assert_eq!(class.label.as_deref(), Some(&*format!("class {}", class.index)));
         }
         assert!(results.iter().all(|r| r.classes.len() == 2.min(classes)));
     }

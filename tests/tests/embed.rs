@@ -3,7 +3,7 @@
 use gst::ClockTime;
 use gst::prelude::*;
 use gst_check::Harness;
-use gstssm::{Results, Vector};
+use gstssm::Results;
 use ssm_models::frontend::image::{ImagePlan, PixelFormat, Plane};
 use ssm_models::kernels::{CpuLevel, Cx};
 use ssm_models::{Listen, Options, Output, Row, Scratch, Signal, open};
@@ -15,10 +15,7 @@ const WIDTH: usize = 40;
 const HEIGHT: usize = 30;
 
 fn vector(r: &Results) -> Vec<f32> {
-    match &r.vector {
-        Some(Vector::Numbers(v)) => v.clone(),
-        other => panic!("no numbers: {other:?}"),
-    }
+    r.vector.as_ref().expect("a vector").numbers().collect()
 }
 
 /// The features of one frame, from the model itself.

@@ -47,7 +47,7 @@ impl Watching {
             self.h.push(frame(i / 7, height, i as u64)).expect("flows");
             results.extend(Results::of(&self.h.pull().expect("a frame comes out")));
         }
-        results.iter_mut().for_each(|r| r.element.clear());
+        results.iter_mut().for_each(|r| r.element = Default::default());
         results
     }
 
@@ -70,7 +70,7 @@ impl Watching {
     fn late(&mut self) -> Vec<Results> {
         let events = std::iter::from_fn(|| self.h.try_pull_event());
         let results = events.filter_map(|e| Results::of_late(e.structure()?)).flatten();
-        results.map(|r| Results { element: String::new(), ..r }).collect()
+        results.map(|r| Results { element: Default::default(), ..r }).collect()
     }
 
     fn told(&self) -> usize {

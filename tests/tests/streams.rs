@@ -58,7 +58,7 @@ impl Player {
             out.extend_from_slice(&buffer.map_readable().expect("readable"));
             results.extend(Results::of(&buffer));
         }
-        results.iter_mut().for_each(|r| r.element.clear());
+        results.iter_mut().for_each(|r| r.element = Default::default());
         (out, results)
     }
 }

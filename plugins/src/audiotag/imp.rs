@@ -85,7 +85,7 @@ impl Analyser for AudioTag {
         settings.shares(y);
         let classes = lock(&self.ranking).best(&settings, y);
         let time = (Some(start), Some(end.saturating_sub(start)));
-        found.results.push(Results::classes(&self.obj().name(), time, step, classes));
+        found.results.push(Results::classes(self.obj().name(), time, step, classes));
     }
 }
 

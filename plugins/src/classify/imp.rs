@@ -101,7 +101,7 @@ impl Analyser for Classify {
         }
         let classes = lock(&self.ranking).best(&settings, y);
         let time = (buffer.pts(), buffer.duration());
-        found.results.push(Results::classes(&self.obj().name(), time, step, classes));
+        found.results.push(Results::classes(self.obj().name(), time, step, classes));
     }
 }
 

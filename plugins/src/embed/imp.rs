@@ -87,7 +87,7 @@ impl Analyser for Embed {
             Some(frame) => (frame.pts(), frame.duration()),
             None => (Some(start), Some(end.saturating_sub(start))),
         };
-        found.results.push(Results::vector(&self.obj().name(), time, step, y));
+        found.results.push(Results::vector(self.obj().name(), time, step, y));
     }
 }
 

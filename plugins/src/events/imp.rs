@@ -108,7 +108,7 @@ impl Events {
                 .field("duration", end.saturating_sub(start));
             found.messages.push((message.build(), time.0));
             let result = EventResult { kind, class: event.kind as u32, score: event.score, start, end };
-            found.results.push(Results::event(&self.obj().name(), time, step, result));
+            found.results.push(Results::event(self.obj().name(), time, step, result));
         }
     }
 }
@@ -175,7 +175,7 @@ impl Analyser for Events {
                     let mut all = ranking.best(classes, y);
                     all.sort_by_key(|c| c.index);
                     let time = (Some(ClockTime::from_nseconds(pts)), None);
-                    found.results.push(Results::classes(&self.obj().name(), time, step, all));
+                    found.results.push(Results::classes(self.obj().name(), time, step, all));
                 }
             }
             Heard::After { y } => {

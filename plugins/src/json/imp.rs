@@ -11,7 +11,8 @@
 //! A line holds the fields of [`crate::Results`]; a buffer without results gives a GAP event, so that sinks keep time.
 
 use crate::base::{lock, metadata, templates};
-use crate::results::Results;
+use crate::line::{Format, Line};
+use crate::results::{LATE, META_NAME, each};
 use gst::prelude::*;
 use gst::subclass::prelude::*;
 use std::sync::{LazyLock, Mutex};
@@ -19,59 +20,61 @@ use std::sync::{LazyLock, Mutex};
 static CAT: LazyLock<gst::DebugCategory> =
     LazyLock::new(|| gst::DebugCategory::new("ssmjson", gst::DebugColorFlags::empty(), Some("Results as JSON")));
 
-/// How vectors are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, glib::Enum)]
-#[enum_type(name = "GstSsmVectorFormat")]
-enum Format {
-    #[default]
-    #[enum_value(name = "Numbers: an array of numbers", nick = "numbers")]
-    Numbers,
-    #[enum_value(name = "Base64: little-endian 32-bit floats as base64", nick = "base64")]
-    Base64,
-}
-
 pub struct Json {
     sink: gst::Pad,
     src: gst::Pad,
     format: Mutex<Format>,
+    /// Room for the lines of one buffer.
+    text: Mutex<Vec<u8>>,
 }
 
 impl Json {
-    /// A buffer with a line for each result. An error is posted.
+    /// A buffer with a line for each result in the structure, and the time of the last one; `None` if there is no result.
+    /// An error is posted.
     fn lines(
         &self,
-        results: Vec<Results>,
-        pts: Option<gst::ClockTime>,
-        duration: Option<gst::ClockTime>,
-    ) -> Result<gst::Buffer, serde_json::Error> {
+        structure: &gst::StructureRef,
+    ) -> Result<Option<(gst::Buffer, Option<gst::ClockTime>)>, gst::FlowError> {
         let format = *lock(&self.format);
-        let mut lines = Vec::new();
-        for mut result in results {
-            if format == Format::Base64 {
-                result.vector = result.vector.map(|v| v.to_base64());
-            }
-            serde_json::to_writer(&mut lines, &result).inspect_err(|error| {
-                gst::element_imp_error!(self, gst::StreamError::Encode, ("result of {}: {error}", result.element));
+        let text = &mut *lock(&self.text);
+        text.clear();
+        let mut pts = None;
+        for line in each(structure).into_iter().flatten().filter_map(|s| Line::new(s, format)) {
+            serde_json::to_writer(&mut *text, &line).map_err(|error| {
+                gst::element_imp_error!(self, gst::StreamError::Encode, ("result of {}: {error}", line.element));
+                gst::FlowError::Error
             })?;
-            lines.push(b'\n');
+            text.push(b'\n');
+            pts = line.pts.map(gst::ClockTime::from_nseconds);
         }
-        let mut out = gst::Buffer::from_mut_slice(lines);
-        if let Some(out) = out.get_mut() {
-            out.set_pts(pts);
-            out.set_duration(duration);
+        if text.is_empty() {
+            return Ok(None);
         }
-        Ok(out)
+        let filled = gst::Buffer::with_size(text.len()).and_then(|mut buffer| {
+            buffer.make_mut().copy_from_slice(0, text).map_err(|_| glib::bool_error!("no room"))?;
+            Ok(buffer)
+        });
+        let buffer = filled.map_err(|error| {
+            gst::element_imp_error!(self, gst::ResourceError::NoSpaceLeft, ("{} bytes of lines: {error}", text.len()));
+            gst::FlowError::Error
+        })?;
+        Ok(Some((buffer, pts)))
     }
 
     fn chain(&self, buffer: gst::Buffer) -> Result<gst::FlowSuccess, gst::FlowError> {
-        let results = Results::of(&buffer);
-        if results.is_empty() {
+        let lines = match gst::meta::CustomMeta::from_buffer(&buffer, META_NAME) {
+            Ok(meta) => self.lines(meta.structure())?,
+            Err(_) => None,
+        };
+        let Some((mut out, _)) = lines else {
             if let Some(pts) = buffer.pts() {
                 self.src.push_event(gst::event::Gap::builder(pts).duration(buffer.duration()).build());
             }
             return Ok(gst::FlowSuccess::Ok);
-        }
-        let out = self.lines(results, buffer.pts(), buffer.duration()).map_err(|_| gst::FlowError::Error)?;
+        };
+        let edit = out.make_mut();
+        edit.set_pts(buffer.pts());
+        edit.set_duration(buffer.duration());
         self.src.push(out)
     }
 
@@ -81,12 +84,16 @@ impl Json {
                 gst::debug!(CAT, imp = self, "results of {event:?}");
                 self.src.push_event(gst::event::Caps::new(&self.src.pad_template_caps()))
             }
-            gst::EventView::CustomDownstream(e) => match e.structure().and_then(Results::of_late) {
+            gst::EventView::CustomDownstream(e) => match e.structure().filter(|s| s.name() == LATE) {
                 // What the end of stream decided: its lines have the time of the last of them.
-                Some(results) => {
-                    let pts = results.last().and_then(|r| r.pts).map(gst::ClockTime::from_nseconds);
-                    self.lines(results, pts, None).is_ok_and(|out| self.src.push(out).is_ok())
-                }
+                Some(late) => match self.lines(late) {
+                    Ok(Some((mut out, pts))) => {
+                        out.make_mut().set_pts(pts);
+                        self.src.push(out).is_ok()
+                    }
+                    Ok(None) => true,
+                    Err(_) => false,
+                },
                 None => gst::Pad::event_default(pad, Some(&*self.obj()), event),
             },
             _ => gst::Pad::event_default(pad, Some(&*self.obj()), event),
@@ -124,7 +131,7 @@ impl ObjectSubclass for Json {
             })
             .build();
         let src = pad("src").flags(gst::PadFlags::FIXED_CAPS).build();
-        Self { sink, src, format: Mutex::default() }
+        Self { sink, src, format: Mutex::default(), text: Mutex::default() }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::canvas::{Brush, Canvas, Colour, Rect};
 use super::font;
+use crate::results::each;
 use gst::ClockTime;
 use std::collections::VecDeque;
 use std::fmt::Write;
@@ -107,13 +108,8 @@ impl Panel {
 
     /// Notes the results in a buffer's meta. `now` is the frame's time.
     pub(crate) fn note(&mut self, results: &gst::StructureRef, now: ClockTime) {
-        let Some(results) = results.value("results").ok().and_then(|v| v.get::<gst::ArrayRef<'_>>().ok()) else {
-            return;
-        };
-        for value in results.iter() {
-            if let Ok(result) = value.get::<&gst::StructureRef>() {
-                self.note_one(result, now);
-            }
+        for result in each(results).into_iter().flatten() {
+            self.note_one(result, now);
         }
     }
 

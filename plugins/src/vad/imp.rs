@@ -111,7 +111,7 @@ impl Analyser for Vad {
             Heard::Step { start, end, step, y } => {
                 let probability = y.first().map_or(0.0, |y| f64::from(sigmoid(*y)));
                 let time = (Some(start), Some(end.saturating_sub(start)));
-                found.results.push(Results::speech(&self.obj().name(), time, step, probability));
+                found.results.push(Results::speech(self.obj().name(), time, step, probability));
                 segments.step(&rules, probability, start, end)
             }
             Heard::Gap { from, to } => segments.gap(&rules, from, to),
