@@ -36,6 +36,7 @@ pub const FAMILIES: &[Family] = &[
     crate::s4::FAMILY,
     crate::bst::FAMILY,
     crate::spec_mamba::FAMILY,
+    crate::band_mask::FAMILY,
     crate::aum::FAMILY,
     crate::attenuate::FAMILY,
     crate::composite::FAMILY,

@@ -13,6 +13,7 @@ pub mod hippo;
 mod attenuate;
 mod audio;
 mod aum;
+mod band_mask;
 mod bst;
 mod builtin;
 mod cleanumamba;

@@ -48,6 +48,12 @@ pub(crate) struct MixerState {
     pub(crate) h: Range<usize>,
 }
 
+/// Part `i` of `n` equal ones of a range.
+fn part(range: &Range<usize>, i: usize, n: usize) -> Range<usize> {
+    let each = range.len() / n;
+    range.start + i * each..range.start + (i + 1) * each
+}
+
 /// What a mixer computes on its way, a row per step.
 pub(crate) struct Taps<'a> {
     /// `silu(conv1d(x))`, (E).
@@ -142,6 +148,15 @@ impl Mixer {
         }
     }
 
+    /// The same for `lanes` sequences of a stream side by side: (lanes, K-1, E) and (lanes, N, E).
+    pub(crate) fn state_of(&self, lanes: usize, layout: &mut StateLayout, prefix: &str) -> MixerState {
+        let k = self.forward.conv1d.width();
+        MixerState {
+            conv: layout.add(format!("{prefix}.conv"), &[lanes, k - 1, self.e]),
+            h: layout.add(format!("{prefix}.h"), &[lanes, self.n, self.e]),
+        }
+    }
+
     /// Width E of the inner stream.
     pub(crate) fn d_inner(&self) -> usize {
         self.e
@@ -187,19 +202,36 @@ impl Mixer {
         rows: &mut [Row],
         len: usize,
         state: Option<&MixerState>,
+        scratch: &mut [f32],
+        out: MatMut<'_>,
+    ) {
+        self.forward_lanes(cx, x, rows, 1, len, state, scratch, out);
+    }
+
+    /// As [`Mixer::forward`] with `lanes` sequences side by side in each row, x and out (rows · len · lanes, D); the state
+    /// is that of [`Mixer::state_of`].
+    pub(crate) fn forward_lanes(
+        &self,
+        cx: &Cx,
+        x: Mat<'_>,
+        rows: &mut [Row],
+        lanes: usize,
+        len: usize,
+        state: Option<&MixerState>,
         mut scratch: &mut [f32],
         out: MatMut<'_>,
     ) {
         let (e, n, r) = (self.e, self.n, self.r);
-        let m = rows.len() * len;
+        let (steps, w3) = (rows.len() * len, self.r + 2 * self.n);
+        let m = steps * lanes;
         let s = &mut scratch;
         let (xz, c) = (carve(s, m * 2 * e), carve(s, m * e));
-        let (dbc, dt, y) = (carve(s, m * (r + 2 * n)), carve(s, m * e), carve(s, m * e));
+        let (dbc, dt, y) = (carve(s, m * w3), carve(s, m * e), carve(s, m * e));
         let (tail, h) = (carve(s, (self.forward.conv1d.width() - 1) * e), carve(s, n * e));
 
         // [x | z] = in_proj u
         linear(cx, x, &self.in_proj, Act::None, Store::Set, MatMut::new(xz, m, 2 * e));
-        let xz = Mat::new(xz, m, 2 * e);
+        let xz = Mat::new(xz, steps, lanes * 2 * e);
         for time in [Time::Forward, Time::Reverse] {
             let (w, a, fresh) = match (time, &self.backward) {
                 (Time::Forward, _) => (&self.forward, &self.forward.a, true),
@@ -210,47 +242,56 @@ impl Mixer {
             if fresh {
                 // c = silu(conv1d(x)); [dt | b | c] = x_proj c; dt = dt_proj dt
                 for (i, row) in rows.iter_mut().enumerate() {
-                    let x = sub(xz, i * len, len).columns(0..e);
-                    let c = MatMut::new(&mut c[i * len * e..], len, e);
-                    let tail = match (time, state) {
-                        (Time::Forward, Some(at)) => &mut row.state.data[at.conv.clone()],
-                        _ => {
-                            tail.fill(0.0);
-                            &mut *tail
-                        }
-                    };
-                    causal_conv1d(cx, &w.conv1d, x, Act::Silu, time, tail, c);
+                    for l in 0..lanes {
+                        let x = sub(xz, i * len, len).columns(2 * l * e..(2 * l + 1) * e);
+                        let c = MatMut::strided(&mut c[(i * len * lanes + l) * e..], len, e, lanes * e);
+                        let tail = match (time, state) {
+                            (Time::Forward, Some(at)) => &mut row.state.data[part(&at.conv, l, lanes)],
+                            _ => {
+                                tail.fill(0.0);
+                                &mut *tail
+                            }
+                        };
+                        causal_conv1d(cx, &w.conv1d, x, Act::Silu, time, tail, c);
+                    }
                 }
                 let c = Mat::new(c, m, e);
-                linear(cx, c, &w.x_proj, Act::None, Store::Set, MatMut::new(dbc, m, r + 2 * n));
-                let dbc = Mat::new(dbc, m, r + 2 * n);
+                linear(cx, c, &w.x_proj, Act::None, Store::Set, MatMut::new(dbc, m, w3));
+                let dbc = Mat::new(dbc, m, w3);
                 linear(cx, dbc.columns(0..r), &w.dt_proj, Act::None, Store::Set, MatMut::new(dt, m, e));
             }
             // y = scan(c) · silu(z), the second direction added to the first
             for (i, row) in rows.iter_mut().enumerate() {
-                let dbc = sub(Mat::new(dbc, m, r + 2 * n), i * len, len);
-                let scan = Scan {
-                    u: sub(Mat::new(c, m, e), i * len, len),
-                    dt: sub(Mat::new(dt, m, e), i * len, len),
-                    dt_bias: Some(&w.dt_bias),
-                    softplus: true,
-                    scale: row.rate,
-                    a,
-                    b: dbc.columns(r..r + n),
-                    c: dbc.columns(r + n..r + 2 * n),
-                    d: Some(&w.d),
-                    z: Some(sub(xz, i * len, len).columns(e..2 * e)),
-                    order: if time == Time::Forward { Order::Forward } else { Order::Reverse },
-                    add: time == Time::Reverse,
-                };
-                let h = match (time, state) {
-                    (Time::Forward, Some(at)) => &mut row.state.data[at.h.clone()],
-                    _ => {
-                        h.fill(0.0);
-                        &mut *h
-                    }
-                };
-                selective_scan(cx, &scan, h, MatMut::new(&mut y[i * len * e..], len, e));
+                for l in 0..lanes {
+                    // A lane is some columns of a matrix that has a row for each step.
+                    let of = |x, width: usize| {
+                        sub(Mat::new(x, steps, lanes * width), i * len, len).columns(l * width..(l + 1) * width)
+                    };
+                    let dbc = of(dbc, w3);
+                    let scan = Scan {
+                        u: of(c, e),
+                        dt: of(dt, e),
+                        dt_bias: Some(&w.dt_bias),
+                        softplus: true,
+                        scale: row.rate,
+                        a,
+                        b: dbc.columns(r..r + n),
+                        c: dbc.columns(r + n..w3),
+                        d: Some(&w.d),
+                        z: Some(sub(xz, i * len, len).columns((2 * l + 1) * e..(2 * l + 2) * e)),
+                        order: if time == Time::Forward { Order::Forward } else { Order::Reverse },
+                        add: time == Time::Reverse,
+                    };
+                    let h = match (time, state) {
+                        (Time::Forward, Some(at)) => &mut row.state.data[part(&at.h, l, lanes)],
+                        _ => {
+                            h.fill(0.0);
+                            &mut *h
+                        }
+                    };
+                    let y = MatMut::strided(&mut y[(i * len * lanes + l) * e..], len, e, lanes * e);
+                    selective_scan(cx, &scan, h, y);
+                }
             }
         }
         linear(cx, Mat::new(y, m, e), &self.out_proj, Act::None, Store::Set, out);
@@ -283,9 +324,12 @@ impl Mixer {
         let e = self.e;
         for (i, h) in state[at.h.clone()].iter_mut().enumerate() {
             let delta = f64::from(ssm_kernels::activation::softplus(self.forward.dt_bias[i % e]));
-            *h *= (f64::from(self.forward.a[i]) * delta * periods).exp() as f32;
+            *h *= (f64::from(self.forward.a[i % (self.n * e)]) * delta * periods).exp() as f32;
         }
-        shift_tail(&mut state[at.conv.clone()], e, periods);
+        let lane = (self.forward.conv1d.width() - 1) * e;
+        if lane > 0 {
+            state[at.conv.clone()].chunks_exact_mut(lane).for_each(|tail| shift_tail(tail, e, periods));
+        }
     }
 
     /// The layer's state as upstream lays it out: `conv` (E, K-1), `ssm` (E, N).

@@ -47,3 +47,24 @@ fn forth_and_back_overlaps_to_the_samples() {
         assert!(max_diff(&sum[inner.clone()], &x[inner]) < 3e-6);
     }
 }
+
+#[test]
+fn low_delay_frames_overlap_to_the_samples() {
+    let mut rng = Rng::new(33);
+    for (n, hop) in [(2, 1), (8, 3), (10, 5), (512, 160)] {
+        let stft = Stft::low_delay(n, hop);
+        assert_eq!(stft.out_len(), 2 * hop);
+        let (x, mut work) = (rng.vec(n + hop * 9), vec![f32::NAN; stft.work_len()]);
+        let (mut sum, mut spectrum, mut y) = (vec![0.0; x.len()], vec![0.0; 2 * stft.bins()], vec![0.0; 2 * hop]);
+        let mut end = n;
+        while end <= x.len() {
+            stft.analyse(&x[end - n..end], &mut spectrum, &mut work);
+            stft.synthesise(&mut spectrum, &mut y, &mut work);
+            sum[end - 2 * hop..end].iter_mut().zip(&y).for_each(|(s, y)| *s += y);
+            end += hop;
+        }
+        // The first and the last hop have one share only.
+        let inner = n - hop..n + hop * 8;
+        assert!(max_diff(&sum[inner.clone()], &x[inner]) < 5e-6, "{n}, {hop}");
+    }
+}

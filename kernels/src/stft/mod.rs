@@ -1,11 +1,12 @@
 //! Short-time Fourier transform of frames that overlap by half, and back.
 //!
 //! ```text
-//! X = RFFT(w · x),   y = w · IRFFT(Y),   w[n] = √(½ - ½ cos(2π n / N))
+//! X = RFFT(w · x),   y = v · IRFFT(Y)
 //! ```
 //!
-//! The window is the root of a periodic Hann window, so that analysis and synthesis together overlap to 1: frames taken
-//! every N/2 samples, transformed forth and back and added, give the samples again (Griffin & Lim 1984). A frame's
+//! Of [`Stft::new`] both windows are the root of a periodic Hann window, `w[n] = v[n] = √(½ - ½ cos(2π n / N))`, those of
+//! [`Stft::low_delay`] have a Hann window of two hops as their product. Either way they overlap to 1: frames taken every
+//! hop, transformed forth and back and added, give the samples again (Griffin & Lim 1984). A frame's
 //! spectrum is N/2 + 1 pairs (re, im). Each frame is computed alone: its bits do not depend on its neighbours.
 
 mod agree;
@@ -14,28 +15,70 @@ use realfft::num_complex::Complex32;
 use realfft::{ComplexToReal, RealFftPlanner, RealToComplex};
 use std::sync::Arc;
 
-/// Plans and window for frames of one length.
+/// Plans and windows for frames of one length.
 #[derive(Clone)]
 pub struct Stft {
-    window: Vec<f32>,
+    analysis: Vec<f32>,  // (N)
+    synthesis: Vec<f32>, // of the last samples of a frame, all or fewer
     forward: Arc<dyn RealToComplex<f32>>,
     inverse: Arc<dyn ComplexToReal<f32>>,
 }
 
 impl Stft {
-    /// Plans for frames of `len` samples; an odd length is rounded up.
+    /// Plans for frames of `len` samples that overlap by half; an odd length is rounded up.
     pub fn new(len: usize) -> Self {
         let len = len.max(2).next_multiple_of(2);
-        let mut planner = RealFftPlanner::new();
-        let window = (0..len)
+        let window: Vec<f32> = (0..len)
             .map(|n| (0.5 - 0.5 * (std::f64::consts::TAU * n as f64 / len as f64).cos()).sqrt() as f32)
             .collect();
-        Self { window, forward: planner.plan_fft_forward(len), inverse: planner.plan_fft_inverse(len) }
+        Self::plan(window.clone(), window)
     }
 
-    /// Samples of a frame.
+    /// Plans for frames of `len` samples every `hop`, of which only the last two hops come out again: the spectrum is as
+    /// fine as the frame is long, the delay that of two hops (Mauler & Martin 2007).
+    ///
+    /// ```text
+    /// w[n] = sin(π/2 (n + ½) / (N - H)) up to n = N - H, then cos(π/2 (n - N + H + ½) / H)
+    /// v[m] = sin²(π (m + ½) / 2H) / w[N - 2H + m],  m = 0 … 2H - 1
+    /// ```
+    ///
+    /// # Panics
+    /// `len` is odd or shorter than two hops, or there is no hop.
+    pub fn low_delay(len: usize, hop: usize) -> Self {
+        assert!(hop > 0 && len.is_multiple_of(2) && len >= 2 * hop, "stft: frames of {len} samples every {hop}");
+        let (rise, quarter) = (len - hop, std::f64::consts::FRAC_PI_2);
+        let analysis: Vec<f64> = (0..len)
+            .map(|n| {
+                let at = n as f64 + 0.5;
+                if n < rise {
+                    (quarter * at / rise as f64).sin()
+                } else {
+                    (quarter * (at - rise as f64) / hop as f64).cos()
+                }
+            })
+            .collect();
+        let synthesis = analysis[len - 2 * hop..]
+            .iter()
+            .enumerate()
+            .map(|(m, w)| ((quarter * (m as f64 + 0.5) / hop as f64).sin().powi(2) / w) as f32)
+            .collect();
+        Self::plan(analysis.iter().map(|w| *w as f32).collect(), synthesis)
+    }
+
+    fn plan(analysis: Vec<f32>, synthesis: Vec<f32>) -> Self {
+        let mut planner = RealFftPlanner::new();
+        let len = analysis.len();
+        Self { analysis, synthesis, forward: planner.plan_fft_forward(len), inverse: planner.plan_fft_inverse(len) }
+    }
+
+    /// Samples of a frame, N.
     pub fn len(&self) -> usize {
-        self.window.len()
+        self.analysis.len()
+    }
+
+    /// Samples of a frame that [`Stft::synthesise`] gives.
+    pub fn out_len(&self) -> usize {
+        self.synthesis.len()
     }
 
     /// Never: a frame has two samples or more.
@@ -45,12 +88,12 @@ impl Stft {
 
     /// Bins of a spectrum, N/2 + 1.
     pub fn bins(&self) -> usize {
-        self.window.len() / 2 + 1
+        self.len() / 2 + 1
     }
 
     /// Values of working memory that both directions need.
     pub fn work_len(&self) -> usize {
-        self.window.len() + 2 * self.forward.get_scratch_len().max(self.inverse.get_scratch_len())
+        self.len() + 2 * self.forward.get_scratch_len().max(self.inverse.get_scratch_len())
     }
 
     /// `spectrum = RFFT(w · x)`: N samples to 2 (N/2 + 1) values.
@@ -58,9 +101,10 @@ impl Stft {
     /// # Panics
     /// A slice has another length, or `work` fewer than [`Stft::work_len`] values.
     pub fn analyse(&self, x: &[f32], spectrum: &mut [f32], work: &mut [f32]) {
-        self.check(x.len(), spectrum.len(), work.len());
+        assert!(x.len() == self.len(), "stft: expected {} samples, got {}", self.len(), x.len());
+        self.check(spectrum.len(), work.len());
         let (frame, scratch) = work.split_at_mut(self.len());
-        for ((f, x), w) in frame.iter_mut().zip(x).zip(&self.window) {
+        for ((f, x), w) in frame.iter_mut().zip(x).zip(&self.analysis) {
             *f = x * w;
         }
         let scratch = &mut complex(scratch)[..self.forward.get_scratch_len()];
@@ -68,25 +112,27 @@ impl Stft {
         debug_assert!(done.is_ok(), "the lengths were checked");
     }
 
-    /// `y = w · IRFFT(spectrum)`: the frame's share, to be added to its neighbours'. The imaginary parts of the first and
+    /// `y = v · IRFFT(spectrum)`: the frame's share, to be added to its neighbours'. The imaginary parts of the first and
     /// the last bin, which no real signal has, are ignored. `spectrum` is used up.
     ///
     /// # Panics
-    /// As [`Stft::analyse`].
+    /// `y` has not [`Stft::out_len`] values, or as [`Stft::analyse`].
     pub fn synthesise(&self, spectrum: &mut [f32], y: &mut [f32], work: &mut [f32]) {
-        self.check(y.len(), spectrum.len(), work.len());
+        assert!(y.len() == self.out_len(), "stft: expected {} samples, got {}", self.out_len(), y.len());
+        self.check(spectrum.len(), work.len());
         let last = spectrum.len() - 1;
         (spectrum[1], spectrum[last]) = (0.0, 0.0);
-        let scratch = &mut complex(&mut work[self.len()..])[..self.inverse.get_scratch_len()];
-        let done = self.inverse.process_with_scratch(complex(spectrum), y, scratch);
+        let (frame, scratch) = work.split_at_mut(self.len());
+        let scratch = &mut complex(scratch)[..self.inverse.get_scratch_len()];
+        let done = self.inverse.process_with_scratch(complex(spectrum), frame, scratch);
         debug_assert!(done.is_ok(), "the lengths were checked and the outer bins are real");
         let scale = 1.0 / self.len() as f32;
-        y.iter_mut().zip(&self.window).for_each(|(y, w)| *y *= w * scale);
+        let frame = &frame[self.len() - y.len()..];
+        y.iter_mut().zip(frame).zip(&self.synthesis).for_each(|((y, x), w)| *y = x * (w * scale));
     }
 
-    fn check(&self, samples: usize, spectrum: usize, work: usize) {
-        let (n, bins) = (self.len(), self.bins());
-        assert!(samples == n, "stft: expected {n} samples, got {samples}");
+    fn check(&self, spectrum: usize, work: usize) {
+        let bins = self.bins();
         assert!(spectrum == 2 * bins, "stft: expected {} spectrum values, got {spectrum}", 2 * bins);
         assert!(work >= self.work_len(), "stft: expected {} values of work, got {work}", self.work_len());
     }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 pub mod attenuate;
 pub mod aum;
+mod band_mask;
 mod bst;
 mod cleanumamba;
 pub mod composite;
@@ -35,6 +36,7 @@ pub const FAMILIES: &[(&str, Draw)] = &[
     ("s4", s4::random),
     ("bst", bst::random),
     ("spec_mamba", spec_mamba::random),
+    ("band_mask", band_mask::random),
     ("aum", aum::random),
     ("attenuate", attenuate::random),
     ("composite", composite::bare),
