@@ -37,6 +37,104 @@ pub fn files(folder: &Path, endings: &[&str]) -> Result<Vec<PathBuf>, Failure> {
     Ok(found)
 }
 
+/// A pipeline of a description.
+pub fn launch(line: &str) -> Result<gst::Pipeline, Failure> {
+    let pipeline = gst::parse::launch(line).map_err(|e| failed(format!("{line}: {e}")))?;
+    pipeline.downcast::<gst::Pipeline>().map_err(|_| failed(format!("{line}: expected a pipeline")))
+}
+
+/// Plays a pipeline until it ends, posts an error, or `on` says `false`. `on` gets the structure of each element message,
+/// and `None` a few times a second.
+pub fn follow(
+    pipeline: &gst::Pipeline,
+    line: &str,
+    mut on: impl FnMut(Option<&gst::StructureRef>) -> bool,
+) -> Result<(), Failure> {
+    let bus = pipeline.bus().ok_or_else(|| failed("a pipeline without a bus"))?;
+    let started = pipeline.set_state(gst::State::Playing);
+    let outcome = loop {
+        let message = bus.timed_pop(gst::ClockTime::from_mseconds(200));
+        let on = match message.as_ref().map(|m| m.view()) {
+            Some(gst::MessageView::Eos(_)) => break Ok(()),
+            Some(gst::MessageView::Error(e)) => {
+                let from = e.src().map_or_else(String::new, |s| s.name().to_string());
+                break Err(failed(format!("{from}: {}", e.error())));
+            }
+            Some(gst::MessageView::Element(e)) => on(e.structure()),
+            Some(_) => true,
+            None => on(None),
+        };
+        if !on {
+            break Ok(());
+        }
+        if started.is_err() && bus.peek().is_none() {
+            break Err(failed(format!("{line}: it does not start")));
+        }
+    };
+    let _ = pipeline.set_state(gst::State::Null);
+    outcome
+}
+
+/// What an element takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Media {
+    /// Frames.
+    Video,
+    /// Sound.
+    Audio,
+}
+
+/// An element of the plugin that finds something, with its properties, as a command names it.
+#[derive(Clone, Debug)]
+pub struct Finder {
+    /// Name of the factory, and of the element in the lines that it writes.
+    pub name: String,
+    /// Its part of a pipeline's description.
+    pub line: String,
+    /// What it takes.
+    pub media: Media,
+}
+
+impl Finder {
+    /// Reads `FACTORY [PROPERTY=VALUE…]`, as `gst-launch-1.0` does. `media`: what it shall take where it takes both.
+    pub fn new(text: &str, media: Option<Media>) -> Result<Self, Failure> {
+        let mut words = text.split_whitespace();
+        let name = words.next().unwrap_or_default();
+        let found = gst::ElementFactory::find(name).filter(|_| name.starts_with("ssm"));
+        let factory = found.ok_or_else(|| {
+            failed(format!("--element: expected ssmevents, ssmclassify, ssmvad, ssmaudiotag or ssmembed, got {name:?}"))
+        })?;
+        if words.clone().any(|w| w == "!") {
+            return Err(failed(format!("--element: expected one element, got {text:?}")));
+        }
+        let caps = |media: &str| {
+            factory.static_pad_templates().iter().any(|t| {
+                t.direction() == gst::PadDirection::Sink && t.caps().iter().any(|s| s.name().as_str() == media)
+            })
+        };
+        let media = match (caps("video/x-raw"), caps("audio/x-raw"), media) {
+            (true, false, None | Some(Media::Video)) => Media::Video,
+            (false, true, None | Some(Media::Audio)) => Media::Audio,
+            (true, true, Some(media)) => media,
+            (true, true, None) => return Err(failed(format!("{name} takes frames and sound: say --media"))),
+            (_, _, media) => {
+                let other = if media == Some(Media::Video) { "video" } else { "audio" };
+                return Err(failed(format!("{name} does not take --media {other}")));
+            }
+        };
+        let rest = words.collect::<Vec<_>>().join(" ");
+        Ok(Self { name: name.into(), line: format!("{name} name={name} {rest}"), media })
+    }
+
+    /// Elements that bring any decoded media into a form that it takes.
+    pub fn convert(&self) -> &'static str {
+        match self.media {
+            Media::Video => "videoconvert ! video/x-raw,format=(string){RGB,I420,NV12}",
+            Media::Audio => "audioconvert ! audioresample",
+        }
+    }
+}
+
 /// Runs a pipeline to its end. `properties`: element name, property, value. `watched`: the element whose buffers' times are
 /// kept, and which `look` sees.
 pub fn play(
@@ -45,8 +143,7 @@ pub fn play(
     watched: &str,
     look: impl Fn(&gst::BufferRef) + Send + Sync + 'static,
 ) -> Result<Run, Failure> {
-    let pipeline = gst::parse::launch(line).map_err(failed)?;
-    let pipeline = pipeline.downcast::<gst::Pipeline>().map_err(|_| failed(format!("{line}: expected a pipeline")))?;
+    let pipeline = launch(line)?;
     for (element, property, value) in properties {
         let element = pipeline.by_name(element).ok_or_else(|| failed(format!("{line}: no element {element}")))?;
         element.set_property_from_str(property, value);
@@ -63,26 +160,11 @@ pub fn play(
             gst::PadProbeReturn::Ok
         });
     }
-    let bus = pipeline.bus().ok_or_else(|| failed("a pipeline without a bus"))?;
     let mut messages = Vec::new();
-    let started = pipeline.set_state(gst::State::Playing);
-    let outcome = loop {
-        let Some(message) = bus.timed_pop(gst::ClockTime::NONE) else { break Ok(()) };
-        match message.view() {
-            gst::MessageView::Eos(_) => break Ok(()),
-            gst::MessageView::Error(e) => {
-                let from = e.src().map_or_else(String::new, |s| s.name().to_string());
-                break Err(failed(format!("{from}: {}", e.error())));
-            }
-            gst::MessageView::Element(e) => messages.extend(e.structure().map(ToOwned::to_owned)),
-            _ => {}
-        }
-        if started.is_err() && bus.peek().is_none() {
-            break Err(failed(format!("{line}: it does not start")));
-        }
-    };
-    let _ = pipeline.set_state(gst::State::Null);
-    outcome?;
+    follow(&pipeline, line, |structure| {
+        messages.extend(structure.map(ToOwned::to_owned));
+        true
+    })?;
     let times = std::mem::take(&mut *times.lock().unwrap_or_else(PoisonError::into_inner));
     Ok(Run { messages, times })
 }

@@ -5,9 +5,11 @@ mod eval_denoise;
 mod eval_shots;
 mod generate;
 mod inspect;
+mod job;
 mod mix;
 mod quality;
 mod random;
+mod run;
 mod score;
 mod shots;
 mod spectrogram;
@@ -29,6 +31,9 @@ struct Args {
 enum Command {
     /// Say what a checkpoint is: family, sizes, input and output, state, hash.
     Inspect(inspect::Args),
+    /// Run an archive of files through an element, to a file of JSON lines each.
+    #[command(after_help = run::EXAMPLES)]
+    Run(run::Args),
     /// Run golden files: weights, inputs and the published code's outputs in one file.
     Verify(verify::Args),
     /// Continue a sequence of token ids, the likeliest one each time.
@@ -80,6 +85,7 @@ fn main() -> ExitCode {
         Command::Shots(args) => shots::run(&args),
         Command::EvalShots(args) => eval_shots::run(&args),
         Command::EvalDenoise(args) => eval_denoise::run(&args),
+        Command::Run(args) => run::run(&args),
     };
     done.unwrap_or_else(|error| {
         eprintln!("ssm: {error}");

@@ -1,0 +1,422 @@
+//! One file of an archive through one element, to a file of JSON lines that is whole or not there.
+//!
+//! Beside the output `NAME.jsonl` lie, while it is not finished, the lines so far (`NAME.jsonl.part`) and a state
+//! (`NAME.jsonl.state`): a line of JSON, then the element's snapshot. The state says how many buffers the element had seen
+//! and how long the lines were then, so a later run cuts the lines there, decodes up to that buffer without looking, and
+//! goes on. The file comes out as if it had never been interrupted.
+
+use crate::Failure;
+use crate::element::{self, Finder};
+use gst::glib;
+use gst::prelude::*;
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// A file to look through, and how.
+pub struct Job<'a> {
+    /// The element.
+    pub finder: &'a Finder,
+    /// The media.
+    pub input: &'a Path,
+    /// The lines.
+    pub output: &'a Path,
+    /// Media time between two states, in ns.
+    pub every: u64,
+}
+
+/// How it went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The output is there now. `resumed`: buffers that an earlier run had seen already.
+    Done { lines: u64, resumed: u64 },
+    /// The output was there before.
+    Skipped,
+    /// Another process is at it.
+    Busy,
+    /// `go_on` said no. What was found so far is kept.
+    Stopped,
+}
+
+/// What a state file begins with.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Header {
+    /// What the state is of: the element with its properties, and the input's size and time. Another one is no use.
+    of: String,
+    /// Buffers that the element has seen.
+    buffers: u64,
+    /// Length of the lines in bytes.
+    bytes: u64,
+    /// How many they are.
+    lines: u64,
+}
+
+/// What the two ends of the element share.
+struct Progress {
+    header: Header,
+    /// The snapshot of the element after `header.buffers` buffers.
+    out: BufWriter<File>,
+    /// Time of the last state, in ns.
+    saved: Option<u64>,
+    stopped: bool,
+    error: Option<io::Error>,
+}
+
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ending);
+    name.into()
+}
+
+/// What belongs to the input: a state of another file of the same name would be nonsense.
+fn stamp(finder: &Finder, input: &Path) -> io::Result<String> {
+    let file = fs::metadata(input)?;
+    let time = file.modified()?.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    Ok(format!("{}; {} bytes of {} ns", finder.line, file.len(), time.as_nanos()))
+}
+
+/// The state that an earlier run left, if it is of the same job and the lines reach as far.
+fn resume(path: &Path, of: &str, lines: u64) -> Option<(Header, Vec<u8>)> {
+    let mut file = BufReader::new(File::open(path).ok()?);
+    let (mut line, mut snapshot) = (Vec::new(), Vec::new());
+    // A header has no more than a path's and an element's length.
+    (&mut file).take(1 << 20).read_until(b'\n', &mut line).ok()?;
+    let header: Header = serde_json::from_slice(&line).ok()?;
+    file.read_to_end(&mut snapshot).ok()?;
+    (header.of == of && header.bytes <= lines).then_some((header, snapshot))
+}
+
+fn write_state(path: &Path, header: &Header, snapshot: &[u8]) -> io::Result<()> {
+    let part = beside(path, ".part");
+    let mut file = File::create(&part)?;
+    serde_json::to_writer(&mut file, header)?;
+    file.write_all(b"\n")?;
+    file.write_all(snapshot)?;
+    file.sync_all()?;
+    fs::rename(&part, path)
+}
+
+fn lock(progress: &Mutex<Progress>) -> MutexGuard<'_, Progress> {
+    progress.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Job<'_> {
+    /// Does it, or what is left of it. `go_on` is asked before each buffer, with its number; `tell` gets the position in
+    /// the media and its length in ns, a few times a second.
+    ///
+    /// # Errors
+    /// The input does not decode, the element refuses it, or the output cannot be written.
+    pub fn run(
+        &self,
+        go_on: impl Fn(u64) -> bool + Send + Sync + 'static,
+        mut tell: impl FnMut(u64, u64),
+    ) -> Result<Outcome, Failure> {
+        let at = |path: &Path| {
+            let path = path.to_owned();
+            move |e: io::Error| Failure::File { path, reason: e.to_string() }
+        };
+        if self.output.exists() {
+            return Ok(Outcome::Skipped);
+        }
+        if let Some(folder) = self.output.parent() {
+            fs::create_dir_all(folder).map_err(at(folder))?;
+        }
+        let (part, state) = (beside(self.output, ".part"), beside(self.output, ".state"));
+        let mut file = OpenOptions::new().create(true).read(true).append(true).open(&part).map_err(at(&part))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => return Ok(Outcome::Busy),
+            Err(fs::TryLockError::Error(e)) => return Err(at(&part)(e)),
+        }
+        // Finished by another process between the first look and the lock.
+        if self.output.exists() {
+            let _ = fs::remove_file(&part);
+            return Ok(Outcome::Skipped);
+        }
+        let of = stamp(self.finder, self.input).map_err(at(self.input))?;
+        let length = file.metadata().map_err(at(&part))?.len();
+        let (header, snapshot) = match resume(&state, &of, length) {
+            Some((header, snapshot)) => (header, Some(snapshot)),
+            None => (Header { of, ..Header::default() }, None),
+        };
+        let resumed = header.buffers;
+        file.set_len(header.bytes).and_then(|()| file.seek(SeekFrom::End(0))).map_err(at(&part))?;
+        let progress = Progress { header, out: BufWriter::new(file), saved: None, stopped: false, error: None };
+        let progress = Arc::new(Mutex::new(progress));
+
+        let line = format!(
+            "filesrc name=file ! decodebin ! {} ! {} ! ssmjson ! appsink name=lines sync=false",
+            self.finder.convert(),
+            self.finder.line
+        );
+        let pipeline = element::launch(&line)?;
+        let part_of =
+            |name: &str| pipeline.by_name(name).ok_or_else(|| Failure::Usage(format!("{line}: no element {name}")));
+        part_of("file")?.set_property("location", self.input);
+        let finder = part_of(&self.finder.name)?;
+        if let Some(snapshot) = snapshot {
+            finder.emit_by_name::<bool>("load-state", &[&glib::Bytes::from_owned(snapshot)]);
+        }
+        let position = Arc::new(AtomicU64::new(0));
+        let stop = Arc::new(AtomicBool::new(false));
+        let watch = Watch {
+            progress: progress.clone(),
+            position: position.clone(),
+            stop: stop.clone(),
+            state: state.clone(),
+            every: self.every,
+            skip: resumed,
+        };
+        watch.install(&finder, go_on)?;
+        let sink = part_of("lines")?.downcast::<gst_app::AppSink>();
+        let sink = sink.map_err(|_| Failure::Usage(format!("{line}: expected an appsink")))?;
+        let lines = progress.clone();
+        let write = move |sink: &gst_app::AppSink| {
+            let sample = sink.pull_sample().map_err(|_| gst::FlowError::Eos)?;
+            let map = sample.buffer().and_then(|b| b.map_readable().ok()).ok_or(gst::FlowError::Error)?;
+            let mut lines = lock(&lines);
+            if let Err(error) = lines.add(&map) {
+                lines.error = Some(error);
+                return Err(gst::FlowError::Error);
+            }
+            Ok(gst::FlowSuccess::Ok)
+        };
+        sink.set_callbacks(gst_app::AppSinkCallbacks::builder().new_sample(write).build());
+
+        let mut duration = None;
+        let played = element::follow(&pipeline, &line, |structure| {
+            if structure.is_none() {
+                duration = duration.or_else(|| pipeline.query_duration::<gst::ClockTime>());
+                tell(position.load(Ordering::Relaxed), duration.map_or(0, gst::ClockTime::nseconds));
+            }
+            !stop.load(Ordering::Acquire)
+        });
+        let mut progress = lock(&progress);
+        if let Some(error) = progress.error.take() {
+            return Err(at(&part)(error));
+        }
+        played?;
+        if progress.stopped {
+            return Ok(Outcome::Stopped);
+        }
+        progress.out.flush().and_then(|()| progress.out.get_ref().sync_all()).map_err(at(&part))?;
+        fs::rename(&part, self.output).map_err(at(self.output))?;
+        // Harmless where it stays: nothing looks at it once the output is there.
+        let _ = fs::remove_file(&state);
+        Ok(Outcome::Done { lines: progress.header.lines, resumed })
+    }
+}
+
+impl Progress {
+    fn add(&mut self, lines: &[u8]) -> io::Result<()> {
+        if !self.stopped {
+            self.out.write_all(lines)?;
+            self.header.bytes += lines.len() as u64;
+            self.header.lines += lines.iter().filter(|b| **b == b'\n').count() as u64;
+        }
+        Ok(())
+    }
+}
+
+/// What sees each buffer before the element does.
+struct Watch {
+    progress: Arc<Mutex<Progress>>,
+    position: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+    state: PathBuf,
+    every: u64,
+    /// Buffers that an earlier run has seen.
+    skip: u64,
+}
+
+impl Watch {
+    fn install(
+        self,
+        finder: &gst::Element,
+        go_on: impl Fn(u64) -> bool + Send + Sync + 'static,
+    ) -> Result<(), Failure> {
+        let pad = finder.static_pad("sink").ok_or_else(|| Failure::Usage("an element without a sink pad".into()))?;
+        let (weak, seen) = (finder.downgrade(), AtomicU64::new(0));
+        pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+            let time = info.buffer().and_then(|b| b.pts()).map_or(0, gst::ClockTime::nseconds);
+            self.position.store(time, Ordering::Relaxed);
+            let number = seen.fetch_add(1, Ordering::Relaxed);
+            if number < self.skip {
+                return gst::PadProbeReturn::Handled;
+            }
+            // Nothing is on its way here: the buffer before has gone through to the lines.
+            let mut progress = lock(&self.progress);
+            if progress.stopped {
+                return gst::PadProbeReturn::Handled;
+            }
+            progress.stopped = !go_on(number);
+            let saved = *progress.saved.get_or_insert(time);
+            if progress.stopped || time.saturating_sub(saved) >= self.every {
+                progress.saved = Some(time);
+                let snapshot = weak.upgrade().and_then(|e| e.emit_by_name::<Option<glib::Bytes>>("save-state", &[]));
+                if let Some(snapshot) = snapshot {
+                    progress.header.buffers = number;
+                    let written = progress.out.flush().and_then(|()| progress.out.get_ref().sync_data());
+                    if let Err(error) = written.and_then(|()| write_state(&self.state, &progress.header, &snapshot)) {
+                        progress.error = Some(error);
+                        progress.stopped = true;
+                    }
+                }
+            }
+            if progress.stopped {
+                self.stop.store(true, Ordering::Release);
+                return gst::PadProbeReturn::Handled;
+            }
+            gst::PadProbeReturn::Ok
+        });
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Self {
+            element::init().unwrap();
+            let path = std::env::temp_dir().join(format!("ssm-job-{name}-{}", std::process::id()));
+            fs::create_dir_all(&path).unwrap();
+            Self(path)
+        }
+
+        fn file(&self, name: &str) -> PathBuf {
+            self.0.join(name)
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn encode(line: &str, to: &Path) {
+        element::play(&format!("{line} ! filesink location={}", to.display()), &[], "", |_| ()).unwrap();
+    }
+
+    fn run(
+        finder: &str,
+        input: &Path,
+        output: &Path,
+        every: u64,
+        go_on: impl Fn(u64) -> bool + Send + Sync + 'static,
+    ) -> Outcome {
+        let finder = Finder::new(finder, None).unwrap();
+        Job { finder: &finder, input, output, every }.run(go_on, |_, _| ()).unwrap()
+    }
+
+    /// Stopped and killed at any place, the lines are those of one run.
+    fn goes_on(folder: &Folder, finder: &str, input: &Path, buffers: u64) {
+        let whole = folder.file("whole.jsonl");
+        let Outcome::Done { lines, resumed: 0 } = run(finder, input, &whole, u64::MAX, |_| true) else {
+            panic!("{finder}: it runs to its end");
+        };
+        let want = fs::read(&whole).unwrap();
+        assert!(lines > 10 && want.iter().filter(|b| **b == b'\n').count() as u64 == lines, "{finder}: {lines} lines");
+        assert_eq!(run(finder, input, &whole, 0, |_| panic!("nothing is decoded")), Outcome::Skipped);
+
+        for stop in [0, 1, buffers / 3, buffers / 2 + 1, buffers - 1] {
+            let output = folder.file(&format!("{stop}.jsonl"));
+            assert_eq!(run(finder, input, &output, u64::MAX, move |n| n < stop), Outcome::Stopped);
+            assert!(!output.exists());
+            // What a process that was killed had written since.
+            let mut part = OpenOptions::new().append(true).open(beside(&output, ".part")).unwrap();
+            part.write_all(b"{\"half a li").unwrap();
+            drop(part);
+            let done = run(finder, input, &output, u64::MAX, move |n| n >= stop);
+            assert_eq!(done, Outcome::Done { lines, resumed: stop });
+            assert!(fs::read(&output).unwrap() == want, "{finder}: stopped at {stop}");
+            assert!(!beside(&output, ".part").exists() && !beside(&output, ".state").exists());
+        }
+
+        // Without a stop in good order: from the last state.
+        let output = folder.file("killed.jsonl");
+        let (state, kept) = (beside(&output, ".state"), folder.file("kept"));
+        let (from, to) = (state.clone(), kept.clone());
+        let stopped = run(finder, input, &output, 1, move |n| {
+            if n == buffers / 2 {
+                fs::copy(&from, &to).unwrap();
+            }
+            n < buffers / 2 + 2
+        });
+        assert_eq!(stopped, Outcome::Stopped);
+        fs::rename(&kept, &state).unwrap();
+        let done = run(finder, input, &output, u64::MAX, |_| true);
+        assert_eq!(done, Outcome::Done { lines, resumed: buffers / 2 - 1 });
+        assert!(fs::read(&output).unwrap() == want, "{finder}: killed");
+    }
+
+    #[test]
+    fn a_video_goes_on_where_it_was_stopped() {
+        let folder = Folder::new("video");
+        let input = folder.file("a.mkv");
+        encode(
+            "videotestsrc num-buffers=60 pattern=ball ! video/x-raw,width=64,height=48,framerate=25/1 ! jpegenc ! matroskamux",
+            &input,
+        );
+        goes_on(&folder, "ssmevents threshold=0.01 low-threshold=0.001", &input, 60);
+    }
+
+    #[test]
+    fn sound_goes_on_where_it_was_stopped() {
+        let folder = Folder::new("sound");
+        let input = folder.file("a.wav");
+        encode("audiotestsrc num-buffers=30 wave=ticks ! audio/x-raw,rate=16000,channels=1 ! wavenc", &input);
+        let decoded = Arc::new(AtomicU64::new(0));
+        let count = decoded.clone();
+        run("ssmvad", &input, &folder.file("count.jsonl"), u64::MAX, move |n| {
+            count.store(n + 1, Ordering::Relaxed);
+            true
+        });
+        goes_on(&folder, "ssmvad", &input, decoded.load(Ordering::Relaxed));
+    }
+
+    #[test]
+    fn a_state_of_another_job_is_no_use() {
+        let folder = Folder::new("other");
+        let (input, output) = (folder.file("a.mkv"), folder.file("a.jsonl"));
+        encode("videotestsrc num-buffers=20 ! video/x-raw,width=64,height=48 ! jpegenc ! matroskamux", &input);
+        let stop = |finder: &str| run(finder, &input, &output, u64::MAX, |n| n < 10);
+        assert_eq!(stop("ssmevents"), Outcome::Stopped);
+        let done = run("ssmevents threshold=0.4", &input, &output, u64::MAX, |_| true);
+        assert!(matches!(done, Outcome::Done { resumed: 0, .. }), "another threshold: {done:?}");
+        fs::remove_file(&output).unwrap();
+        assert_eq!(stop("ssmevents"), Outcome::Stopped);
+        encode("videotestsrc num-buffers=30 ! video/x-raw,width=64,height=48 ! jpegenc ! matroskamux", &input);
+        let done = run("ssmevents", &input, &output, u64::MAX, |_| true);
+        assert!(matches!(done, Outcome::Done { resumed: 0, .. }), "another video: {done:?}");
+    }
+
+    #[test]
+    fn two_do_not_write_one_file() {
+        let folder = Folder::new("two");
+        let (input, output) = (folder.file("a.wav"), folder.file("a.jsonl"));
+        encode("audiotestsrc num-buffers=5 ! audio/x-raw,rate=16000 ! wavenc", &input);
+        let held = File::create(beside(&output, ".part")).unwrap();
+        held.lock().unwrap();
+        assert_eq!(run("ssmvad", &input, &output, u64::MAX, |_| true), Outcome::Busy);
+        drop(held);
+        assert!(matches!(run("ssmvad", &input, &output, u64::MAX, |_| true), Outcome::Done { .. }));
+    }
+
+    #[test]
+    fn what_is_no_element_is_told() {
+        element::init().unwrap();
+        let error = |text: &str, media| Finder::new(text, media).map(|_| ()).unwrap_err().to_string();
+        assert!(error("identity", None).contains("got \"identity\""));
+        assert!(error("ssmvad ! ssmevents", None).contains("one element"));
+        assert!(error("ssmembed model=builtin:denoise", None).contains("say --media"));
+        assert!(error("ssmvad", Some(element::Media::Video)).contains("does not take --media video"));
+    }
+}

@@ -1,0 +1,278 @@
+//! `ssm run`: an archive of files to files of JSON lines. What is finished is not done again, what was interrupted goes on.
+
+use crate::Failure;
+use crate::element::{self, Finder, Media};
+use crate::job::{Job, Outcome};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use std::collections::BTreeMap;
+use std::io::{BufRead, IsTerminal};
+use std::path::{Component, Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Examples for `--help`.
+pub const EXAMPLES: &str = "\
+Examples:
+  ssm run 'films/*.mp4' --output found
+  ssm run --list films.txt --output found --element 'ssmclassify model=vim_t.pth top-k=3' --jobs 2
+  ssm run 'calls/**/*.wav' --output speech --element ssmvad
+  ssm run 'films/*.mp4' --output found --shard 3/16        # the fourth of sixteen machines
+
+films/a.mp4 gives found/films/a.mp4.jsonl, which is there once it is whole. Stopped by Ctrl-C or SIGTERM, or killed, it goes
+on from its last state when it is started again. It ends with 0 if every output is there, and else names what failed.";
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Files, or patterns such as 'films/**/*.mp4' (quoted).
+    files: Vec<String>,
+    /// File with one name or pattern a line; `-` is the standard input.
+    #[arg(long)]
+    list: Option<PathBuf>,
+    /// Folder for the lines; the inputs' own folders are made in it.
+    #[arg(short, long)]
+    output: PathBuf,
+    /// The element with its properties, as for gst-launch-1.0.
+    #[arg(long, default_value = "ssmevents frame-scores=false")]
+    element: String,
+    /// What the element shall take, where it takes both.
+    #[arg(long)]
+    media: Option<Media>,
+    /// Files at a time; they share the model and its batches.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    jobs: u16,
+    /// Only the files of one machine of several, as `INDEX/OF`, from 0.
+    #[arg(long, value_parser = shard)]
+    shard: Option<(usize, usize)>,
+    /// Seconds of media between two states.
+    #[arg(long, default_value_t = 60)]
+    state_every: u32,
+    /// Do what is finished once more.
+    #[arg(long)]
+    force: bool,
+}
+
+fn shard(text: &str) -> Result<(usize, usize), String> {
+    let parsed = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
+    parsed
+        .filter(|(i, n): &(usize, usize)| i < n)
+        .ok_or_else(|| format!("expected INDEX/OF, such as 0/4, got {text:?}"))
+}
+
+/// Where a file's lines go: its own name and folders, inside `folder`.
+fn place(folder: &Path, input: &Path) -> PathBuf {
+    let mut place = folder.to_owned();
+    for part in input.components() {
+        match part {
+            Component::Normal(name) => place.push(name),
+            // Outside it would be a surprise; left out, two files could have one place.
+            Component::ParentDir => place.push("__"),
+            Component::Prefix(_) | Component::RootDir | Component::CurDir => {}
+        }
+    }
+    let mut name = place.into_os_string();
+    name.push(".jsonl");
+    name.into()
+}
+
+/// The files that names and patterns mean, each once, in order, with where their lines go.
+fn expand(words: &[String], folder: &Path) -> Result<Vec<(PathBuf, PathBuf)>, Failure> {
+    let mut found = BTreeMap::new();
+    for word in words {
+        let path = Path::new(word);
+        let mut add = |path: PathBuf| -> Result<(), Failure> {
+            let place = place(folder, &path);
+            match found.insert(place.clone(), path.clone()) {
+                Some(other) if other != path => Err(Failure::Usage(format!(
+                    "{} and {} would both be written to {}",
+                    other.display(),
+                    path.display(),
+                    place.display()
+                ))),
+                _ => Ok(()),
+            }
+        };
+        // A name may have the letters of a pattern in it.
+        if path.exists() || !word.contains(['*', '?', '[']) {
+            add(path.to_owned())?;
+            continue;
+        }
+        let bad = |reason: String| Failure::File { path: path.to_owned(), reason };
+        for entry in glob::glob(word).map_err(|e| bad(e.to_string()))? {
+            let entry = entry.map_err(|e| bad(e.to_string()))?;
+            if entry.is_file() {
+                add(entry)?;
+            }
+        }
+    }
+    Ok(found.into_iter().map(|(place, path)| (path, place)).collect())
+}
+
+fn words(args: &Args) -> Result<Vec<String>, Failure> {
+    let mut words = args.files.clone();
+    if let Some(path) = &args.list {
+        let bad = |e: std::io::Error| Failure::File { path: path.clone(), reason: e.to_string() };
+        let lines: Box<dyn BufRead> = if path.as_os_str() == "-" {
+            Box::new(std::io::stdin().lock())
+        } else {
+            Box::new(std::io::BufReader::new(std::fs::File::open(path).map_err(bad)?))
+        };
+        for line in lines.lines() {
+            let line = line.map_err(bad)?;
+            words.extend(Some(line.trim()).filter(|l| !l.is_empty()).map(str::to_owned));
+        }
+    }
+    Ok(words)
+}
+
+/// How the files ended.
+#[derive(Default)]
+struct Tally {
+    done: usize,
+    skipped: usize,
+    lines: u64,
+    failed: Vec<(PathBuf, String)>,
+    left: Vec<PathBuf>,
+}
+
+impl Tally {
+    fn add(&mut self, input: &Path, outcome: Result<Outcome, Failure>) -> String {
+        let name = input.display();
+        match outcome {
+            Ok(Outcome::Done { lines, resumed }) => {
+                self.done += 1;
+                self.lines += lines;
+                let from = if resumed > 0 { format!(", gone on from buffer {resumed}") } else { String::new() };
+                format!("{name}: {lines} lines{from}")
+            }
+            Ok(Outcome::Skipped) => {
+                self.skipped += 1;
+                format!("{name}: finished before")
+            }
+            Ok(outcome) => {
+                self.left.push(input.to_owned());
+                format!("{name}: {}", if outcome == Outcome::Busy { "another process is at it" } else { "stopped" })
+            }
+            Err(error) => {
+                self.failed.push((input.to_owned(), error.to_string()));
+                format!("{name}: {error}")
+            }
+        }
+    }
+}
+
+/// Bars for people; nothing where nobody looks.
+struct Bars {
+    all: MultiProgress,
+    files: ProgressBar,
+    shown: bool,
+}
+
+impl Bars {
+    fn new(files: usize) -> Self {
+        let all = MultiProgress::new();
+        let bar = all.add(ProgressBar::new(files as u64));
+        bar.set_style(style("{bar:30} {pos}/{len} files, {elapsed_precise}, left about {eta}"));
+        Self { all, files: bar, shown: std::io::stderr().is_terminal() }
+    }
+
+    fn say(&self, line: &str) {
+        if self.shown {
+            self.files.suspend(|| println!("{line}"));
+        } else {
+            println!("{line}");
+        }
+    }
+
+    fn file(&self, input: &Path) -> ProgressBar {
+        let bar = self.all.add(ProgressBar::new(0));
+        bar.set_style(style("  {bar:28} {percent:>3} % {msg}"));
+        bar.set_message(input.display().to_string());
+        bar
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+pub fn run(args: &Args) -> Result<ExitCode, Failure> {
+    element::init()?;
+    let finder = Finder::new(&args.element, args.media)?;
+    let words = words(args)?;
+    let mut files = expand(&words, &args.output)?;
+    if files.is_empty() {
+        return Err(Failure::Usage(format!("expected files, got none of {words:?}")));
+    }
+    if let Some((index, of)) = args.shard {
+        files = files.into_iter().skip(index).step_by(of).collect();
+    }
+    if args.force {
+        for (_, place) in files.iter().filter(|(_, place)| place.exists()) {
+            let bad = |e: std::io::Error| Failure::File { path: place.clone(), reason: e.to_string() };
+            std::fs::remove_file(place).map_err(bad)?;
+        }
+    }
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = stop.clone();
+    ctrlc::set_handler(move || flag.store(true, Ordering::Release)).map_err(|e| Failure::Usage(e.to_string()))?;
+
+    let (next, bars, tally) = (AtomicUsize::new(0), Bars::new(files.len()), Mutex::new(Tally::default()));
+    let work = || {
+        while let Some((input, output)) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let job = Job { finder: &finder, input, output, every: u64::from(args.state_every) * 1_000_000_000 };
+            let bar = bars.file(input);
+            let flag = stop.clone();
+            let outcome = if stop.load(Ordering::Acquire) {
+                Ok(Outcome::Stopped)
+            } else {
+                job.run(
+                    move |_| !flag.load(Ordering::Acquire),
+                    |position, length| {
+                        bar.set_length(length / 1_000_000);
+                        bar.set_position(position / 1_000_000);
+                    },
+                )
+            };
+            bar.finish_and_clear();
+            bars.files.inc(1);
+            let line = tally.lock().unwrap_or_else(PoisonError::into_inner).add(input, outcome);
+            bars.say(&line);
+        }
+    };
+    std::thread::scope(|scope| (0..args.jobs).for_each(|_| _ = scope.spawn(work)));
+    bars.files.finish_and_clear();
+
+    let tally = tally.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let Tally { done, skipped, lines, failed, left } = tally;
+    println!("{done} done ({lines} lines), {skipped} finished before, {} failed, {} left", failed.len(), left.len());
+    for (path, reason) in &failed {
+        eprintln!("failed: {}: {reason}", path.display());
+    }
+    if !left.is_empty() {
+        eprintln!("left: {} files; the same command goes on with them", left.len());
+    }
+    Ok(if failed.is_empty() && left.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_has_its_place() {
+        for (input, want) in [
+            ("a.mp4", "out/a.mp4.jsonl"),
+            ("./films/a.mp4", "out/films/a.mp4.jsonl"),
+            ("/films/a.mp4", "out/films/a.mp4.jsonl"),
+            ("../a.mp4", "out/__/a.mp4.jsonl"),
+        ] {
+            assert_eq!(place(Path::new("out"), Path::new(input)), Path::new(want), "{input}");
+        }
+        let two = expand(&["/films/a".into(), "films/a".into()], Path::new("out"));
+        assert!(two.is_err_and(|e| e.to_string().contains("both be written to out/films/a.jsonl")));
+        let one = expand(&["a".into(), "a".into()], Path::new("out"));
+        assert_eq!(one.map(|f| f.len()).ok(), Some(1));
+        assert_eq!((shard("1/4"), shard("4/4").is_err(), shard("1").is_err()), (Ok((1, 4)), true, true));
+    }
+}

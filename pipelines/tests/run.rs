@@ -1,0 +1,87 @@
+//! `ssm run` as a user meets it: what it does with good, bad and finished files, and how it ends.
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("ssm-run-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).expect("a temporary folder");
+        Self(path)
+    }
+
+    fn sound(&self, name: &str) {
+        let spec = hound::WavSpec {
+            channels: 1,
+            sample_rate: 16_000,
+            bits_per_sample: 16,
+            sample_format: hound::SampleFormat::Int,
+        };
+        let mut writer = hound::WavWriter::create(self.0.join(name), spec).expect("a temporary file");
+        (0..8000i32).for_each(|i| writer.write_sample((i * 7919 % 4001 - 2000) as i16).expect("written"));
+        writer.finalize().expect("written");
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ssm"));
+        command.current_dir(&self.0).args(["run", "--output", "out", "--element", "ssmvad"]).args(args);
+        command.output().expect("the command runs")
+    }
+
+    fn lines(&self, name: &str) -> usize {
+        std::fs::read_to_string(self.0.join("out").join(name)).map_or(0, |text| text.lines().count())
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+#[test]
+fn an_archive_is_done_once_and_failures_are_named() {
+    let folder = Folder::new("archive");
+    for name in ["a.wav", "b.wav", "c [x].wav"] {
+        folder.sound(name);
+    }
+    std::fs::write(folder.0.join("bad.wav"), b"RIFF of nothing").expect("written");
+    let first = folder.run(&["*.wav", "absent.wav", "--jobs", "2"]);
+    let told = text(&first);
+    assert!(!first.status.success(), "{told}");
+    assert!(told.contains("3 done") && told.contains("0 finished before, 2 failed, 0 left"), "{told}");
+    assert!(told.contains("failed: bad.wav: ") && told.contains("failed: absent.wav: "), "{told}");
+    // Half a second has 50 steps of 10 ms.
+    for name in ["a.wav.jsonl", "b.wav.jsonl", "c [x].wav.jsonl"] {
+        assert!((48..=50).contains(&folder.lines(name)), "{name}: {} lines", folder.lines(name));
+    }
+    assert!(!folder.0.join("out/bad.wav.jsonl").exists());
+
+    let again = folder.run(&["a.wav", "b.wav"]);
+    assert!(again.status.success() && text(&again).contains("0 done (0 lines), 2 finished before"), "{}", text(&again));
+    let forced = folder.run(&["a.wav", "b.wav", "--force"]);
+    assert!(forced.status.success() && text(&forced).contains("2 done"), "{}", text(&forced));
+}
+
+#[test]
+fn machines_share_a_list() {
+    let folder = Folder::new("shards");
+    let names: Vec<String> = (0..5).map(|i| format!("{i}.wav")).collect();
+    names.iter().for_each(|name| folder.sound(name));
+    std::fs::write(folder.0.join("list.txt"), names.join("\n") + "\n\n").expect("written");
+    for (shard, done) in [("0/2", "3 done"), ("1/2", "2 done")] {
+        let output = folder.run(&["--list", "list.txt", "--shard", shard]);
+        assert!(output.status.success() && text(&output).contains(done), "{shard}: {}", text(&output));
+    }
+    assert!(names.iter().all(|name| folder.lines(&format!("{name}.jsonl")) > 0));
+    let nothing = folder.run(&["*.mp3"]);
+    assert!(!nothing.status.success() && text(&nothing).contains("expected files, got none of"), "{}", text(&nothing));
+    let place = folder.run(&["0.wav", "--element", "ssmvad threshold=loud"]);
+    assert!(!place.status.success(), "{}", text(&place));
+}
