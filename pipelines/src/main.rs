@@ -11,6 +11,7 @@ mod quality;
 mod random;
 mod run;
 mod score;
+mod serve;
 mod shots;
 mod spectrogram;
 mod verify;
@@ -34,6 +35,9 @@ enum Command {
     /// Run an archive of files through an element, to a file of JSON lines each.
     #[command(after_help = run::EXAMPLES)]
     Run(run::Args),
+    /// Show the results of a stream in a browser, as they come.
+    #[command(after_help = serve::EXAMPLES)]
+    Serve(serve::Args),
     /// Run golden files: weights, inputs and the published code's outputs in one file.
     Verify(verify::Args),
     /// Continue a sequence of token ids, the likeliest one each time.
@@ -86,6 +90,7 @@ fn main() -> ExitCode {
         Command::EvalShots(args) => eval_shots::run(&args),
         Command::EvalDenoise(args) => eval_denoise::run(&args),
         Command::Run(args) => run::run(&args),
+        Command::Serve(args) => serve::run(&args),
     };
     done.unwrap_or_else(|error| {
         eprintln!("ssm: {error}");
