@@ -3,6 +3,8 @@
 SHELL := /bin/bash
 CARGO ?= cargo
 PLUGINS ?= $(or $(XDG_DATA_HOME),$(HOME)/.local/share)/gstreamer-1.0/plugins
+# What is off by default and tested.
+FEATURES := --features ssm-pipelines/mqtt
 
 .PHONY: help deps build lint test soak bench demo install quality clean
 
@@ -23,12 +25,13 @@ build: deps
 
 lint: deps
 	$(CARGO) fmt --check
-	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --workspace --all-targets $(FEATURES) -- -D warnings
 
 # The last line adds up what the test binaries said.
 test: lint
+	@./.ci/deps mosquitto
 	@mkdir -p target
-	@set -o pipefail; $(CARGO) test --workspace --no-fail-fast 2>&1 | tee target/test.log; code=$$?; \
+	@set -o pipefail; $(CARGO) test --workspace $(FEATURES) --no-fail-fast 2>&1 | tee target/test.log; code=$$?; \
 	awk '/^test result:/ { passed += $$4; failed += $$6 } END { print passed + 0 " passed, " failed + 0 " failed" }' \
 	  target/test.log; exit $$code
 

@@ -7,6 +7,8 @@ mod generate;
 mod inspect;
 mod job;
 mod mix;
+#[cfg(feature = "mqtt")]
+mod publish;
 mod quality;
 mod random;
 mod run;
@@ -38,6 +40,10 @@ enum Command {
     /// Show the results of a stream in a browser, as they come.
     #[command(after_help = serve::EXAMPLES)]
     Serve(serve::Args),
+    /// Send lines of results to an MQTT broker.
+    #[cfg(feature = "mqtt")]
+    #[command(after_help = publish::EXAMPLES)]
+    Publish(publish::Args),
     /// Run golden files: weights, inputs and the published code's outputs in one file.
     Verify(verify::Args),
     /// Continue a sequence of token ids, the likeliest one each time.
@@ -91,6 +97,8 @@ fn main() -> ExitCode {
         Command::EvalDenoise(args) => eval_denoise::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Serve(args) => serve::run(&args),
+        #[cfg(feature = "mqtt")]
+        Command::Publish(args) => publish::run(&args),
     };
     done.unwrap_or_else(|error| {
         eprintln!("ssm: {error}");
