@@ -19,6 +19,12 @@ const ENDINGS: [&str; 2] = ["wav", "flac"];
 /// Samples that the two sounds of a pair may differ in: the end of a resampler.
 const SLACK: usize = 32;
 
+/// Examples for `--help`.
+pub const EXAMPLES: &str = "\
+Examples:
+  ssm eval-denoise pairs                # pairs/a_noisy.wav and pairs/a_clean.wav, and so on
+  ssm eval-denoise pairs --judge out-of-another-program";
+
 #[derive(clap::Args)]
 pub struct Args {
     /// Folder with the pairs.

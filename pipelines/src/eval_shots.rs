@@ -12,6 +12,11 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+/// Examples for `--help`.
+pub const EXAMPLES: &str = "\
+Examples:
+  ssm eval-shots films --verbose        # beside films/a.mp4 lies films/a.json";
+
 #[derive(clap::Args)]
 pub struct Args {
     /// Folder with videos and their truth.

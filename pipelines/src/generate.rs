@@ -15,6 +15,12 @@ use std::time::Instant;
 const CHUNK: usize = 16;
 
 /// Command line of `ssm generate`.
+/// Examples for `--help`.
+pub const EXAMPLES: &str = "\
+Examples:
+  ssm generate mamba-130m --tokens 510,5347,273 --count 64
+  ssm generate mamba-130m --prompt-file prompt.txt --count 0 --stats";
+
 #[derive(clap::Args)]
 pub struct Args {
     /// Checkpoint of a language model.

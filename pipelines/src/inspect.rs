@@ -8,6 +8,12 @@ use ssm_models::kernels::CpuLevel;
 use ssm_models::{FAMILIES, Model, Options, Signal, configure, family, open_checkpoint, read};
 use std::process::ExitCode;
 
+/// Examples for `--help`.
+pub const EXAMPLES: &str = "\
+Examples:
+  ssm inspect builtin:shots
+  ssm inspect vim_t_midclstok_76p1acc.pth --json";
+
 #[derive(clap::Args)]
 pub struct Args {
     /// Checkpoint, folder with one, or `builtin:NAME`.

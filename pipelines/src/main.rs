@@ -1,5 +1,6 @@
 //! The `ssm` command line.
 
+mod completions;
 mod element;
 mod eval_denoise;
 mod eval_shots;
@@ -33,6 +34,7 @@ struct Args {
 #[derive(Subcommand)]
 enum Command {
     /// Say what a checkpoint is: family, sizes, input and output, state, hash.
+    #[command(after_help = inspect::EXAMPLES)]
     Inspect(inspect::Args),
     /// Run an archive of files through an element, to a file of JSON lines each.
     #[command(after_help = run::EXAMPLES)]
@@ -45,23 +47,38 @@ enum Command {
     #[command(after_help = publish::EXAMPLES)]
     Publish(publish::Args),
     /// Run golden files: weights, inputs and the published code's outputs in one file.
+    #[command(after_help = verify::EXAMPLES)]
     Verify(verify::Args),
     /// Continue a sequence of token ids, the likeliest one each time.
+    #[command(after_help = generate::EXAMPLES)]
     Generate(generate::Args),
     /// Find the shots of a video, as a table and a contact sheet.
+    #[command(after_help = shots::EXAMPLES)]
     Shots(shots::Args),
     /// Find the transitions of videos and compare them with the truth.
+    #[command(after_help = eval_shots::EXAMPLES)]
     EvalShots(eval_shots::Args),
     /// Take the noise out of pairs of noisy and clean speech and say how well.
+    #[command(after_help = eval_denoise::EXAMPLES)]
     EvalDenoise(eval_denoise::Args),
     /// Mix speech and noise.
+    #[command(after_help = mix::EXAMPLES)]
     Mix(mix::Args),
     /// Ratio of signal to distortion against a clean sound.
+    #[command(after_help = score::EXAMPLES)]
     Score(score::Args),
     /// Draw sounds as a picture.
+    #[command(after_help = spectrogram::EXAMPLES)]
     Spectrogram(spectrogram::Args),
     /// Write untrained weights of a published size, made from a seed.
+    #[command(after_help = random::EXAMPLES)]
     Random(random::Args),
+    /// Print what a shell completes `ssm` by.
+    #[command(after_help = completions::EXAMPLES)]
+    Completions(completions::Args),
+    /// Write the pages for `man` into a folder.
+    #[command(hide = true)]
+    Man(completions::ManArgs),
 }
 
 /// Why a command failed.
@@ -99,6 +116,11 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve::run(&args),
         #[cfg(feature = "mqtt")]
         Command::Publish(args) => publish::run(&args),
+        Command::Completions(args) => {
+            completions::run(&args);
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Man(args) => completions::man(&args).map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|error| {
         eprintln!("ssm: {error}");

@@ -3,6 +3,11 @@
 use crate::{Failure, wav};
 use std::path::PathBuf;
 
+/// Examples for `--help`.
+pub const EXAMPLES: &str = "\
+Examples:
+  ssm mix --speech voice.wav --noise street.wav --snr 3 --output noisy.wav --clean clean.wav";
+
 #[derive(clap::Args)]
 pub struct Args {
     /// Speech (WAV), played one after the other with short pauses.

@@ -5,6 +5,11 @@ use crate::Failure;
 use std::collections::HashMap;
 use std::path::PathBuf;
 
+/// Examples for `--help`.
+pub const EXAMPLES: &str = "\
+Examples:
+  ssm random vim-tiny --seed 7 --output vim-tiny-random.safetensors";
+
 #[derive(clap::Args)]
 pub struct Args {
     /// Which network.

@@ -3,6 +3,11 @@
 use crate::{Failure, wav};
 use std::path::PathBuf;
 
+/// Examples for `--help`.
+pub const EXAMPLES: &str = "\
+Examples:
+  ssm score clean.wav noisy.wav denoised.wav";
+
 #[derive(clap::Args)]
 pub struct Args {
     /// The clean sound (WAV).

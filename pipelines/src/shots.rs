@@ -8,6 +8,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
+/// Examples for `--help`.
+pub const EXAMPLES: &str = "\
+Examples:
+  ssm shots film.mp4 --sheet shots.png
+  ssm shots film.mp4 --threshold 0.7";
+
 #[derive(clap::Args)]
 pub struct Args {
     /// The video.

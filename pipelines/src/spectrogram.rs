@@ -3,6 +3,11 @@
 use crate::{Failure, wav};
 use std::path::PathBuf;
 
+/// Examples for `--help`.
+pub const EXAMPLES: &str = "\
+Examples:
+  ssm spectrogram noisy.wav denoised.wav --output picture.png";
+
 #[derive(clap::Args)]
 pub struct Args {
     /// Sounds (WAV).

@@ -6,6 +6,12 @@ use ssm_models::kernels::CpuLevel;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+/// Examples for `--help`.
+pub const EXAMPLES: &str = "\
+Examples:
+  ssm verify tests/golden
+  ssm verify tests/golden/vim_tiny_cfg_a.safetensors --tol 1e-5";
+
 #[derive(clap::Args)]
 pub struct Args {
     /// Golden files, or folders of them.
