@@ -1,0 +1,200 @@
+//! The examples as who tries them runs them, on test sources. `cargo test` builds those in Rust before.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("ssm-examples-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).expect("a temporary folder");
+        Self(path)
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// A command that finds the plugin of this build, and no other.
+    fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let plugins = self.file("plugins");
+        std::fs::create_dir_all(&plugins).expect("a temporary folder");
+        let plugin = plugins.join("libgstssm.so");
+        if !plugin.exists() {
+            // Beside it lie libraries that are no plugins.
+            std::os::unix::fs::symlink(deps().join("libgstssm.so"), plugin).expect("a link");
+        }
+        let mut command = Command::new(program);
+        command.env("GST_PLUGIN_PATH", plugins).env("GST_REGISTRY", self.file("registry")).current_dir(&self.0);
+        command
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Where this build's libraries lie.
+fn deps() -> PathBuf {
+    std::env::current_exe().expect("this test has a file").parent().expect("in a folder").to_owned()
+}
+
+fn example(name: &str) -> PathBuf {
+    let path = deps().with_file_name("examples").join(name);
+    assert!(path.exists(), "{}: cargo build -p ssm-pipelines --examples", path.display());
+    path
+}
+
+fn source(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(path)
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+fn signal(kind: &str, id: u32) {
+    assert!(Command::new("kill").args([kind, &id.to_string()]).status().expect("kill runs").success());
+}
+
+/// Width and height of a PNG.
+fn size(path: &Path) -> (u32, u32) {
+    let bytes = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    assert!(bytes.starts_with(b"\x89PNG"), "{}", path.display());
+    let number = |at: usize| u32::from_be_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
+    (number(16), number(20))
+}
+
+#[test]
+fn the_application_in_rust_goes_on_where_it_was_stopped() {
+    let folder = Folder::new("rust");
+    let sound: Vec<u8> =
+        (0..32_000i32).flat_map(|i| ((i * 7919 % 4001 - 2000) as f32 / 8000.0).to_le_bytes()).collect();
+    let start = |states: &str| {
+        let states = folder.file(states);
+        std::fs::create_dir_all(&states).expect("a temporary folder");
+        let mut command = folder.command(example("resume"));
+        command.arg(states).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().expect("the example runs")
+    };
+    let whole = |states: &str, bytes: &[u8]| {
+        let mut child = start(states);
+        let mut input = child.stdin.take().expect("a pipe");
+        let (mut output, bytes) = (child.stdout.take().expect("a pipe"), bytes.to_vec());
+        let feed = std::thread::spawn(move || input.write_all(&bytes));
+        let mut out = vec![];
+        output.read_to_end(&mut out).expect("it writes");
+        feed.join().expect("no panic").expect("it reads");
+        let done = child.wait_with_output().expect("it ends");
+        assert!(done.status.success() && text(&done).contains("model: builtin:denoise"), "{}", text(&done));
+        out
+    };
+    let once = whole("once", &sound);
+    let (first, second) = sound.split_at(16_000 * 4);
+    let halves = [whole("twice", first), whole("twice", second)];
+    assert!(!halves[0].is_empty() && once == halves.concat(), "the end of the input");
+
+    let mut child = start("signal");
+    let mut input = child.stdin.take().expect("a pipe");
+    input.write_all(first).expect("it reads");
+    // All that can come out of so much has come, so all of it is inside.
+    let mut out = vec![0; halves[0].len()];
+    child.stdout.as_mut().expect("a pipe").read_exact(&mut out).expect("it writes");
+    signal("-INT", child.id());
+    let done = child.wait_with_output().expect("it ends");
+    assert!(done.status.success() && done.stdout.is_empty(), "{}", text(&done));
+    out.extend(whole("signal", second));
+    assert!(once == out, "a signal");
+}
+
+#[test]
+fn the_application_in_c_reads_results_and_keeps_its_state() {
+    let folder = Folder::new("c");
+    for name in ["Makefile", "events.c"] {
+        std::fs::copy(source("c").join(name), folder.file(name)).expect("copied");
+    }
+    let made = folder.command("make").env("CFLAGS", "-Wall -Wextra -Werror").output().expect("make runs");
+    assert!(made.status.success(), "{}", text(&made));
+    let short = |n: u32| {
+        let line = format!("videotestsrc num-buffers={n} ! video/x-raw,width=64,height=48,framerate=25/1");
+        folder.command(folder.file("events")).args(["state", &line]).output().expect("it runs")
+    };
+    let done = short(60);
+    // The model looks eight frames ahead.
+    assert!(done.status.success() && text(&done).contains("step 9, 0.00 s: "), "{}", text(&done));
+    assert!(text(&done).contains("60 frames, ") && !text(&done).contains("going on"), "{}", text(&done));
+
+    let mut command = folder.command(folder.file("events"));
+    let mut child =
+        command.args(["state", "videotestsrc is-live=true"]).stdout(Stdio::piped()).spawn().expect("it runs");
+    let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
+    let first = lines.next().expect("a line").expect("text");
+    assert!(first.starts_with("step 9, "), "{first}");
+    signal("-TERM", child.id());
+    let rest: Vec<String> = lines.map(|l| l.expect("text")).collect();
+    assert!(child.wait().expect("it ends").success() && rest.iter().any(|l| l == "saved state"), "{rest:?}");
+
+    let done = short(60);
+    let told = text(&done);
+    assert!(done.status.success() && told.contains("going on from state"), "{told}");
+    let step = told.lines().find_map(|l| l.strip_prefix("step ")?.split(',').next()?.parse::<u64>().ok());
+    assert!(step.is_some_and(|s| s > 9), "the steps are counted on: {told}");
+}
+
+#[test]
+fn the_script_in_python_tells_scores_and_plots_them() {
+    let folder = Folder::new("python");
+    // Debian's own: others do not see its packages.
+    let python =
+        |code: &str| folder.command("/usr/bin/python3").args(["-c", code]).output().is_ok_and(|o| o.status.success());
+    assert!(python("import gi"), "python3-gi is missing: make deps");
+    let run = |args: &[&str]| {
+        folder.command("/usr/bin/python3").arg(source("python/scores.py")).args(args).output().expect("it runs")
+    };
+    let done = run(&["--plot", "scores.png"]);
+    let told = text(&done);
+    assert!(done.status.success() && told.contains("4.17 s  cut") && told.contains("cut: "), "{told}");
+    if python("import matplotlib") {
+        let (width, height) = size(&folder.file("scores.png"));
+        assert!(width > 600 && height > 200, "{width}x{height}");
+    } else {
+        println!("SKIP: no matplotlib, no plot");
+    }
+    let sound = run(&["--element", "ssmvad", "audiotestsrc num-buffers=30"]);
+    assert!(sound.status.success() && text(&sound).contains("speech: "), "{}", text(&sound));
+    let bad = run(&["filesrc location=absent ! decodebin"]);
+    assert!(!bad.status.success(), "{}", text(&bad));
+}
+
+#[test]
+fn the_walls_show_two_cameras() {
+    let folder = Folder::new("wall");
+    let cameras = [
+        "videotestsrc num-buffers=20 ! video/x-raw,framerate=25/1",
+        "videotestsrc num-buffers=20 pattern=ball ! video/x-raw,framerate=25/1",
+    ];
+    let sink = |name: &str| format!("pngenc snapshot=false ! multifilesink location={name}-%02d.png max-files=1");
+    let done = folder.command(example("wall")).args(["--sink", &sink("rust")]).args(cameras).output().expect("it runs");
+    let told = text(&done);
+    assert!(done.status.success(), "{told}");
+    for camera in ["camera0: ", "camera1: "] {
+        let line = told.lines().find(|l| l.starts_with(camera) && l.ends_with(" steps")).unwrap_or_default();
+        let steps = line.split(' ').nth(1).and_then(|n| n.parse::<u64>().ok());
+        assert!(steps.is_some_and(|n| n > 0), "{told}");
+    }
+    let script = folder.command(source("wall.sh")).args(cameras).arg(sink("script")).output().expect("it runs");
+    assert!(script.status.success(), "{}", text(&script));
+    let pictures: Vec<PathBuf> =
+        std::fs::read_dir(&folder.0).expect("the folder").map(|e| e.expect("an entry").path()).collect();
+    for name in ["rust", "script"] {
+        let picture = pictures.iter().find(|p| {
+            let file = p.file_name().map(|f| f.to_string_lossy().into_owned()).unwrap_or_default();
+            file.starts_with(name) && file.ends_with(".png")
+        });
+        assert_eq!(size(picture.expect("a picture")), (960, 270), "{name}");
+    }
+}
