@@ -204,8 +204,9 @@ impl Job<'_> {
         }
         progress.out.flush().and_then(|()| progress.out.get_ref().sync_all()).map_err(at(&part))?;
         fs::rename(&part, self.output).map_err(at(self.output))?;
-        // Harmless where it stays: nothing looks at it once the output is there.
+        // Harmless where they stay: nothing looks at them once the output is there.
         let _ = fs::remove_file(&state);
+        let _ = fs::remove_file(beside(&state, ".part"));
         Ok(Outcome::Done { lines: progress.header.lines, resumed })
     }
 }
@@ -352,9 +353,12 @@ mod tests {
         });
         assert_eq!(stopped, Outcome::Stopped);
         fs::rename(&kept, &state).unwrap();
+        // Killed while it wrote a state.
+        let half = beside(&state, ".part");
+        fs::write(&half, b"{").unwrap();
         let done = run(finder, input, &output, u64::MAX, |_| true);
         assert_eq!(done, Outcome::Done { lines, resumed: buffers / 2 - 1 });
-        assert!(fs::read(&output).unwrap() == want, "{finder}: killed");
+        assert!(fs::read(&output).unwrap() == want && !half.exists(), "{finder}: killed");
     }
 
     #[test]

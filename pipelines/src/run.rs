@@ -185,7 +185,7 @@ impl Bars {
     }
 
     fn file(&self, input: &Path) -> ProgressBar {
-        let bar = self.all.add(ProgressBar::new(0));
+        let bar = self.all.add(ProgressBar::new(1));
         bar.set_style(style("  {bar:28} {percent:>3} % {msg}"));
         bar.set_message(input.display().to_string());
         bar
@@ -229,8 +229,11 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
                 job.run(
                     move |_| !flag.load(Ordering::Acquire),
                     |position, length| {
-                        bar.set_length(length / 1_000_000);
-                        bar.set_position(position / 1_000_000);
+                        // Some files do not tell their length.
+                        if length > 0 {
+                            bar.set_length(length / 1_000_000);
+                            bar.set_position(position / 1_000_000);
+                        }
                     },
                 )
             };
