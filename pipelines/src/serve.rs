@@ -177,6 +177,8 @@ fn answer(request: Request, hub: &Mutex<Hub>, only_local: bool) -> io::Result<()
             let code = if picture.is_empty() { 404 } else { 200 };
             reply(request, code, "image/jpeg", &picture)
         }
+        // Browsers ask for it by themselves, and complain of a 404.
+        "/favicon.ico" => reply(request, 204, "image/x-icon", b""),
         "/events" => {
             let events = lock(hub).join();
             // A response of the server would be held back until it fills a piece.

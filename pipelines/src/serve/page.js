@@ -1,11 +1,11 @@
 "use strict";
-// Seconds that the timeline shows, and how many of the best classes have a row.
-const SPAN = 60, ROWS = 5;
+// Seconds that the timeline shows at most and at least, and how many of the best classes have a row.
+const SPAN = 60, SHORT = 12, ROWS = 5;
 const COLOURS = ["#5aa9ff", "#ffb454", "#7fd962", "#f07178", "#c792ea", "#39bae6", "#ffee99", "#95e6cb"];
 const $ = (id) => document.getElementById(id);
 const lanes = new Map(); // name -> { colour, points: [[seconds, score]] }
 const events = [];
-let now = 0, dirty = false;
+let first = Infinity, now = 0, dirty = false;
 
 const seconds = (ns) => ns / 1e9;
 const clock = (s) => `${Math.floor(s / 60)}:${(s % 60).toFixed(2).padStart(5, "0")}`;
@@ -26,6 +26,7 @@ function add(name, at, score) {
 
 function result(line) {
   const at = seconds(line.pts ?? 0);
+  first = Math.min(first, at);
   now = Math.max(now, at);
   dirty = true;
   if (line.kind === "classes") {
@@ -66,16 +67,17 @@ function draw() {
   const canvas = $("timeline"), g = canvas.getContext("2d");
   canvas.width = canvas.clientWidth;
   const { width, height } = canvas, foot = 20, top = 14;
-  const x = (t) => width - (now - t) / SPAN * width, y = (v) => top + (1 - v) * (height - foot - top);
+  const span = Math.min(SPAN, Math.max(SHORT, now - first));
+  const x = (t) => width - (now - t) / span * width, y = (v) => top + (1 - v) * (height - foot - top);
   g.clearRect(0, 0, width, height);
   g.font = "12px system-ui, sans-serif";
   g.fillStyle = "#9aa1ad";
   g.strokeStyle = "#2c3038";
-  for (let t = Math.max(0, Math.ceil((now - SPAN) / 10) * 10); t <= now; t += 10) {
+  for (let t = Math.max(0, Math.ceil((now - span) / 10) * 10); t <= now; t += 10) {
     g.fillText(clock(t), x(t) + 3, height - 5);
     g.beginPath(); g.moveTo(x(t), 0); g.lineTo(x(t), height - foot); g.stroke();
   }
-  for (const e of events.filter((e) => e.to > now - SPAN)) {
+  for (const e of events.filter((e) => e.to > now - span)) {
     g.fillStyle = "rgba(255, 255, 255, .22)";
     g.fillRect(x(e.from), 0, Math.max(2, x(e.to) - x(e.from)), height - foot);
     g.fillStyle = "#e4e6ea";
@@ -102,7 +104,7 @@ function draw() {
 const source = new EventSource("/events");
 source.addEventListener("open", () => {
   // The server tells the last while again.
-  lanes.clear(); events.length = 0; now = 0;
+  lanes.clear(); events.length = 0; first = Infinity; now = 0;
   $("events").replaceChildren();
   $("state").textContent = "live";
 });
