@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# A live stream moves from one machine to another with its state, through a folder that both see or an object store.
+#
+#   handover.sh start SOURCE [ELEMENT]   # goes on from the stored state, if there is one; lines of results to the output
+#   handover.sh stop PID                 # of the start on this machine: it ends, and its state goes into the store
+#
+# STREAM names the stream (default camera). STORE is the folder; or PUT and GET are commands that take a file and a name, or a
+# name and a file, as $1 and $2.
+set -euo pipefail
+name=${STREAM:-camera}.state
+put=${PUT:-'cp "$1" "${STORE:?a folder}/$2.part" && mv "$STORE/$2.part" "$STORE/$2"'}
+get=${GET:-'cp "${STORE:?a folder}/$1" "$2"'}
+here=${TMPDIR:-/tmp}/ssm-handover-$(id -u)
+mkdir -p -m 700 "$here"
+export STORE=${STORE-}
+
+case ${1-} in
+  start)
+    source=${2:?a source}
+    element=${3:-ssmevents}
+    from=
+    if bash -c "$get" get "$name" "$here/$name.in" 2>/dev/null; then
+      from=state-in=$here/$name.in
+      echo "going on from $name" >&2
+    fi
+    # -e: an interrupt becomes the end of stream, at which the state is written.
+    # The words of a source and an element are words of the pipeline.
+    # shellcheck disable=SC2086
+    exec gst-launch-1.0 -q -e $source ! videoconvert ! \
+      $element $from state-out="$here/$name.out" reset-on=flush+segment+caps ! ssmjson ! fdsink sync=false
+    ;;
+  stop)
+    kill -INT "${2:?a process}"
+    while kill -0 "$2" 2>/dev/null; do sleep 0.1; done
+    bash -c "$put" put "$here/$name.out" "$name"
+    echo "stored $name" >&2
+    ;;
+  *)
+    sed -n '2,9p' "$0" >&2
+    exit 2
+    ;;
+esac
