@@ -2,18 +2,32 @@
 
 SHELL := /bin/bash
 CARGO ?= cargo
-PLUGINS ?= $(or $(XDG_DATA_HOME),$(HOME)/.local/share)/gstreamer-1.0/plugins
+
+# Without PREFIX the plugin goes where GStreamer looks for your own ones; with it, into the folder of the architecture, where
+# GStreamer looks by itself if PREFIX is /usr.
+ifdef PREFIX
+  PLUGINS ?= $(PREFIX)/lib/$(shell $(CC) -dumpmachine)/gstreamer-1.0
+  BIN ?= $(PREFIX)/bin
+  SHARE ?= $(PREFIX)/share
+else
+  SHARE ?= $(or $(XDG_DATA_HOME),$(HOME)/.local/share)
+  PLUGINS ?= $(SHARE)/gstreamer-1.0/plugins
+  BIN ?= $(HOME)/.cargo/bin
+endif
 # What is off by default and tested.
 FEATURES := --features ssm-pipelines/mqtt
+COMPLETIONS := bash-completion/completions/ssm zsh/vendor-completions/_ssm fish/vendor_completions.d/ssm.fish
 
-.PHONY: help deps build lint test soak bench demo install quality clean
+.PHONY: help deps build lint test soak bench demo share install uninstall deb quality clean
 
 help:
 	@echo "make demo     install what is missing, build, run real sound and real video through the elements"
 	@echo "make test     install what is missing, build, run every check and test"
 	@echo "make soak     24 simulated hours of streams, or MINUTES=30 of them; nothing may grow"
 	@echo "make bench    benchmarks of kernels and models"
-	@echo "make install  put the plugin into your GStreamer plugin folder and ssm into ~/.cargo/bin"
+	@echo "make install  put the plugin into your GStreamer plugin folder and ssm into ~/.cargo/bin; PREFIX=/usr, DESTDIR=…"
+	@echo "make uninstall  take them away (with the same PREFIX)"
+	@echo "make deb      two Debian packages in target/debian: the plugin, and the command ssm"
 	@echo "make lint     formatting and clippy only"
 	@echo "make quality  PESQ and STOI for ssm eval-denoise, into .venv"
 
@@ -46,10 +60,33 @@ bench: deps
 demo: build
 	@./pipelines/demo.sh
 
-install: build
-	install -D -m 755 target/release/libgstssm.so $(PLUGINS)/libgstssm.so
-	$(CARGO) install --path pipelines --locked
-	@echo "installed $(PLUGINS)/libgstssm.so; try: gst-inspect-1.0 ssm"
+# Pages for man and what shells complete by, from the command itself.
+share: build
+	@rm -rf target/share && mkdir -p $(addprefix target/share/,$(dir $(COMPLETIONS)))
+	@target/release/ssm man target/share/man/man1
+	@target/release/ssm completions bash > target/share/bash-completion/completions/ssm
+	@target/release/ssm completions zsh > target/share/zsh/vendor-completions/_ssm
+	@target/release/ssm completions fish > target/share/fish/vendor_completions.d/ssm.fish
+
+install: share
+	install -D -m 644 target/release/libgstssm.so $(DESTDIR)$(PLUGINS)/libgstssm.so
+	install -D -m 755 target/release/ssm $(DESTDIR)$(BIN)/ssm
+	install -d $(DESTDIR)$(SHARE)/man/man1
+	install -m 644 target/share/man/man1/*.1 $(DESTDIR)$(SHARE)/man/man1/
+	for f in $(COMPLETIONS); do install -D -m 644 target/share/$$f $(DESTDIR)$(SHARE)/$$f; done
+	@echo "installed $(DESTDIR)$(PLUGINS)/libgstssm.so; try: gst-inspect-1.0 ssm"
+
+uninstall:
+	rm -f $(DESTDIR)$(PLUGINS)/libgstssm.so $(DESTDIR)$(BIN)/ssm
+	rm -f $(DESTDIR)$(SHARE)/man/man1/ssm.1 $(DESTDIR)$(SHARE)/man/man1/ssm-*.1
+	rm -f $(addprefix $(DESTDIR)$(SHARE)/,$(COMPLETIONS))
+
+# The two packages are apart because the plugin may be there for several architectures, and a command may not.
+deb: share
+	@command -v cargo-deb >/dev/null || $(CARGO) install -q --locked --no-default-features cargo-deb@3.8.0
+	$(CARGO) deb -q -p gst-plugin-ssm --no-build --multiarch same
+	$(CARGO) deb -q -p ssm-pipelines --no-build
+	@ls target/debian/*.deb
 
 # pesq comes as C source.
 quality:
