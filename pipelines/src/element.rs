@@ -39,7 +39,7 @@ pub fn files(folder: &Path, endings: &[&str]) -> Result<Vec<PathBuf>, Failure> {
 
 /// A pipeline of a description.
 pub fn launch(line: &str) -> Result<gst::Pipeline, Failure> {
-    let pipeline = gst::parse::launch(line).map_err(|e| failed(format!("{line}: {e}")))?;
+    let pipeline = gst::parse::launch(line).map_err(failed)?;
     pipeline.downcast::<gst::Pipeline>().map_err(|_| failed(format!("{line}: expected a pipeline")))
 }
 

@@ -6,7 +6,7 @@
 //! goes on. The file comes out as if it had never been interrupted.
 
 use crate::Failure;
-use crate::element::{self, Finder};
+use crate::element::{self, Finder, Media};
 use gst::glib;
 use gst::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -59,10 +59,16 @@ struct Progress {
     header: Header,
     /// The snapshot of the element after `header.buffers` buffers.
     out: BufWriter<File>,
-    /// Time of the last state, in ns.
+    /// Time of the last state in ns, or of the first buffer.
     saved: Option<u64>,
     stopped: bool,
     error: Option<io::Error>,
+}
+
+/// An error of a file.
+fn at(path: &Path) -> impl FnOnce(io::Error) -> Failure + use<> {
+    let path = path.to_owned();
+    move |e| Failure::File { path, reason: e.to_string() }
 }
 
 fn beside(path: &Path, ending: &str) -> PathBuf {
@@ -114,10 +120,6 @@ impl Job<'_> {
         go_on: impl Fn(u64) -> bool + Send + Sync + 'static,
         mut tell: impl FnMut(u64, u64),
     ) -> Result<Outcome, Failure> {
-        let at = |path: &Path| {
-            let path = path.to_owned();
-            move |e: io::Error| Failure::File { path, reason: e.to_string() }
-        };
         if self.output.exists() {
             return Ok(Outcome::Skipped);
         }
@@ -195,18 +197,45 @@ impl Job<'_> {
             !stop.load(Ordering::Acquire)
         });
         let mut progress = lock(&progress);
+        let outcome = self.finish(&mut progress, played, &part, &state, resumed);
+        // Threads of the pipeline that are about to end may hold the file still.
+        progress.stopped = true;
+        let _ = progress.out.flush();
+        let _ = progress.out.get_ref().unlock();
+        outcome
+    }
+
+    /// What came of it, once nothing flows any longer.
+    fn finish(
+        &self,
+        progress: &mut Progress,
+        played: Result<(), Failure>,
+        part: &Path,
+        state: &Path,
+        resumed: u64,
+    ) -> Result<Outcome, Failure> {
         if let Some(error) = progress.error.take() {
-            return Err(at(&part)(error));
+            return Err(at(part)(error));
         }
-        played?;
+        if let Err(error) = played {
+            // Nothing to go on from.
+            if !state.exists() {
+                let _ = fs::remove_file(part);
+            }
+            let media = if self.finder.media == Media::Video { "video" } else { "sound" };
+            return Err(match progress.saved {
+                None => Failure::Usage(format!("{error}; no {media} of it reached {}", self.finder.name)),
+                Some(_) => error,
+            });
+        }
         if progress.stopped {
             return Ok(Outcome::Stopped);
         }
-        progress.out.flush().and_then(|()| progress.out.get_ref().sync_all()).map_err(at(&part))?;
-        fs::rename(&part, self.output).map_err(at(self.output))?;
+        progress.out.flush().and_then(|()| progress.out.get_ref().sync_all()).map_err(at(part))?;
+        fs::rename(part, self.output).map_err(at(self.output))?;
         // Harmless where they stay: nothing looks at them once the output is there.
-        let _ = fs::remove_file(&state);
-        let _ = fs::remove_file(beside(&state, ".part"));
+        let _ = fs::remove_file(state);
+        let _ = fs::remove_file(beside(state, ".part"));
         Ok(Outcome::Done { lines: progress.header.lines, resumed })
     }
 }
@@ -421,6 +450,6 @@ mod tests {
         assert!(error("identity", None).contains("got \"identity\""));
         assert!(error("ssmvad ! ssmevents", None).contains("one element"));
         assert!(error("ssmembed model=builtin:denoise", None).contains("say --media"));
-        assert!(error("ssmvad", Some(element::Media::Video)).contains("does not take --media video"));
+        assert!(error("ssmvad", Some(Media::Video)).contains("does not take --media video"));
     }
 }

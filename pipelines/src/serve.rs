@@ -218,16 +218,20 @@ fn serve(server: &Server, hub: &Arc<Mutex<Hub>>, only_local: bool) {
 }
 
 /// The description of the pipeline.
-fn line(args: &Args, finder: &Finder) -> String {
+fn line(args: &Args, finder: &Finder) -> Result<String, Failure> {
+    let element = |text: &str| text.split_whitespace().next().and_then(gst::ElementFactory::find).is_some();
     let source = match &args.source {
         file if Path::new(file).is_file() => "filesrc name=source ! decodebin".into(),
         uri if uri.contains("://") => "uridecodebin name=source".into(),
-        text => text.clone(),
+        text if element(text) => text.clone(),
+        text => {
+            return Err(Failure::Usage(format!("{text}: expected a file, an address, or a source such as v4l2src")));
+        }
     };
     let sync = !args.fast;
     let lines = format!("ssmjson ! appsink name=lines sync={sync}");
     let start = format!("{source} ! {} ! {}", finder.convert(), finder.line);
-    match finder.media {
+    Ok(match finder.media {
         Media::Audio => format!("{start} ! {lines}"),
         // Pictures may be left out, results not.
         Media::Video => format!(
@@ -235,7 +239,7 @@ fn line(args: &Args, finder: &Finder) -> String {
              tee. ! queue leaky=downstream max-size-buffers=2 ! videoconvert ! videoscale ! \
              video/x-raw,width={WIDTH},pixel-aspect-ratio=1/1 ! jpegenc quality=70 ! appsink name=pictures sync={sync}"
         ),
-    }
+    })
 }
 
 /// Calls `take` with the bytes of each buffer of an appsink.
@@ -253,7 +257,7 @@ fn each(pipeline: &gst::Pipeline, name: &str, take: impl Fn(&[u8]) + Send + 'sta
 pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     element::init()?;
     let finder = Finder::new(&args.element, args.media)?;
-    let line = line(args, &finder);
+    let line = line(args, &finder)?;
     let pipeline = element::launch(&line)?;
     if let Some(source) = pipeline.by_name("source") {
         source.set_property(if args.source.contains("://") { "uri" } else { "location" }, &args.source);

@@ -26,7 +26,12 @@ impl Folder {
 
     fn run(&self, args: &[&str]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ssm"));
-        command.current_dir(&self.0).args(["run", "--output", "out", "--element", "ssmvad"]).args(args);
+        command.current_dir(&self.0).arg("run").args(args);
+        for (name, value) in [("--output", "out"), ("--element", "ssmvad")] {
+            if !args.contains(&name) {
+                command.args([name, value]);
+            }
+        }
         command.output().expect("the command runs")
     }
 
@@ -61,7 +66,11 @@ fn an_archive_is_done_once_and_failures_are_named() {
     for name in ["a.wav.jsonl", "b.wav.jsonl", "c [x].wav.jsonl"] {
         assert!((48..=50).contains(&folder.lines(name)), "{name}: {} lines", folder.lines(name));
     }
-    assert!(!folder.0.join("out/bad.wav.jsonl").exists());
+    for name in ["out/bad.wav.jsonl", "out/bad.wav.jsonl.part"] {
+        assert!(!folder.0.join(name).exists(), "{name}");
+    }
+    let deaf = folder.run(&["a.wav", "--output", "seen", "--element", "ssmevents"]);
+    assert!(!deaf.status.success() && text(&deaf).contains("no video of it reached ssmevents"), "{}", text(&deaf));
 
     let again = folder.run(&["a.wav", "b.wav"]);
     assert!(again.status.success() && text(&again).contains("0 done (0 lines), 2 finished before"), "{}", text(&again));
@@ -82,6 +91,6 @@ fn machines_share_a_list() {
     assert!(names.iter().all(|name| folder.lines(&format!("{name}.jsonl")) > 0));
     let nothing = folder.run(&["*.mp3"]);
     assert!(!nothing.status.success() && text(&nothing).contains("expected files, got none of"), "{}", text(&nothing));
-    let place = folder.run(&["0.wav", "--element", "ssmvad threshold=loud"]);
-    assert!(!place.status.success(), "{}", text(&place));
+    let bad = folder.run(&["0.wav", "--output", "other", "--element", "ssmvad threshold=loud"]);
+    assert!(!bad.status.success() && text(&bad).contains("could not set property \"threshold\""), "{}", text(&bad));
 }

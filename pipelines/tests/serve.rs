@@ -105,3 +105,11 @@ fn sound_has_no_picture_and_strangers_get_nothing() {
     assert!(first("POST", &page.address).contains(" 405 "));
     assert!(first("GET", "localhost").contains(" 200 "));
 }
+
+#[test]
+fn what_is_no_source_is_told() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ssm"));
+    let done = command.args(["serve", "absent.mp4"]).output().expect("the command runs");
+    let told = String::from_utf8_lossy(&done.stderr);
+    assert!(!done.status.success() && told.contains("absent.mp4: expected a file"), "{told}");
+}
