@@ -40,16 +40,17 @@ fn main() -> Result<(), Box<dyn Error>> {
     gst::init()?;
     gstssm::plugin_register_static()?;
 
-    let mut line = String::from("compositor name=wall");
+    let mut line = String::from("compositor name=wall background=black");
     for i in 0..args.cameras.len() as i32 {
         line += &format!(" sink_{i}::xpos={}", i * WIDTH);
     }
     line += &format!(" ! videoconvert ! {}", args.sink);
     for (i, camera) in args.cameras.iter().enumerate() {
-        // A queue for each camera: they wait for the engine in threads of their own, and it takes them together.
+        // A queue for each camera: they wait for the engine in threads of their own, and it takes them together. Where that
+        // takes too long, frames that are late are shown without being looked at.
         line += &format!(
             " {camera} ! videoconvert ! videoscale ! video/x-raw,width={WIDTH},height={HEIGHT} ! \
-             queue leaky=downstream max-size-buffers=4 ! ssmevents name=camera{i} batch-timeout=5000000 ! ssmoverlay ! \
+             queue ! ssmevents name=camera{i} batch-timeout=5000000 qos=true ! ssmoverlay ! \
              videoconvert ! queue ! wall.sink_{i}"
         );
     }

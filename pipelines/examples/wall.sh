@@ -6,10 +6,11 @@ set -eu
 left=${1:-videotestsrc is-live=true}
 right=${2:-videotestsrc is-live=true pattern=ball}
 sink=${3:-autovideosink}
-form='videoconvert ! videoscale ! video/x-raw,width=480,height=270 ! queue leaky=downstream max-size-buffers=4'
-seen='ssmevents batch-timeout=5000000 ! ssmoverlay ! videoconvert ! queue'
+form='videoconvert ! videoscale ! video/x-raw,width=480,height=270 ! queue'
+# Where that takes too long, frames that are late are shown without being looked at.
+seen='ssmevents batch-timeout=5000000 qos=true ! ssmoverlay ! videoconvert ! queue'
 # The words of a source and a sink are words of the pipeline.
 # shellcheck disable=SC2086
-exec gst-launch-1.0 -q -e compositor name=wall sink_1::xpos=480 ! videoconvert ! $sink \
+exec gst-launch-1.0 -q -e compositor name=wall background=black sink_1::xpos=480 ! videoconvert ! $sink \
   $left ! $form ! $seen ! wall.sink_0 \
   $right ! $form ! $seen ! wall.sink_1
