@@ -212,3 +212,69 @@ fn the_walls_show_two_cameras() {
         }
     }
 }
+
+#[test]
+fn the_job_of_a_pod_does_its_part_of_the_list() {
+    let folder = Folder::new("pod");
+    let manifest = std::fs::read_to_string(source("fleet/job.yaml")).expect("the manifest");
+    let (_, rest) = manifest.split_once("args:\n            - >-\n").expect("a folded line");
+    let (line, _) = rest.split_once("workingDir:").expect("what comes after it");
+    let line =
+        line.replace("/films", "films").replace("/found", "found").replace("exec ssm", env!("CARGO_BIN_EXE_ssm"));
+    std::fs::create_dir_all(folder.file("films")).expect("a folder");
+    let films: Vec<String> = (0..20).map(|i| format!("films/{i:02}.mkv")).collect();
+    std::fs::write(folder.file("films/list.txt"), films.join("\n")).expect("written");
+    let encode = ["videotestsrc", "num-buffers=20", "!", "video/x-raw,width=64,height=48", "!", "jpegenc", "!"];
+    let to = ["matroskamux", "!", "filesink", "location=films/02.mkv"];
+    let made = folder.command("gst-launch-1.0").arg("-q").args(encode).args(to).output().expect("it runs");
+    assert!(made.status.success(), "{}", text(&made));
+    std::fs::copy(folder.file("films/02.mkv"), folder.file("films/18.mkv")).expect("copied");
+    let pod = folder
+        .command("sh")
+        .args(["-c", &line.split_whitespace().collect::<Vec<_>>().join(" ")])
+        .env("JOB_COMPLETION_INDEX", "2")
+        .output()
+        .expect("it runs");
+    assert!(pod.status.success() && text(&pod).contains("2 done"), "{}", text(&pod));
+    assert!(["02", "18"].iter().all(|n| folder.file(&format!("found/films/{n}.mkv.jsonl")).exists()));
+}
+
+#[test]
+fn a_stream_is_handed_over_through_a_folder() {
+    let folder = Folder::new("handover");
+    std::fs::create_dir_all(folder.file("store")).expect("a folder");
+    let script = || {
+        let mut command = folder.command(source("fleet/handover.sh"));
+        command.env("STORE", folder.file("store")).env("TMPDIR", &folder.0);
+        command
+    };
+    // Looks at some lines and stops: the step of the first and of the last, and what was told.
+    let turn = || {
+        let mut child = script()
+            .args(["start", "videotestsrc is-live=true pattern=ball"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("it runs");
+        let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines().map(|l| l.expect("text"));
+        let first = lines.next().expect("a line");
+        let id = child.id();
+        let stop = std::thread::spawn({
+            let mut stop = script();
+            move || stop.args(["stop", &id.to_string()]).output().expect("it runs")
+        });
+        let last = lines.last().unwrap_or_else(|| first.clone());
+        let done = child.wait_with_output().expect("it ends");
+        let stored = stop.join().expect("no panic");
+        assert!(done.status.success() && stored.status.success(), "{}{}", text(&done), text(&stored));
+        let step = |line: &str| {
+            let line: serde_json::Value = serde_json::from_str(line).expect("a line of JSON");
+            line["step"].as_u64().expect("a step")
+        };
+        (step(&first), step(&last), text(&done))
+    };
+    let (first, last, told) = turn();
+    assert!(first == 9 && !told.contains("going on"), "{first}: {told}");
+    let (next, _, told) = turn();
+    assert!(next == last + 1 && told.contains("going on from camera.state"), "{next} after {last}: {told}");
+}
