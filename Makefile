@@ -18,7 +18,7 @@ endif
 FEATURES := --features ssm-pipelines/mqtt
 COMPLETIONS := bash-completion/completions/ssm zsh/vendor-completions/_ssm fish/vendor_completions.d/ssm.fish
 
-.PHONY: help deps build lint test soak bench demo share install uninstall deb quality clean
+.PHONY: help deps build lint test soak bench demo share install uninstall deb quality ptx clean
 
 help:
 	@echo "make demo     install what is missing, build, run real sound and real video through the elements"
@@ -29,6 +29,7 @@ help:
 	@echo "make uninstall  take them away (with the same PREFIX)"
 	@echo "make deb      two Debian packages in target/debian: the plugin, and the command ssm"
 	@echo "make lint     formatting and clippy only"
+	@echo "make ptx      make the PTX of the CUDA kernels anew, with NVRTC from PyPI; no card is needed"
 	@echo "make quality  PESQ and STOI for ssm eval-denoise, into .venv"
 
 deps:
@@ -92,6 +93,10 @@ deb: share
 quality:
 	@.venv/bin/python -c 'import pesq, pystoi' 2>/dev/null || \
 	  { ./.ci/deps python3-dev && python3 -m venv .venv && .venv/bin/pip install -q pesq==0.0.4 pystoi==0.4.1; }
+
+# Where the tests keep NVRTC.
+ptx: deps
+	python3 kernels/tests/cuda/ptx.py target/tmp/nvidia make kernels/ptx
 
 clean:
 	$(CARGO) clean

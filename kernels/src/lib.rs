@@ -38,6 +38,7 @@ pub mod causal_conv1d;
 pub mod complex_scan;
 pub mod conv2d;
 pub mod cross_scan;
+pub mod cuda;
 pub mod fbank;
 pub mod linear;
 pub mod moe_route;

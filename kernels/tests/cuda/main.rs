@@ -1,0 +1,17 @@
+//! The CUDA kernels without a card: each source, run on this processor under several orders of its threads, against the
+//! scalar form; the committed PTX against what the sources give now.
+
+mod machine;
+mod planted;
+mod ptx;
+mod selective_scan;
+#[allow(dead_code)]
+#[path = "../../src/testing.rs"]
+mod testing;
+
+use ssm_kernels::{CpuLevel, Cx};
+
+/// The judge.
+fn scalar() -> Cx {
+    Cx::at(CpuLevel::Scalar, 1)
+}
