@@ -1,13 +1,19 @@
 //! CUDA kernels: their PTX, their arguments, and how each is launched. Nothing here talks to a device.
 //!
 //! A primitive is a source `<op>.cu` beside a file `<op>.rs`: the same argument block in both languages, and a function
-//! that says which kernel runs with which grid. The PTX is made from the source by `make ptx`, committed, and embedded here; the
-//! driver compiles it for the card at hand. `docs/cuda.md` says how the sources are written and tested without a card.
+//! that says which kernel runs with which grid. The PTX is made from the source by `make ptx`, committed, and embedded
+//! here; the driver compiles it for the card at hand. `docs/cuda.md` says how the sources are written and tested without a
+//! card.
 //!
-//! Pointers are addresses of the device; what they point to is said beside each field. Wherever a table of slots is given,
-//! the row of a batch finds its state at slot `slots[row]` of a pool, so that streams come and go without a copy.
+//! Pointers are addresses of the device; what they point to is said beside each field. Wherever a table of slots is
+//! given, the row of a batch finds its state at slot `slots[row]` of a pool, so that streams come and go without a copy.
 
+pub mod causal_conv1d;
+pub mod linear;
+pub mod norm;
 pub mod selective_scan;
+
+use crate::Act;
 
 /// An address on the device; [`Ptr::NONE`] where there is nothing.
 #[repr(transparent)]
@@ -30,6 +36,18 @@ pub enum Kind {
     Bf16 = 1,
     /// IEEE half precision.
     F16 = 2,
+}
+
+/// The number by which kernels know an activation.
+pub fn act(act: Act) -> u32 {
+    match act {
+        Act::None => 0,
+        Act::Relu => 1,
+        Act::Silu => 2,
+        Act::Gelu => 3,
+        Act::Sigmoid => 4,
+        Act::Softplus => 5,
+    }
 }
 
 /// A kernel and the grid it is launched with.
@@ -82,6 +100,9 @@ macro_rules! modules {
 }
 
 modules! {
+    causal_conv1d: ["causal_conv1d_k4", "causal_conv1d_k8"],
+    linear: ["linear_64", "linear_128", "linear_rows"],
+    norm: ["norm"],
     selective_scan: [
         "selective_scan_n1", "selective_scan_n16", "selective_scan_n64", "selective_scan_n128", "selective_scan_join",
     ],

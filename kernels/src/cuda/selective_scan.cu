@@ -7,9 +7,9 @@
 // Rows are steps, columns channels: u, z, y (batch, len, d); dt (batch, len, d) before bias and softplus; b, c
 // (batch, len, groups · n); a and the state (n, d). Each direction has its own of all but z, `..._dir` values apart.
 //
-// Long sequences of few streams are cut into chunks. With `ends` each chunk but the last runs from nothing and keeps what it ends in and
-// the sum of its steps; `selective_scan_join` goes over the chunks and leaves where each begins; without `ends` all of
-// them run from there.
+// Long sequences of few streams are cut into chunks. With `ends` each chunk but the last runs from nothing and keeps what
+// it ends in and the sum of its steps; `selective_scan_join` goes over the chunks and leaves where each begins; without
+// `ends` all of them run from there.
 
 struct ScanArgs {
   const void *u;
@@ -21,7 +21,8 @@ struct ScanArgs {
   const float *skip;     // (directions, d), or none
   const void *z;         // (batch, len, d), or none
   void *y;
-  float *state;          // pool of streams, or none: from nothing, and what it ends in is not kept
+  const float *scale;    // of the step size after softplus, (batch), or none: 1
+  float *state;          // pool of streams, or none
   const unsigned *slots; // place of each sequence in the pool, or none: its number
   float *chunk_state;    // (directions, batch, chunks, n + 1, d), if there are chunks
   uint64_t u_dir, dt_dir, bc_dir, y_dir, state_dir;
@@ -33,8 +34,8 @@ struct ScanArgs {
   unsigned orders;       // 4 bits a direction: 1 backwards, 2 column by column
   unsigned height;       // rows of the image that is read column by column
   unsigned chunk;        // steps of a chunk, a multiple of 16; len where there are no chunks
+  unsigned carried;      // a bit a direction: it begins from its state and leaves its end there; else from nothing
   unsigned softplus, add, ends;
-  float scale;
 };
 
 template <int C, int S, int N, int TILE> struct Scan {
@@ -105,10 +106,18 @@ template <int C, int S, int N, int TILE> struct Scan {
       tile.b[i] = tile.c[i] = 0.0f;
       if (s >= TILE || t0 - begin + s >= end - begin || n >= p.n)
         continue;
-      const uint64_t at = direction * p.bc_dir + (uint64_t)rows[t0 / TILE % 3 * TILE + s] * p.bc_stride + group * p.n + n;
+      const uint64_t r = rows[t0 / TILE % 3 * TILE + s];
+      const uint64_t at = direction * p.bc_dir + r * p.bc_stride + group * p.n + n;
       tile.b[i] = p.b[at];
       tile.c[i] = p.c[at];
     }
+  }
+
+  // This direction's state of the stream, if it carries one.
+  __device__ __forceinline__ float *own_state() const {
+    if (!p.state || !(p.carried >> direction & 1))
+      return 0;
+    return pool_row(p.state, p.slots, p.state_stride, sequence) + direction * p.state_dir;
   }
 
   __device__ __forceinline__ void run() const {
@@ -121,8 +130,8 @@ template <int C, int S, int N, int TILE> struct Scan {
     float *state = 0;
     if (chunks)
       state = p.chunk_state + ((uint64_t)blockIdx.z * ((p.len + p.chunk - 1) / p.chunk) + blockIdx.y) * (p.n + 1) * p.d;
-    else if (p.state)
-      state = pool_row(p.state, p.slots, p.state_stride, sequence) + direction * p.state_dir;
+    else
+      state = own_state();
     float a[STATES], h[STATES], total = 0.0f;
 #pragma unroll
     for (int j = 0; j < STATES; j++) {
@@ -131,6 +140,7 @@ template <int C, int S, int N, int TILE> struct Scan {
       h[j] = there && state && !p.ends ? state[(uint64_t)(n0 + j) * p.d + first + channel] : 0.0f;
     }
     const float bias = p.dt_bias && e < count ? p.dt_bias[direction * p.d + first + e] : 0.0f;
+    const float scale = p.scale ? p.scale[sequence] : 1.0f;
     const float skip = p.skip && e < count ? p.skip[direction * p.d + first + e] : 0.0f;
 
     Tile tile;
@@ -142,7 +152,7 @@ template <int C, int S, int N, int TILE> struct Scan {
       unsigned z[ITEMS];
 #pragma unroll
       for (int i = 0; i < ITEMS; i++) {
-        const float dt = tile.dt[i] + bias, delta = p.scale * (p.softplus ? softplus(dt) : dt);
+        const float dt = tile.dt[i] + bias, delta = scale * (p.softplus ? softplus(dt) : dt);
         u[i] = from_bits(p.kind, tile.u[i]), z[i] = tile.z[i];
         steps[(item_step + i * S) * C + e] = {delta, delta * u[i]};
       }
@@ -192,9 +202,9 @@ template <int C, int S, int N, int TILE> struct Scan {
 
     // The last chunk's end is the stream's new state.
     if (chunks && !p.ends) {
-      if (end < p.len || !p.state)
+      if (end < p.len)
         return;
-      state = pool_row(p.state, p.slots, p.state_stride, sequence) + direction * p.state_dir;
+      state = own_state();
     }
     if (!mine || !state)
       return;
@@ -224,7 +234,7 @@ KERNEL(selective_scan_join, ScanArgs, 128) {
   const unsigned direction = blockIdx.y / p.batch, sequence = blockIdx.y % p.batch;
   const float a = p.a[(uint64_t)direction * p.n * p.d + at] * LOG2E;
   float h = 0.0f;
-  if (p.state)
+  if (p.state && p.carried >> direction & 1)
     h = pool_row(p.state, p.slots, p.state_stride, sequence)[direction * p.state_dir + at];
   float *chunk = p.chunk_state + (uint64_t)blockIdx.y * chunks * (p.n + 1) * p.d;
   for (unsigned i = 1; i < chunks; i++, chunk += (uint64_t)(p.n + 1) * p.d) {

@@ -41,7 +41,9 @@ pub struct Args {
     pub z: Ptr,
     /// Output, (batch, len, d) of `kind`.
     pub y: Ptr,
-    /// Pool of states, (n, d) each; none: every sequence begins from nothing.
+    /// Scale of the step size after softplus, (batch), or none: 1.
+    pub scale: Ptr,
+    /// Pool of states, (n, d) for each direction, or none.
     pub state: Ptr,
     /// Slot of each sequence, u32, or none.
     pub slots: Ptr,
@@ -87,14 +89,14 @@ pub struct Args {
     pub height: u32,
     /// Steps of a chunk, a multiple of 16, or `len`; see [`chunk`].
     pub chunk: u32,
+    /// A bit for each direction: whether it begins from its state and leaves its end there, or begins from nothing.
+    pub carried: u32,
     /// 1: softplus is applied to the biased step size.
     pub softplus: u32,
     /// 1: the result is added to y.
     pub add: u32,
     /// Set by [`Args::ends`].
     pub ends: u32,
-    /// Scale of the step size, after softplus.
-    pub scale: f32,
 }
 
 /// Kernel, channels of a block, lanes of a channel, states there is room for, steps of a tile.

@@ -1,5 +1,6 @@
 //! The kernels' sources, compiled for this processor and run thread by thread: see `runner.h`.
 
+use crate::testing::Rng;
 use half::{bf16, f16};
 use ssm_kernels::cuda::{Kind, Launch, MODULES, Ptr};
 use std::ffi::{CString, c_char, c_int, c_void};
@@ -253,4 +254,9 @@ pub fn close(what: &str, kind: Kind, tolerance: f32, got: &[f32], want: &[f32]) 
         let same = g.is_nan() && w.is_nan();
         assert!(same || (g - w).abs() <= allowed, "{what}: at {i} expected {w}, got {g}");
     }
+}
+
+/// Random rows of `cols` values, a NaN behind each.
+pub fn rows(rng: &mut Rng, rows: usize, cols: usize) -> Vec<f32> {
+    (0..rows * (cols + 1)).map(|i| if i % (cols + 1) < cols { rng.normal() } else { f32::NAN }).collect()
 }

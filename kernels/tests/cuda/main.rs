@@ -1,7 +1,10 @@
 //! The CUDA kernels without a card: each source, run on this processor under several orders of its threads, against the
 //! scalar form; the committed PTX against what the sources give now.
 
+mod causal_conv1d;
+mod linear;
 mod machine;
+mod norm;
 mod planted;
 mod ptx;
 mod selective_scan;

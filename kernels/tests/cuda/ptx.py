@@ -38,8 +38,8 @@ def nvidia(folder):
 
 
 def compile(nvrtc, path):
-    prelude = (SOURCES / "prelude.cu").read_text()
-    text = f'#line 1 "prelude.cu"\n{prelude}#line 1 "{path.name}"\n{path.read_text()}'
+    parts = [SOURCES / "prelude.cu", path]
+    text = "".join(f'#line 1 "{part.name}"\n{part.read_text(encoding="utf-8")}' for part in parts)
     program = ctypes.c_void_p()
     if nvrtc.nvrtcCreateProgram(ctypes.byref(program), text.encode(), path.name.encode(), 0, None, None):
         sys.exit(f"{path.name}: nvrtcCreateProgram")

@@ -1,4 +1,4 @@
-use crate::machine::{Memory, Numbers, Schedule, close, every_schedule, launch, rounded};
+use crate::machine::{self, Memory, Numbers, Schedule, close, every_schedule, launch, rounded};
 use crate::scalar;
 use crate::testing::Rng;
 use ssm_kernels::cross_scan::{CrossScan, Mode};
@@ -21,7 +21,7 @@ struct Shape {
     orders: &'static [u32],
     height: usize,
     chunk: usize,
-    stateless: bool,
+    carried: u32,
 }
 
 struct Case {
@@ -29,6 +29,7 @@ struct Case {
     u: Vec<f32>,
     dt: Vec<f32>,
     dt_bias: Vec<f32>,
+    scale: Vec<f32>,
     a: Vec<f32>,
     bc: Vec<f32>,
     skip: Vec<f32>,
@@ -42,11 +43,7 @@ struct Case {
 impl Case {
     fn new(rng: &mut Rng, s: Shape) -> Self {
         let (rows, k, gn) = (s.batch * s.len, s.orders.len(), s.groups * s.n);
-        let padded = |rng: &mut Rng, rows: usize, cols: usize, kind: Kind| {
-            let values: Vec<f32> =
-                (0..rows * (cols + 1)).map(|i| if i % (cols + 1) < cols { rng.normal() } else { f32::NAN }).collect();
-            rounded(kind, &values)
-        };
+        let padded = |rng: &mut Rng, rows, cols, kind| rounded(kind, &machine::rows(rng, rows, cols));
         // A step below 0 would make the state grow without bound.
         let step = |v: Vec<f32>| if s.variant == 3 { v.iter().map(|v| v.abs()).collect() } else { v };
         Self {
@@ -54,6 +51,7 @@ impl Case {
             u: padded(rng, k * rows, s.d, s.kind),
             dt: step(padded(rng, k * rows, s.d, Kind::F32)),
             dt_bias: step(rng.vec(k * s.d)),
+            scale: (0..s.batch).map(|b| 0.5 + b as f32).collect(),
             a: (0..k * s.n * s.d).map(|_| -(rng.normal().exp()) * 4.0).collect(),
             bc: padded(rng, k * rows, 2 * gn, Kind::F32),
             skip: rng.vec(k * s.d),
@@ -83,7 +81,7 @@ impl Case {
                     dt: rows_of(len, &self.dt, from, d),
                     dt_bias: (variant != 1).then_some(&self.dt_bias[k * d..][..d]),
                     softplus: variant != 3,
-                    scale: if variant == 2 { 0.5 } else { 1.0 },
+                    scale: if variant == 2 { self.scale[b] } else { 1.0 },
                     a: &self.a[k * n * d..][..n * d],
                     b: bc.columns(0..gn),
                     c: bc.columns(gn..2 * gn),
@@ -98,7 +96,7 @@ impl Case {
                 };
                 let mut h = vec![0.0; n * d];
                 let slot = &mut pool[self.slots[b] as usize * self.slot_len() + k * n * d..][..n * d];
-                let h = if self.shape.stateless { &mut h } else { slot };
+                let h = if self.shape.carried >> k & 1 == 0 { &mut h } else { slot };
                 let y = &mut y[from * (d + 1)..];
                 selective_scan(&scalar(), &scan, h, MatMut::strided(y, len, d, d + 1));
             }
@@ -108,13 +106,13 @@ impl Case {
 
     /// The same by the kernels.
     fn run(&self, schedule: Schedule) -> Result<Vec<Vec<f32>>, String> {
-        let Shape { batch, len, d, n, groups, variant, kind, orders, height, chunk, stateless } = self.shape;
+        let Shape { batch, len, d, n, groups, variant, kind, orders, height, chunk, carried } = self.shape;
         let (rows, k, gn) = (batch * len, orders.len(), groups * n);
         let single = |v: &[f32]| Memory::new(schedule, v);
         let (dt, dt_bias, a, bc, skip) =
             (single(&self.dt), single(&self.dt_bias), single(&self.a), single(&self.bc), single(&self.skip));
         let [u, z, y] = [&self.u, &self.z, &self.y].map(|v| Numbers::new(schedule, kind, v));
-        let (pool, slots) = (single(&self.pool), Memory::new(schedule, &self.slots));
+        let (pool, scale, slots) = (single(&self.pool), single(&self.scale), Memory::new(schedule, &self.slots));
         let given = |yes: bool, p: Ptr| if yes { p } else { Ptr::NONE };
         let wide = |cols: usize| ((rows * (cols + 1)) as u64, cols as u32 + 1);
         let ((dir, stride), (bc_dir, bc_stride)) = (wide(d), wide(2 * gn));
@@ -128,7 +126,8 @@ impl Case {
             skip: given(variant != 1, skip.ptr()),
             z: given(variant != 2, z.ptr()),
             y: y.ptr(),
-            state: given(!stateless, pool.ptr()),
+            scale: given(variant == 2, scale.ptr()),
+            state: pool.ptr(),
             slots: slots.ptr(),
             chunk_state: Ptr::NONE,
             u_dir: dir,
@@ -154,7 +153,7 @@ impl Case {
             softplus: u32::from(variant != 3),
             add: u32::from(variant == 3),
             ends: 0,
-            scale: if variant == 2 { 0.5 } else { 1.0 },
+            carried,
         };
         let k = k as u32;
         let work = single(&vec![f32::NAN; args.chunk_state_len(k)]);
@@ -211,8 +210,8 @@ fn agrees_with_scalar() {
     ] {
         for variant in 0..4 {
             let orders = if variant == 2 { &[order::REVERSE] } else { FORWARD };
-            let batch = if variant == 1 { 3 } else { 1 };
-            let shape = Shape { batch, len, d, n, groups, variant, orders, ..Shape::default() };
+            let batch = if variant % 3 > 0 { 3 } else { 1 };
+            let shape = Shape { batch, len, d, n, groups, variant, orders, carried: 1, ..Shape::default() };
             Case::new(&mut rng, shape).check(TOLERANCE);
         }
     }
@@ -223,9 +222,9 @@ fn directions_share_a_launch() {
     let mut rng = Rng::new(6);
     let cross = &[order::FORWARD, order::COLUMNS, order::REVERSE, order::COLUMNS_REVERSE];
     for (orders, height, width) in [(&[order::FORWARD, order::REVERSE][..], 1, 37), (cross, 3, 7), (cross, 8, 5)] {
-        for (n, stateless) in [(1, true), (16, false)] {
+        for (n, carried) in [(1, 0), (16, 0b0101)] {
             let (batch, len, d, groups) = (2, height * width, 35, 1);
-            let shape = Shape { batch, len, d, n, groups, orders, height, stateless, ..Shape::default() };
+            let shape = Shape { batch, len, d, n, groups, orders, height, carried, ..Shape::default() };
             Case::new(&mut rng, shape).check(TOLERANCE);
         }
     }
@@ -259,8 +258,8 @@ fn chunks_join() {
     for (len, chunk, d, n, orders) in
         [(33, 16, 5, 16, FORWARD), (64, 32, 33, 1, both), (100, 48, 18, 16, both), (65, 16, 9, 60, FORWARD)]
     {
-        for stateless in [true, false] {
-            let shape = Shape { batch: 2, len, d, n, groups: 1, orders, chunk, stateless, ..Shape::default() };
+        for carried in [0, 1, 3] {
+            let shape = Shape { batch: 2, len, d, n, groups: 1, orders, chunk, carried, ..Shape::default() };
             Case::new(&mut rng, shape).check(2.0 * TOLERANCE);
         }
     }

@@ -1,0 +1,66 @@
+//! Launches of [`linear`](crate::linear()) on a device, with the weights as PyTorch stores them.
+
+use super::{GRID, Kind, Launch, Ptr, TooLarge, bound};
+
+/// Arguments of the kernels, as `LinearArgs` in `linear.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Args {
+    /// Input, (m, k) of `x_kind`; rows may overlap.
+    pub x: Ptr,
+    /// Weights, (n, k) of `w_kind`.
+    pub w: Ptr,
+    /// Bias, n values, or none.
+    pub bias: Ptr,
+    /// Output, (m, n) of `y_kind`.
+    pub y: Ptr,
+    /// Values between batches of rows of x.
+    pub x_batch: u64,
+    /// Values between batches of rows of y.
+    pub y_batch: u64,
+    /// Values between rows of x.
+    pub x_stride: u32,
+    /// Values between rows of y.
+    pub y_stride: u32,
+    /// Values between rows of w.
+    pub w_stride: u32,
+    /// Rows of a batch: m where all rows are evenly apart.
+    pub batch_rows: u32,
+    /// Kind of x.
+    pub x_kind: Kind,
+    /// Kind of w.
+    pub w_kind: Kind,
+    /// Kind of y.
+    pub y_kind: Kind,
+    /// Rows.
+    pub m: u32,
+    /// Outputs.
+    pub n: u32,
+    /// Inputs.
+    pub k: u32,
+    /// Activation, [`act`](super::act).
+    pub act: u32,
+    /// 1: the result is added to y.
+    pub add: u32,
+}
+
+impl Args {
+    /// The product, by blocks of 128 where at least `processors` of them are busy, of 64 where there are fewer, column by
+    /// column for few rows.
+    ///
+    /// # Errors
+    /// More rows than there is code for.
+    pub fn launch(&self, processors: u32) -> Result<Launch, TooLarge> {
+        let blocks = |side: u32| [self.n.div_ceil(side), self.m.div_ceil(side), 1];
+        if self.m <= 8 {
+            return Ok(Launch { kernel: "linear_rows", grid: [self.n.div_ceil(4), 1, 1], block: 128, shared: 0 });
+        }
+        let large = blocks(128);
+        if large[0] as u64 * large[1] as u64 >= u64::from(processors) {
+            bound("linear", "rows", 128 * GRID, self.m as usize)?;
+            return Ok(Launch { kernel: "linear_128", grid: large, block: 256, shared: 4 * 8 * (129 + 129) });
+        }
+        bound("linear", "rows", 64 * GRID, self.m as usize)?;
+        Ok(Launch { kernel: "linear_64", grid: blocks(64), block: 256, shared: 4 * 16 * (65 + 65) })
+    }
+}
