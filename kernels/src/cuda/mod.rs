@@ -8,7 +8,9 @@
 //! Pointers are addresses of the device; what they point to is said beside each field. Wherever a table of slots is
 //! given, the row of a batch finds its state at slot `slots[row]` of a pool, so that streams come and go without a copy.
 
+pub mod activation;
 pub mod causal_conv1d;
+pub mod image;
 pub mod linear;
 pub mod norm;
 pub mod selective_scan;
@@ -100,7 +102,9 @@ macro_rules! modules {
 }
 
 modules! {
+    activation: ["gate", "softmax", "pool", "tokens"],
     causal_conv1d: ["causal_conv1d_k4", "causal_conv1d_k8"],
+    image: ["resize_columns", "resize_rows", "patches"],
     linear: ["linear_64", "linear_128", "linear_rows"],
     norm: ["norm"],
     selective_scan: [

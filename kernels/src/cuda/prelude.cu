@@ -4,6 +4,7 @@
 
 #ifndef SSM_CPU
 typedef unsigned long long uint64_t;
+#define INFINITY __uint_as_float(0x7f800000)
 
 // A kernel takes one block of arguments by value; `threads` is what it is launched with at most.
 #define KERNEL(name, Args, threads) extern "C" __global__ void __launch_bounds__(threads) name(const Args args)

@@ -165,6 +165,21 @@ impl Resize {
         self.crop.height * self.row_len()
     }
 
+    /// First input column and weights (2²² is 1) of each output column, as many weights for each.
+    pub fn columns_plan(&self) -> (&[usize], &[i32]) {
+        (&self.columns.first, &self.columns.weights)
+    }
+
+    /// First input row and weights of each output row, as many weights for each.
+    pub fn rows_plan(&self) -> (&[usize], &[i32]) {
+        (&self.rows.first, &self.rows.weights)
+    }
+
+    /// Input rows that are read.
+    pub fn rows_read(&self) -> Range<usize> {
+        self.rows.span()
+    }
+
     fn row_len(&self) -> usize {
         self.crop.width * self.channels
     }

@@ -1,7 +1,9 @@
 //! The CUDA kernels without a card: each source, run on this processor under several orders of its threads, against the
 //! scalar form; the committed PTX against what the sources give now.
 
+mod activation;
 mod causal_conv1d;
+mod image;
 mod linear;
 mod machine;
 mod norm;
