@@ -10,10 +10,12 @@
 
 pub mod activation;
 pub mod causal_conv1d;
+pub mod complex_scan;
 pub mod image;
 pub mod linear;
 pub mod norm;
 pub mod selective_scan;
+pub mod ssd;
 
 use crate::Act;
 
@@ -104,12 +106,16 @@ macro_rules! modules {
 modules! {
     activation: ["gate", "softmax", "pool", "tokens"],
     causal_conv1d: ["causal_conv1d_k4", "causal_conv1d_k8"],
+    complex_scan: [
+        "complex_scan", "complex_filter_64", "complex_filter_256", "s4d_32", "s4d_128", "s4_32", "s4_128",
+    ],
     image: ["resize_columns", "resize_rows", "patches"],
     linear: ["linear_64", "linear_128", "linear_rows"],
     norm: ["norm"],
     selective_scan: [
         "selective_scan_n1", "selective_scan_n16", "selective_scan_n64", "selective_scan_n128", "selective_scan_join",
     ],
+    ssd: ["ssd_n16", "ssd_n64", "ssd_n128"],
 }
 
 /// Blocks along y and z of a grid at most.

@@ -127,6 +127,12 @@ impl Coefficients {
     pub fn sizes(&self) -> Sizes {
         self.sizes
     }
+
+    /// The coefficients block by block: of each state in turn a, b, then p and t of each rank, every one (2, [`LANES`]);
+    /// then c, (channels, N, 2, LANES); then the skips, (channels, LANES).
+    pub fn packed(&self) -> &[f32] {
+        &self.packed
+    }
 }
 
 /// Runs the recurrence over `u` (len, H) from state `z`, which is updated in place, and writes `y`, (len, channels · H),

@@ -3,6 +3,7 @@
 
 mod activation;
 mod causal_conv1d;
+mod complex_scan;
 mod image;
 mod linear;
 mod machine;
@@ -10,6 +11,7 @@ mod norm;
 mod planted;
 mod ptx;
 mod selective_scan;
+mod ssd;
 #[allow(dead_code)]
 #[path = "../../src/testing.rs"]
 mod testing;
