@@ -1,6 +1,6 @@
 //! Launches of what is applied value by value or row by row: [`activation`](crate::activation), pooling, tokens.
 
-use super::{GRID, Kind, Launch, Ptr, TooLarge, bound};
+use super::{GRID, Kind, Launch, Ptr, TooLarge, bound, each};
 
 /// Arguments of `gate`, as `GateArgs` in `activation.cu`: `y = Σ parts x · act(gate)`, or `act(Σ parts x)`.
 #[repr(C)]
@@ -86,13 +86,6 @@ pub struct Tokens {
     pub d: u32,
     /// Rows of class tokens, ascending; `len` where there is none.
     pub classes: [u32; 2],
-}
-
-/// A thread for each of so many values.
-fn each(kernel: &'static str, values: u64) -> Result<Launch, TooLarge> {
-    let blocks = values.div_ceil(256);
-    bound(kernel, "values in blocks of 256", i32::MAX as usize, blocks as usize)?;
-    Ok(Launch { kernel, grid: [blocks as u32, 1, 1], block: 256, shared: 0 })
 }
 
 impl Gate {

@@ -1,6 +1,6 @@
 //! Launches that make rows of patches of frames: [`resize`](crate::resize), colours, [`patch`](crate::patch).
 
-use super::{Kind, Launch, Ptr, TooLarge, bound};
+use super::{Kind, Launch, Ptr, TooLarge, each};
 use crate::patch::count;
 use crate::resize::Resize;
 
@@ -58,7 +58,7 @@ pub fn columns(
         channels: (row / plan.crop().width) as u32,
         from: span.start as u32,
     };
-    Ok((args, each("resize_columns", row * span.len())?))
+    Ok((args, each("resize_columns", (row * span.len()) as u64)?))
 }
 
 /// The rows' pass of a planned resize, after [`columns`]: from its `y` at `x` to the crop's bytes at `y`, of
@@ -82,7 +82,7 @@ pub fn rows(plan: &Resize, x: Ptr, first: Ptr, weights: Ptr, y: Ptr) -> Result<(
         channels: (row / plan.crop().width) as u32,
         from: plan.rows_read().start as u32,
     };
-    Ok((args, each("resize_rows", plan.out_len())?))
+    Ok((args, each("resize_rows", plan.out_len() as u64)?))
 }
 
 /// Arguments of `patches`, as `PatchArgs` in `image.cu`.
@@ -137,11 +137,6 @@ impl Patches {
     /// # Errors
     /// More values than there is code for.
     pub fn launch(&self) -> Result<Launch, TooLarge> {
-        each("patches", self.rows() * 3 * (self.patch * self.patch) as usize)
+        each("patches", self.rows() as u64 * 3 * u64::from(self.patch * self.patch))
     }
-}
-
-fn each(kernel: &'static str, values: usize) -> Result<Launch, TooLarge> {
-    bound(kernel, "values", 1 << 31, values)?;
-    Ok(Launch { kernel, grid: [values.div_ceil(256) as u32, 1, 1], block: 256, shared: 0 })
 }

@@ -11,6 +11,7 @@
 pub mod activation;
 pub mod causal_conv1d;
 pub mod complex_scan;
+pub mod conv2d;
 pub mod image;
 pub mod linear;
 pub mod norm;
@@ -109,6 +110,7 @@ modules! {
     complex_scan: [
         "complex_scan", "complex_filter_64", "complex_filter_256", "s4d_32", "s4d_128", "s4_32", "s4_128",
     ],
+    conv2d: ["depthwise_3", "depthwise_any", "windows", "overlap_add"],
     image: ["resize_columns", "resize_rows", "patches"],
     linear: ["linear_64", "linear_128", "linear_rows"],
     norm: ["norm"],
@@ -124,4 +126,11 @@ const GRID: usize = 65535;
 /// Fails if a size is beyond what there is code for.
 fn bound(op: &'static str, what: &'static str, most: usize, got: usize) -> Result<(), TooLarge> {
     if got > most { Err(TooLarge { op, what, most, got }) } else { Ok(()) }
+}
+
+/// A thread for each of so many values.
+fn each(kernel: &'static str, values: u64) -> Result<Launch, TooLarge> {
+    let blocks = values.div_ceil(256);
+    bound(kernel, "blocks", i32::MAX as usize, usize::try_from(blocks).unwrap_or(usize::MAX))?;
+    Ok(Launch { kernel, grid: [blocks as u32, 1, 1], block: 256, shared: 0 })
 }

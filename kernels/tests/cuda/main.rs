@@ -4,6 +4,7 @@
 mod activation;
 mod causal_conv1d;
 mod complex_scan;
+mod conv2d;
 mod image;
 mod linear;
 mod machine;
