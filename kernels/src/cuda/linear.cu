@@ -14,6 +14,11 @@ struct LinearArgs {
   unsigned x_kind, w_kind, y_kind;
   unsigned m, n, k;
   unsigned act, add;
+  // Of a product whose weights the row chooses, else none: rows starts[e] .. starts[e + 1] of y are those of expert e, and
+  // row r of y is made of row from[r] of x.
+  const unsigned *starts, *from;
+  uint64_t w_expert;     // values between the experts' weights
+  unsigned experts;
 };
 
 __device__ __forceinline__ uint64_t x_row(const LinearArgs &p, unsigned r) {
@@ -28,15 +33,30 @@ __device__ __forceinline__ void put(const LinearArgs &p, unsigned r, unsigned c,
 
 // A block owns BM x BN values of y, a thread TM x TN of them, one BM / TM apart, K steps of BK at a time; the next step
 // is on its way from global memory while this one is multiplied.
-template <int BM, int BN, int BK, int TM, int TN> struct Linear {
+template <int BM, int BN, int BK, int TM, int TN, bool EXPERTS> struct Linear {
   static const int ROWS = BM / TM, COLUMNS = BN / TN, THREADS = ROWS * COLUMNS;
   static const int XS = BM * BK / THREADS, WS = BN * BK / THREADS;
 
   const LinearArgs &p;
-  unsigned tid, row0, column0;
+  unsigned tid, row0, column0, m; // m: the row after the last
+  uint64_t expert;                // where its weights begin
 
   __device__ __forceinline__ Linear(const LinearArgs &args) : p(args) {
-    tid = threadIdx.x, row0 = blockIdx.y * BM, column0 = blockIdx.x * BN;
+    tid = threadIdx.x, row0 = blockIdx.y * BM, column0 = blockIdx.x * BN, m = p.m;
+    expert = 0;
+    if (!EXPERTS)
+      return;
+    // Blocks of rows are counted expert by expert; those after the last have nothing to do.
+    row0 = m = 0;
+    unsigned tile = blockIdx.y;
+    for (unsigned e = 0; e < p.experts; e++) {
+      const unsigned begin = p.starts[e], end = p.starts[e + 1], tiles = (end - begin + BM - 1) / BM;
+      if (tile < tiles) {
+        row0 = begin + tile * BM, m = end, expert = e * p.w_expert;
+        return;
+      }
+      tile -= tiles;
+    }
   }
 
   template <int N>
@@ -48,6 +68,8 @@ template <int BM, int BN, int BK, int TM, int TN> struct Linear {
   }
 
   __device__ __forceinline__ void run() const {
+    if (row0 >= m)
+      return;
     // Steps of k outermost, so that a row of values to multiply lies together; a word more keeps writes apart.
     float *xs = (float *)shared_memory(), *ws = xs + BK * (BM + 1);
     const unsigned inner = tid % BK, outer = tid / BK;
@@ -55,12 +77,12 @@ template <int BM, int BN, int BK, int TM, int TN> struct Linear {
 #pragma unroll
     for (int i = 0; i < XS; i++) {
       const unsigned r = row0 + outer + i * (THREADS / BK);
-      x_rows[i] = r < p.m ? x_row(p, r) + inner : ~0ull;
+      x_rows[i] = r < m ? x_row(p, EXPERTS && p.from ? p.from[r] : r) + inner : ~0ull;
     }
 #pragma unroll
     for (int i = 0; i < WS; i++) {
       const unsigned c = column0 + outer + i * (THREADS / BK);
-      w_rows[i] = c < p.n ? (uint64_t)c * p.w_stride + inner : ~0ull;
+      w_rows[i] = c < p.n ? expert + (uint64_t)c * p.w_stride + inner : ~0ull;
     }
     unsigned x_bits[XS], w_bits[WS];
     fetch<XS>(0, x_rows, inner < p.k, p.x_kind, p.x, x_bits);
@@ -103,7 +125,7 @@ template <int BM, int BN, int BK, int TM, int TN> struct Linear {
 #pragma unroll 1
       for (int j = 0; j < TN; j++) {
         const unsigned r = row0 + row + i * ROWS, c = column0 + column + j * COLUMNS;
-        if (r < p.m && c < p.n)
+        if (r < m && c < p.n)
           put(p, r, c, sum[0][0]);
 #pragma unroll
         for (int next = 1; next < TN; next++)
@@ -118,8 +140,9 @@ template <int BM, int BN, int BK, int TM, int TN> struct Linear {
   }
 };
 
-KERNEL(linear_64, LinearArgs, 256) { Linear<64, 64, 16, 4, 4>(args).run(); }
-KERNEL(linear_128, LinearArgs, 256) { Linear<128, 128, 8, 8, 8>(args).run(); }
+KERNEL(linear_64, LinearArgs, 256) { Linear<64, 64, 16, 4, 4, false>(args).run(); }
+KERNEL(linear_128, LinearArgs, 256) { Linear<128, 128, 8, 8, 8, false>(args).run(); }
+KERNEL(linear_experts, LinearArgs, 256) { Linear<64, 64, 16, 4, 4, true>(args).run(); }
 
 // A warp owns a column of y for all rows, up to 8: each weight is read once.
 KERNEL(linear_rows, LinearArgs, 128) {

@@ -42,6 +42,14 @@ pub struct Args {
     pub act: u32,
     /// 1: the result is added to y.
     pub add: u32,
+    /// First row of y of each expert, and the row after the last, u32 (experts + 1); else none.
+    pub starts: Ptr,
+    /// Row of x that each row of y is made of, u32, or none: its own.
+    pub from: Ptr,
+    /// Values between the experts' weights.
+    pub w_expert: u64,
+    /// Experts.
+    pub experts: u32,
 }
 
 impl Args {
@@ -62,5 +70,16 @@ impl Args {
         }
         bound("linear", "rows", 64 * GRID, self.m as usize)?;
         Ok(Launch { kernel: "linear_64", grid: blocks(64), block: 256, shared: 4 * 16 * (65 + 65) })
+    }
+
+    /// The product of each row with the weights of its expert; the grid holds however the rows are shared out.
+    ///
+    /// # Errors
+    /// More rows than there is code for.
+    pub fn grouped(&self) -> Result<Launch, TooLarge> {
+        let tiles = self.m / 64 + self.experts.min(self.m);
+        bound("linear", "blocks of rows", GRID, tiles as usize)?;
+        let grid = [self.n.div_ceil(64), tiles, 1];
+        Ok(Launch { kernel: "linear_experts", grid, block: 256, shared: 4 * 16 * (65 + 65) })
     }
 }

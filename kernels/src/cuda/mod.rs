@@ -9,11 +9,13 @@
 //! given, the row of a batch finds its state at slot `slots[row]` of a pool, so that streams come and go without a copy.
 
 pub mod activation;
+pub mod attention;
 pub mod causal_conv1d;
 pub mod complex_scan;
 pub mod conv2d;
 pub mod image;
 pub mod linear;
+pub mod moe_route;
 pub mod norm;
 pub mod selective_scan;
 pub mod ssd;
@@ -106,13 +108,15 @@ macro_rules! modules {
 
 modules! {
     activation: ["gate", "softmax", "pool", "tokens"],
+    attention: ["attention"],
     causal_conv1d: ["causal_conv1d_k4", "causal_conv1d_k8"],
     complex_scan: [
         "complex_scan", "complex_filter_64", "complex_filter_256", "s4d_32", "s4d_128", "s4_32", "s4_128",
     ],
     conv2d: ["depthwise_3", "depthwise_any", "windows", "overlap_add"],
     image: ["resize_columns", "resize_rows", "patches"],
-    linear: ["linear_64", "linear_128", "linear_rows"],
+    linear: ["linear_64", "linear_128", "linear_experts", "linear_rows"],
+    moe_route: ["moe_choose", "moe_count", "moe_place", "moe_combine"],
     norm: ["norm"],
     selective_scan: [
         "selective_scan_n1", "selective_scan_n16", "selective_scan_n64", "selective_scan_n128", "selective_scan_join",

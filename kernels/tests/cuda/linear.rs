@@ -66,6 +66,7 @@ fn check(rng: &mut Rng, s: Shape) {
             k: k as u32,
             act: act(s.act),
             add: u32::from(s.add),
+            ..Args::default()
         };
         launch(schedule, &args.launch(s.processors).map_err(|e| e.to_string())?, &args)?;
         Ok(vec![y.read()])

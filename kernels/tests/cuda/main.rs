@@ -2,12 +2,14 @@
 //! scalar form; the committed PTX against what the sources give now.
 
 mod activation;
+mod attention;
 mod causal_conv1d;
 mod complex_scan;
 mod conv2d;
 mod image;
 mod linear;
 mod machine;
+mod moe_route;
 mod norm;
 mod planted;
 mod ptx;
