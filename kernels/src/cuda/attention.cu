@@ -66,6 +66,5 @@ KERNEL(attention, AttentionArgs, 32) {
         y = fmaf(scores[s], v[s * width + i], y);
       p.y[row * p.y_stride + head * p.dim + i] = y / sum;
     }
-    __syncwarp();
   }
 }

@@ -1,7 +1,8 @@
 // Matrix product with the weights as PyTorch stores them: y = act(x Wᵀ + bias), or added to y.
 //
-// x (m, k), whose rows may overlap (windows) and come in batches apart from each other; w (n, k); y (m, n). Sums run over
-// k in ascending order in `linear_*`, so that a row does not depend on the rows beside it; `linear_rows` sums in 32 parts.
+// x (m, k), whose rows may overlap (windows) and come in batches apart from each other; w (n, k); y (m, n). A row does not
+// depend on the rows beside it: sums run over k in ascending order, in `linear_rows` in 32 parts, on the tensor cores
+// sixteen at a time.
 
 struct LinearArgs {
   const void *x;
@@ -168,3 +169,138 @@ KERNEL(linear_rows, LinearArgs, 128) {
       sum[next - 1] = sum[next];
   }
 }
+
+// One step of the tensor cores over a warp: c (16, 8) += a (16, 16) b (8, 16)ᵀ, numbers of 16 bits, sums in f32. With
+// g = lane / 4, t = lane % 4 a lane holds of c (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1), and pairs of neighbours
+// of a: (g, 2t), (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8), of b: (g, 2t), (g, 2t + 8).
+template <int KIND> __device__ __forceinline__ void multiply(float *c, const unsigned *a, const unsigned *b) {
+#ifdef SSM_CPU
+  const unsigned lane = threadIdx.x % 32, g = lane / 4 * 4, t = lane % 4;
+  for (unsigned pair = 0; pair < 8; pair++) {
+    const unsigned in = pair % 4, half = pair / 4;
+    unsigned rows[2], columns[2];
+    for (unsigned i = 0; i < 2; i++) {
+      rows[i] = __shfl_sync(~0u, a[i + 2 * half], g + in);
+      columns[i] = __shfl_sync(~0u, b[half], (2 * t + i) * 4 + in);
+    }
+    for (unsigned i = 0; i < 4; i++)
+      for (unsigned part = 0; part < 32; part += 16)
+        c[i] += from_bits(KIND, rows[i / 2] >> part & 0xffff) * from_bits(KIND, columns[i % 2] >> part & 0xffff);
+  }
+#else
+  if (KIND == BF16)
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  else
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+
+// A block of eight warps, two by four, owns 32 MT x 32 NT values of y; a warp MT by NT steps of the tensor cores. k goes in
+// steps of 32. Rows of x and w begin at 16 bytes, and k is a multiple of 8.
+template <int KIND, int MT, int NT> struct TensorLinear {
+  static const int BM = 32 * MT, BN = 32 * NT;
+  static const int ROW = 40; // a row of 32 numbers in shared memory: eight rows' words fall to different banks
+
+  const LinearArgs &p;
+  unsigned tid, lane, row0, column0;
+
+  __device__ __forceinline__ TensorLinear(const LinearArgs &args) : p(args) {
+    tid = threadIdx.x, lane = tid % 32, row0 = blockIdx.y * BM, column0 = blockIdx.x * BN;
+  }
+
+  // Eight numbers of row `r` of x, and of column `c` of y in w.
+  __device__ __forceinline__ uint4 of_x(unsigned r, unsigned k) const {
+    const uint4 none = {0, 0, 0, 0};
+    return r < p.m && k < p.k ? *(const uint4 *)((const unsigned short *)p.x + x_row(p, r) + k) : none;
+  }
+  __device__ __forceinline__ uint4 of_w(unsigned c, unsigned k) const {
+    const uint4 none = {0, 0, 0, 0};
+    return c < p.n && k < p.k ? *(const uint4 *)((const unsigned short *)p.w + (uint64_t)c * p.w_stride + k) : none;
+  }
+
+  __device__ __forceinline__ void run() const {
+    unsigned short *xs = (unsigned short *)shared_memory(), *ws = xs + BM * ROW; // (BM, ROW), (BN, ROW)
+    const unsigned inner = tid % 4 * 8, outer = tid / 4, warp = tid / 32;
+    const unsigned row = warp / 4 * 16 * MT, column = warp % 4 * 8 * NT, g = lane / 4, t = lane % 4 * 2;
+    uint4 x[BM / 64], w[BN / 64];
+#pragma unroll
+    for (int i = 0; i < BM / 64; i++)
+      x[i] = of_x(row0 + outer + 64 * i, inner);
+#pragma unroll
+    for (int i = 0; i < BN / 64; i++)
+      w[i] = of_w(column0 + outer + 64 * i, inner);
+    float sum[MT][NT][4] = {};
+    for (unsigned k0 = 0; k0 < p.k; k0 += 32) {
+#pragma unroll
+      for (int i = 0; i < BM / 64; i++)
+        *(uint4 *)(xs + (outer + 64 * i) * ROW + inner) = x[i];
+#pragma unroll
+      for (int i = 0; i < BN / 64; i++)
+        *(uint4 *)(ws + (outer + 64 * i) * ROW + inner) = w[i];
+      __syncthreads();
+      if (k0 + 32 < p.k) {
+#pragma unroll
+        for (int i = 0; i < BM / 64; i++)
+          x[i] = of_x(row0 + outer + 64 * i, k0 + 32 + inner);
+#pragma unroll
+        for (int i = 0; i < BN / 64; i++)
+          w[i] = of_w(column0 + outer + 64 * i, k0 + 32 + inner);
+      }
+#pragma unroll
+      for (int k = 0; k < 32; k += 16) {
+        unsigned a[MT][4], b[NT][2];
+#pragma unroll
+        for (int i = 0; i < MT; i++)
+#pragma unroll
+          for (int j = 0; j < 4; j++)
+            a[i][j] = *(const unsigned *)(xs + (row + 16 * i + g + j % 2 * 8) * ROW + k + t + j / 2 * 8);
+#pragma unroll
+        for (int i = 0; i < NT; i++)
+#pragma unroll
+          for (int j = 0; j < 2; j++)
+            b[i][j] = *(const unsigned *)(ws + (column + 8 * i + g) * ROW + k + t + j * 8);
+#pragma unroll
+        for (int i = 0; i < MT; i++)
+#pragma unroll
+          for (int j = 0; j < NT; j++)
+            multiply<KIND>(sum[i][j], a[i], b[j]);
+      }
+      __syncthreads();
+    }
+    // Sixteen rows at a time go through the warp's part of shared memory, so that lanes write neighbours.
+    const int WIDE = 8 * NT;
+    float *out = (float *)shared_memory() + warp * 16 * (WIDE + 1);
+#pragma unroll 1
+    for (int i = 0; i < MT; i++) {
+#pragma unroll
+      for (int j = 0; j < NT; j++)
+#pragma unroll
+        for (int v = 0; v < 4; v++)
+          out[(g + v / 2 * 8) * (WIDE + 1) + 8 * j + t + v % 2] = sum[0][j][v];
+      __syncwarp();
+#pragma unroll 1
+      for (unsigned at = lane; at < 16 * WIDE; at += 32) {
+        const unsigned r = row0 + row + 16 * i + at / WIDE, c = column0 + column + at % WIDE;
+        if (r < p.m && c < p.n)
+          put(p, r, c, out[at / WIDE * (WIDE + 1) + at % WIDE]);
+      }
+      __syncwarp();
+#pragma unroll
+      for (int next = 1; next < MT; next++)
+#pragma unroll
+        for (int j = 0; j < NT; j++)
+#pragma unroll
+          for (int v = 0; v < 4; v++)
+            sum[next - 1][j][v] = sum[next][j][v];
+    }
+  }
+};
+
+KERNEL(linear_64_bf16, LinearArgs, 256) { TensorLinear<BF16, 2, 2>(args).run(); }
+KERNEL(linear_128_bf16, LinearArgs, 256) { TensorLinear<BF16, 4, 4>(args).run(); }
+KERNEL(linear_64_f16, LinearArgs, 256) { TensorLinear<F16, 2, 2>(args).run(); }
+KERNEL(linear_128_f16, LinearArgs, 256) { TensorLinear<F16, 4, 4>(args).run(); }

@@ -53,23 +53,37 @@ pub struct Args {
 }
 
 impl Args {
-    /// The product, by blocks of 128 where at least `processors` of them are busy, of 64 where there are fewer, column by
-    /// column for few rows.
+    /// The product: in blocks of 128 where those keep `processors` processors busy, else of 64, and column by column for
+    /// up to 8 rows. On the tensor cores where x and w are of the same 16-bit kind, rows begin at 16 bytes and k is a
+    /// multiple of 8.
     ///
     /// # Errors
     /// More rows than there is code for.
     pub fn launch(&self, processors: u32) -> Result<Launch, TooLarge> {
-        let blocks = |side: u32| [self.n.div_ceil(side), self.m.div_ceil(side), 1];
         if self.m <= 8 {
             return Ok(Launch { kernel: "linear_rows", grid: [self.n.div_ceil(4), 1, 1], block: 128, shared: 0 });
         }
-        let large = blocks(128);
-        if large[0] as u64 * large[1] as u64 >= u64::from(processors) {
-            bound("linear", "rows", 128 * GRID, self.m as usize)?;
-            return Ok(Launch { kernel: "linear_128", grid: large, block: 256, shared: 4 * 8 * (129 + 129) });
-        }
-        bound("linear", "rows", 64 * GRID, self.m as usize)?;
-        Ok(Launch { kernel: "linear_64", grid: blocks(64), block: 256, shared: 4 * 16 * (65 + 65) })
+        let blocks = |side: u32| [self.n.div_ceil(side), self.m.div_ceil(side), 1];
+        let large = u64::from(blocks(128)[0]) * u64::from(blocks(128)[1]) >= u64::from(processors);
+        let kind = if self.for_tensor_cores() { self.x_kind } else { Kind::F32 };
+        let (kernel, side, shared) = match (kind, large) {
+            (Kind::F32, false) => ("linear_64", 64, 4 * 16 * (65 + 65)),
+            (Kind::F32, true) => ("linear_128", 128, 4 * 8 * (129 + 129)),
+            (Kind::Bf16, false) => ("linear_64_bf16", 64, 2 * 40 * (64 + 64)),
+            (Kind::Bf16, true) => ("linear_128_bf16", 128, 2 * 40 * (128 + 128)),
+            (Kind::F16, false) => ("linear_64_f16", 64, 2 * 40 * (64 + 64)),
+            (Kind::F16, true) => ("linear_128_f16", 128, 2 * 40 * (128 + 128)),
+        };
+        bound("linear", "rows", side as usize * GRID, self.m as usize)?;
+        Ok(Launch { kernel, grid: blocks(side), block: 256, shared })
+    }
+
+    fn for_tensor_cores(&self) -> bool {
+        let strides = [u64::from(self.x_stride), u64::from(self.w_stride), self.x_batch, u64::from(self.k)];
+        self.x_kind == self.w_kind
+            && self.x_kind != Kind::F32
+            && [self.x, self.w].iter().all(|p| p.0.is_multiple_of(16))
+            && strides.iter().all(|s| s.is_multiple_of(8))
     }
 
     /// The product of each row with the weights of its expert; the grid holds however the rows are shared out.

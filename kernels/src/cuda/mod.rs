@@ -115,7 +115,10 @@ modules! {
     ],
     conv2d: ["depthwise_3", "depthwise_any", "windows", "overlap_add"],
     image: ["resize_columns", "resize_rows", "patches"],
-    linear: ["linear_64", "linear_128", "linear_experts", "linear_rows"],
+    linear: [
+        "linear_64", "linear_128", "linear_experts", "linear_rows", "linear_64_bf16", "linear_128_bf16", "linear_64_f16",
+        "linear_128_f16",
+    ],
     moe_route: ["moe_choose", "moe_count", "moe_place", "moe_combine"],
     norm: ["norm"],
     selective_scan: [

@@ -1,4 +1,4 @@
-use crate::machine::{self, Memory, Numbers, Schedule, close, every_schedule, launch, rounded};
+use crate::machine::{Memory, Numbers, Schedule, close, every_schedule, launch, rounded};
 use crate::testing::Rng;
 use ssm_kernels::Act;
 use ssm_kernels::cuda::linear::Args;
@@ -20,6 +20,8 @@ struct Shape {
     kinds: [Kind; 3],
     /// Of the device: 1 asks for the large blocks.
     processors: u32,
+    /// Rows begin where the tensor cores want them.
+    even: bool,
 }
 
 const F32: [Kind; 3] = [Kind::F32; 3];
@@ -27,17 +29,20 @@ const F32: [Kind; 3] = [Kind::F32; 3];
 fn check(rng: &mut Rng, s: Shape) {
     let Shape { m, n, k, hop, batches, kinds, .. } = s;
     let per = (m / batches).max(1);
-    let (x_batch, y_batch) = (per * hop + k + 5, per * (n + 2) + 3);
+    let gap = if s.even { 8 } else { 1 };
+    let (x_batch, y_batch) = (per * hop + k + gap, per * (n + 2) + 3);
     let x = rounded(kinds[0], &rng.vec(batches * x_batch));
-    let x = &x[..x.len() - 5 - hop];
-    let w = rounded(kinds[1], &machine::rows(rng, n, k));
+    let x = &x[..x.len() - gap - hop];
+    let mut w = vec![f32::NAN; n * (k + gap)];
+    w.chunks_exact_mut(k + gap).for_each(|row| row[..k].copy_from_slice(&rng.vec(k)));
+    let w = rounded(kinds[1], &w);
     let (bias, old) = (rng.vec(n), rounded(kinds[2], &rng.vec(batches * y_batch)));
 
     let mut want = old.clone();
     for r in 0..m {
         let (x, y) = (&x[r / per * x_batch + r % per * hop..], r / per * y_batch + r % per * (n + 2));
         for (c, y) in want[y..][..n].iter_mut().enumerate() {
-            let terms = x[..k].iter().zip(&w[c * (k + 1)..]);
+            let terms = x[..k].iter().zip(&w[c * (k + gap)..]);
             let sum: f64 = terms.map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
             let v = s.act.scalar((sum + if s.bias { f64::from(bias[c]) } else { 0.0 }) as f32);
             *y = if s.add { *y + v } else { v };
@@ -56,7 +61,7 @@ fn check(rng: &mut Rng, s: Shape) {
             y_batch: y_batch as u64,
             x_stride: hop as u32,
             y_stride: n as u32 + 2,
-            w_stride: k as u32 + 1,
+            w_stride: (k + gap) as u32,
             batch_rows: per as u32,
             x_kind: kinds[0],
             w_kind: kinds[1],
@@ -68,7 +73,10 @@ fn check(rng: &mut Rng, s: Shape) {
             add: u32::from(s.add),
             ..Args::default()
         };
-        launch(schedule, &args.launch(s.processors).map_err(|e| e.to_string())?, &args)?;
+        let l = args.launch(s.processors).map_err(|e| e.to_string())?;
+        let tensor_cores = l.kernel.ends_with("f16");
+        assert_eq!(tensor_cores, s.even && m > 8, "{s:?}: {}", l.kernel);
+        launch(schedule, &l, &args)?;
         Ok(vec![y.read()])
     };
     let got = every_schedule(run).unwrap_or_else(|e| panic!("{s:?}: {e}"));
@@ -101,7 +109,10 @@ fn agrees_with_the_definition() {
     {
         for processors in if m > 8 { vec![1, 1000] } else { vec![1] } {
             let (act, bias, add) = (acts[i % 6], i % 3 > 0, i % 2 == 0);
-            check(&mut rng, Shape { m, n, k, hop: k + 3, batches: 1, bias, act, add, kinds: F32, processors });
+            check(
+                &mut rng,
+                Shape { m, n, k, hop: k + 3, batches: 1, bias, act, add, kinds: F32, processors, even: false },
+            );
         }
     }
 }
@@ -111,7 +122,19 @@ fn rows_overlap_and_come_in_batches() {
     let mut rng = Rng::new(4);
     for (m, n, k, hop, batches) in [(4, 5, 4, 2, 2), (36, 20, 8, 3, 3), (150, 130, 12, 4, 2)] {
         for processors in [1, 1000] {
-            let s = Shape { m, n, k, hop, batches, bias: true, act: Act::None, add: false, kinds: F32, processors };
+            let s = Shape {
+                m,
+                n,
+                k,
+                hop,
+                batches,
+                bias: true,
+                act: Act::None,
+                add: false,
+                kinds: F32,
+                processors,
+                even: false,
+            };
             check(&mut rng, s);
         }
     }
@@ -124,7 +147,28 @@ fn halves_are_read_and_written() {
     for kinds in [[Bf16, Bf16, Bf16], [F16, F16, F16], [F32, Bf16, F32], [Bf16, Bf16, F32]] {
         for (m, processors) in [(2, 1), (70, 1000), (129, 1)] {
             let (n, k, hop, act) = (67, 35, 36, Act::Silu);
-            check(&mut rng, Shape { m, n, k, hop, batches: 1, bias: true, act, add: true, kinds, processors });
+            check(
+                &mut rng,
+                Shape { m, n, k, hop, batches: 1, bias: true, act, add: true, kinds, processors, even: false },
+            );
+        }
+    }
+}
+
+#[test]
+fn tensor_cores_agree_with_the_definition() {
+    let mut rng = Rng::new(6);
+    use Kind::{Bf16, F16, F32};
+    for (kind, y) in [(Bf16, F32), (F16, F16)] {
+        for (m, n, k, hop, batches, processors) in [
+            (9, 3, 8, 8, 1, 1000),
+            (64, 64, 32, 40, 2, 1000),
+            (67, 70, 40, 16, 1, 1000),
+            (130, 131, 72, 80, 2, 1),
+            (9, 9, 0, 8, 1, 1),
+        ] {
+            let (kinds, act) = ([kind, kind, y], Act::Silu);
+            check(&mut rng, Shape { m, n, k, hop, batches, bias: true, act, add: true, kinds, processors, even: true });
         }
     }
 }

@@ -23,12 +23,19 @@ struct Shape {
 
 fn check(rng: &mut Rng, s: Shape) {
     let Shape { rows, experts, k, d, f, d_out, gated, add } = s;
-    let (router, lin1, gate) = (rng.vec(d * experts), rng.vec(experts * d * f), rng.vec(experts * d * f));
+    // Experts in pairs that score the same.
+    let mut router = rng.vec(d * experts);
+    router.chunks_exact_mut(experts).flat_map(|row| row.chunks_exact_mut(2)).for_each(|pair| pair[1] = pair[0]);
+    let (lin1, gate) = (rng.vec(experts * d * f), rng.vec(experts * d * f));
     let lin2 = rng.vec(experts * f * d_out);
     let gate = gated.then_some(&gate[..]);
     let tensors = Tensors { experts, d, f, d_out, router: &router, lin1: &lin1, gate, lin2: &lin2 };
     let packed = Experts::pack(CpuLevel::Scalar, &tensors, Act::Silu, k);
-    let (x, old) = (machine::rows(rng, rows, d), machine::rows(rng, rows, d_out));
+    let (mut x, old) = (machine::rows(rng, rows, d), machine::rows(rng, rows, d_out));
+    if add {
+        // A row without a score.
+        x[0] = f32::NAN;
+    }
     let mut want = old.clone();
     let mut scratch = vec![0.0; packed.scratch_len(rows)];
     let store = if add { Store::Add } else { Store::Set };
