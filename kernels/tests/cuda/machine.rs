@@ -50,7 +50,17 @@ fn build() -> PathBuf {
     let (root, out) = (Path::new(env!("CARGO_MANIFEST_DIR")), Path::new(env!("CARGO_TARGET_TMPDIR")));
     let (tests, kernels) = (root.join("tests/cuda"), root.join("src/cuda"));
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
-    let flags = ["-std=c++17", "-O1", "-fPIC", "-fno-strict-aliasing", "-U_FORTIFY_SOURCE", "-Wno-unknown-pragmas"];
+    let flags = [
+        "-std=c++17",
+        "-O1",
+        "-fPIC",
+        "-fno-strict-aliasing",
+        "-U_FORTIFY_SOURCE",
+        "-Wno-unknown-pragmas",
+        // What a card does not say, or says by a wrong result.
+        "-fsanitize=alignment,bounds,shift",
+        "-fsanitize-undefined-trap-on-error",
+    ];
     let read = |path: &Path| std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let mut base = DefaultHasher::new();
     (&compiler, flags, read(&tests.join("runner.h")), read(&kernels.join("prelude.cu"))).hash(&mut base);

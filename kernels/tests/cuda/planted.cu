@@ -115,3 +115,22 @@ KERNEL(planted_lanes_left, PlantedArgs, 128) {
     return;
   args.y[threadIdx.x] = warp_sum(args.x[threadIdx.x]);
 }
+
+// Two numbers at once from a place where only one may lie.
+KERNEL(planted_misaligned, PlantedArgs, 128) {
+  const unsigned i = threadIdx.x;
+  if (2 * i + 2 >= args.n)
+    return;
+  const float2 pair = *(const float2 *)(args.x + 2 * i + 1);
+  args.y[i] = pair.x + pair.y;
+}
+
+// One register too far.
+KERNEL(planted_beyond_registers, PlantedArgs, 128) {
+  float values[4];
+  for (unsigned i = 0; i < 4; i++)
+    values[i] = args.x[i];
+  args.y[threadIdx.x] = values[threadIdx.x % 5];
+}
+
+KERNEL(planted_division_by_zero, PlantedArgs, 128) { args.y[threadIdx.x] = threadIdx.x / (args.n - 128); }

@@ -69,4 +69,7 @@ fn misuse_of_barriers_and_memory_is_found() {
     found("planted_uninitialised", 128, "NaN at 0");
     found("planted_left_early", 128, "a barrier or an exchange that not all threads reach");
     found("planted_lanes_left", 128, "an exchange with a lane that is not there");
+    found("planted_misaligned", 128, "a misaligned access");
+    found("planted_beyond_registers", 128, "an index");
+    found("planted_division_by_zero", 128, "a division by zero");
 }

@@ -47,7 +47,10 @@ struct Run {
 
 thread_local Run *run;
 thread_local Fiber *current;
-struct sigaction before;
+
+// A page that cannot be touched, a trap that the compiler set, a division by zero.
+constexpr int SIGNALS[] = {SIGSEGV, SIGBUS, SIGILL, SIGTRAP, SIGFPE};
+struct sigaction before[5];
 
 // xorshift64*.
 unsigned below(uint64_t &seed, unsigned n) {
@@ -76,13 +79,18 @@ void order(Run &r, unsigned n, unsigned *o) {
   siglongjmp(run->home, 1);
 }
 
-void on_fault(int, siginfo_t *info, void *) {
+void on_fault(int signal, siginfo_t *info, void *) {
   if (!run || !current) {
-    sigaction(SIGSEGV, &before, nullptr);
+    for (int i = 0; i < 5; i++)
+      if (SIGNALS[i] == signal)
+        sigaction(signal, &before[i], nullptr);
     return;
   }
-  snprintf(run->error, run->error_len, "access outside a buffer, at %p, block (%u, %u, %u), thread %u", info->si_addr,
-           block.x, block.y, block.z, current->thread.x);
+  const char *what = signal == SIGFPE                        ? "a division by zero"
+                     : signal == SIGSEGV || signal == SIGBUS ? "access outside a buffer"
+                                                             : "a misaligned access, an index or a shift out of range";
+  snprintf(run->error, run->error_len, "%s, at %p, block (%u, %u, %u), thread %u", what, info->si_addr, block.x, block.y,
+           block.z, current->thread.x);
   siglongjmp(run->home, 1);
 }
 
@@ -272,7 +280,10 @@ int ssm_launch(void (*body)(const void *), const void *args, const unsigned *gri
     struct sigaction action = {};
     action.sa_sigaction = on_fault;
     action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
-    return sigaction(SIGSEGV, &action, &before) == 0;
+    bool all = true;
+    for (int i = 0; i < 5; i++)
+      all = sigaction(SIGNALS[i], &action, &before[i]) == 0 && all;
+    return all;
   }();
   if (!installed || !threads || threads > 1024 || shared_bytes > 227 * 1024) {
     snprintf(error, error_len, "a launch of %u threads and %u bytes of shared memory", threads, shared_bytes);
