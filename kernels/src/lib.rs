@@ -22,6 +22,7 @@
 //! | [`patch`] | image patches to rows, four pixels to one |
 //! | [`fbank`] | `y = ln(max(M·|FFT(w·x)|², floor))`, log-mel frames of audio |
 //! | [`resize`] | Pillow's 8-bit bicubic resize, PyTorch's bicubic and antialiased bilinear grids |
+//! | [`cuda`] | most of these on a card: PTX, arguments, launches |
 #![warn(missing_docs)]
 
 mod array;

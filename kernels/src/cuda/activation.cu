@@ -1,5 +1,5 @@
-// What is applied value by value or row by row between the large kernels: sums of parts, gates, activations, softmax, means
-// over rows, tokens of an image.
+// What is applied value by value or row by row between the large kernels: sums of parts, gates, activations, softmax,
+// means over rows, tokens of an image.
 
 // A thread owns a value: y = Σ parts x · act(gate), or act(Σ parts x) without a gate.
 struct GateArgs {
@@ -72,7 +72,8 @@ KERNEL(pool, RowArgs, 256) {
   store_as(p.y_kind, p.y, blockIdx.y * p.y_batch + e, p.max ? v : v / (float)p.len);
 }
 
-// A thread owns a value of the tokens: the place's embedding, plus the patch that lies there unless it is a class token's.
+// A thread owns a value of the tokens: the place's embedding, plus the patch that lies there unless it is a class
+// token's.
 struct TokenArgs {
   const void *patches;   // (batch, len - classes, d)
   const float *places;   // (len, d)

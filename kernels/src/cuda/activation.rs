@@ -64,7 +64,8 @@ pub struct Rows {
     pub max: u32,
 }
 
-/// Arguments of `tokens`, as `TokenArgs` in `activation.cu`: patches and class tokens with what belongs to their places.
+/// Arguments of `tokens`, as `TokenArgs` in `activation.cu`: patches and class tokens with what belongs to their
+/// places.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tokens {

@@ -1,10 +1,11 @@
 // Attention of a stream's steps over the keys and values it remembers, as attention/mod.rs writes it.
 //
-// A warp owns a head of a sequence and goes through its steps in order: the step's key and value are written to the slot
-// whose turn it is, then the query reads all slots that are filled. Without keys and values of the steps, the memory is only
-// read. Lanes take slots while scores are summed, values of the result after it.
+// A warp owns a head of a sequence and goes through its steps in order: the step's key and value are written to the
+// slot whose turn it is, then the query reads all slots that are filled. Without keys and values of the steps, the
+// memory is only read. Lanes take slots while scores are summed, values of the result after it.
 //
-// q, keys, values, y (batch, len, heads · dim); in the memory, keys (heads, dim, padded) and values (slots, heads · dim).
+// q, keys, values, y (batch, len, heads · dim); in the memory, keys (heads, dim, padded) and values (slots, heads ·
+// dim).
 
 struct AttentionArgs {
   const float *q;

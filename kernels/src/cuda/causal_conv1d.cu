@@ -1,7 +1,7 @@
 // Causal depthwise convolution over time, as causal_conv1d/mod.rs writes it.
 //
-// A thread owns a channel of one sequence and one direction, and STEPS rows of it; the last K rows are in registers. The
-// thread of the first rows alone reads the old tail and leaves the new one.
+// A thread owns a channel of one sequence and one direction, and STEPS rows of it; the last K rows are in registers.
+// The thread of the first rows alone reads the old tail and leaves the new one.
 //
 // x (batch, len, d), the same for all directions; y (directions, batch, len, d); taps (directions, k, d); the tail
 // (k - 1, d), oldest first.

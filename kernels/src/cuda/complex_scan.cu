@@ -89,8 +89,8 @@ template <int EACH> __device__ __forceinline__ void filter(const ComplexArgs &p)
 KERNEL(complex_filter_64, ComplexArgs, 32) { filter<2>(args); }
 KERNEL(complex_filter_256, ComplexArgs, 32) { filter<8>(args); }
 
-// Features lie in blocks of 16, as s4d/mod.rs lays them out: coefficients (blocks, row by row of a state: a, b, then p and t
-// of each rank; then c by channel and state; then the skips), the state (blocks, n, 2, 16).
+// Features lie in blocks of 16, as s4d/mod.rs lays them out: coefficients (blocks, row by row of a state: a, b, then p
+// and t of each rank; then c by channel and state; then the skips), the state (blocks, n, 2, 16).
 struct S4dArgs {
   const float *coefficients;
   const float *u;        // (batch, len, features)

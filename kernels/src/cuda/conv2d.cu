@@ -100,8 +100,8 @@ KERNEL(windows, WindowArgs, 256) {
   store_as(p.kind, p.y, row * p.y_stride + column, there ? load_as(p.kind, p.x, pixel * p.x_stride + e) : 0.0f);
 }
 
-// The second half of a transposed convolution over time whose kernel is twice its stride: row t of x, (batch, len,
-// 2 · stride · d), gives rows stride · t .. stride · (t + 2) of y, (batch, stride · (len + last), d); what overlaps with
+// The second half of a transposed convolution over time whose kernel is twice its stride: row t of x, (batch, len, 2 ·
+// stride · d), gives rows stride · t .. stride · (t + 2) of y, (batch, stride · (len + last), d); what overlaps with
 // rows that come later stays in the state, (stride, d).
 struct OverlapArgs {
   const void *x;

@@ -1,5 +1,5 @@
-// From bytes of frames to rows of patches: Pillow's resize as resize/bytes.rs plans it, bit for bit, then colours, mean and
-// deviation on the way into the rows that the patch embedding multiplies.
+// From bytes of frames to rows of patches: Pillow's resize as resize/bytes.rs plans it, bit for bit, then colours, mean
+// and deviation on the way into the rows that the patch embedding multiplies.
 
 // A thread owns a byte.
 struct ResizeArgs {

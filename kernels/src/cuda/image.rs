@@ -1,8 +1,11 @@
 //! Launches that make rows of patches of frames: [`resize`](crate::resize), colours, [`patch`](crate::patch).
 
-use super::{Kind, Launch, Ptr, TooLarge, each};
+use super::{Kind, Launch, Ptr, TooLarge, bound, each};
 use crate::patch::count;
 use crate::resize::Resize;
+
+/// Bytes that a pass of a resize counts at most.
+const BYTES: usize = 1 << 31;
 
 /// Arguments of `resize_columns` and `resize_rows`, as `ResizeArgs` in `image.cu`.
 #[repr(C)]
@@ -58,6 +61,7 @@ pub fn columns(
         channels: (row / plan.crop().width) as u32,
         from: span.start as u32,
     };
+    bound("resize_columns", "bytes", BYTES, row * span.len())?;
     Ok((args, each("resize_columns", (row * span.len()) as u64)?))
 }
 
@@ -82,6 +86,7 @@ pub fn rows(plan: &Resize, x: Ptr, first: Ptr, weights: Ptr, y: Ptr) -> Result<(
         channels: (row / plan.crop().width) as u32,
         from: plan.rows_read().start as u32,
     };
+    bound("resize_rows", "bytes", BYTES, plan.out_len())?;
     Ok((args, each("resize_rows", plan.out_len() as u64)?))
 }
 

@@ -1,8 +1,8 @@
 // Matrix product with the weights as PyTorch stores them: y = act(x Wᵀ + bias), or added to y.
 //
-// x (m, k), whose rows may overlap (windows) and come in batches apart from each other; w (n, k); y (m, n). A row does not
-// depend on the rows beside it: sums run over k in ascending order, in `linear_rows` in 32 parts, on the tensor cores
-// sixteen at a time.
+// x (m, k), whose rows may overlap (windows) and come in batches apart from each other; w (n, k); y (m, n). A row does
+// not depend on the rows beside it: sums run over k in ascending order, in `linear_rows` in 32 parts, on the tensor
+// cores sixteen at a time.
 
 struct LinearArgs {
   const void *x;
@@ -15,8 +15,8 @@ struct LinearArgs {
   unsigned x_kind, w_kind, y_kind;
   unsigned m, n, k;
   unsigned act, add;
-  // Of a product whose weights the row chooses, else none: rows starts[e] .. starts[e + 1] of y are those of expert e, and
-  // row r of y is made of row from[r] of x.
+  // Of a product whose weights the row chooses, else none: rows starts[e] .. starts[e + 1] of y are those of expert e,
+  // and row r of y is made of row from[r] of x.
   const unsigned *starts, *from;
   uint64_t w_expert;     // values between the experts' weights
   unsigned experts;
@@ -170,9 +170,9 @@ KERNEL(linear_rows, LinearArgs, 128) {
   }
 }
 
-// One step of the tensor cores over a warp: c (16, 8) += a (16, 16) b (8, 16)ᵀ, numbers of 16 bits, sums in f32. With
-// g = lane / 4, t = lane % 4 a lane holds of c (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1), and pairs of neighbours
-// of a: (g, 2t), (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8), of b: (g, 2t), (g, 2t + 8).
+// One step of the tensor cores over a warp: c (16, 8) += a (16, 16) b (8, 16)ᵀ, numbers of 16 bits, sums in f32. With g
+// = lane / 4, t = lane % 4 a lane holds of c (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1), and pairs of
+// neighbours of a: (g, 2t), (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8), of b: (g, 2t), (g, 2t + 8).
 template <int KIND> __device__ __forceinline__ void multiply(float *c, const unsigned *a, const unsigned *b) {
 #ifdef SSM_CPU
   const unsigned lane = threadIdx.x % 32, g = lane / 4 * 4, t = lane % 4;
@@ -199,8 +199,8 @@ template <int KIND> __device__ __forceinline__ void multiply(float *c, const uns
 #endif
 }
 
-// A block of eight warps, two by four, owns 32 MT x 32 NT values of y; a warp MT by NT steps of the tensor cores. k goes in
-// steps of 32. Rows of x and w begin at 16 bytes, and k is a multiple of 8.
+// A block of eight warps, two by four, owns 32 MT x 32 NT values of y; a warp MT by NT steps of the tensor cores. k
+// goes in steps of 32. Rows of x and w begin at 16 bytes, and k is a multiple of 8.
 template <int KIND, int MT, int NT> struct TensorLinear {
   static const int BM = 32 * MT, BN = 32 * NT;
   static const int ROW = 40; // a row of 32 numbers in shared memory: eight rows' words fall to different banks

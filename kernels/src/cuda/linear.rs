@@ -53,9 +53,9 @@ pub struct Args {
 }
 
 impl Args {
-    /// The product: in blocks of 128 where those keep `processors` processors busy, else of 64, and column by column for
-    /// up to 8 rows. On the tensor cores where x and w are of the same 16-bit kind, rows begin at 16 bytes and k is a
-    /// multiple of 8.
+    /// The product: in blocks of 128 where those keep `processors` processors busy, else of 64, and column by column
+    /// for up to 8 rows. On the tensor cores where x and w are of the same 16-bit kind, rows begin at 16 bytes and k is
+    /// a multiple of 8.
     ///
     /// # Errors
     /// More rows than there is code for.

@@ -2,11 +2,12 @@
 //!
 //! A primitive is a source `<op>.cu` beside a file `<op>.rs`: the same argument block in both languages, and a function
 //! that says which kernel runs with which grid. The PTX is made from the source by `make ptx`, committed, and embedded
-//! here; the driver compiles it for the card at hand. `docs/cuda.md` says how the sources are written and tested without a
-//! card.
+//! here; the driver compiles it for the card at hand. `docs/cuda.md` says how the sources are written and tested
+//! without a card.
 //!
 //! Pointers are addresses of the device; what they point to is said beside each field. Wherever a table of slots is
-//! given, the row of a batch finds its state at slot `slots[row]` of a pool, so that streams come and go without a copy.
+//! given, the row of a batch finds its state at slot `slots[row]` of a pool, so that streams come and go without a
+//! copy.
 
 pub mod activation;
 pub mod attention;
@@ -116,8 +117,8 @@ modules! {
     conv2d: ["depthwise_3", "depthwise_any", "windows", "overlap_add"],
     image: ["resize_columns", "resize_rows", "patches"],
     linear: [
-        "linear_64", "linear_128", "linear_experts", "linear_rows", "linear_64_bf16", "linear_128_bf16", "linear_64_f16",
-        "linear_128_f16",
+        "linear_64", "linear_128", "linear_64_bf16", "linear_128_bf16", "linear_64_f16", "linear_128_f16",
+        "linear_experts", "linear_rows",
     ],
     moe_route: ["moe_choose", "moe_count", "moe_place", "moe_combine"],
     norm: ["norm"],

@@ -1,5 +1,5 @@
-// Who goes to which expert, as moe_route/mod.rs says, without a count that depends on the order of threads. The products in
-// between are those of linear.cu.
+// Who goes to which expert, as moe_route/mod.rs says, without a count that depends on the order of threads. The
+// products in between are those of linear.cu.
 
 struct RouteArgs {
   const float *scores;   // (rows, experts), before softmax

@@ -1,4 +1,5 @@
-// What the kernels share; put before each source. `SSM_CPU` is set where a C++ compiler reads them (tests/cuda/runner.h).
+// What the kernels share; put before each source. `SSM_CPU` is set where a C++ compiler reads them
+// (tests/cuda/runner.h).
 //
 // Numbers in memory are float, bf16 or f16; all arithmetic is f32.
 

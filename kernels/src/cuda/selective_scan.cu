@@ -1,15 +1,15 @@
 // Selective scan (Mamba, Algorithm 2), as selective_scan/mod.rs writes it.
 //
-// A block owns C channels of one sequence, one direction and one chunk of time. Channels have S lanes each, a lane N / S of
-// the states in registers. Time goes in tiles of TILE steps: all threads fetch the next tile while the recurrence, which
-// reads shared memory alone, runs over this one; the skip and the gate follow for the whole tile.
+// A block owns C channels of one sequence, one direction and one chunk of time. Channels have S lanes each, a lane N /
+// S of the states in registers. Time goes in tiles of TILE steps: all threads fetch the next tile while the recurrence,
+// which reads shared memory alone, runs over this one; the skip and the gate follow for the whole tile.
 //
 // Rows are steps, columns channels: u, z, y (batch, len, d); dt (batch, len, d) before bias and softplus; b, c
 // (batch, len, groups · n); a and the state (n, d). Each direction has its own of all but z, `..._dir` values apart.
 //
-// Long sequences of few streams are cut into chunks. With `ends` each chunk but the last runs from nothing and keeps what
-// it ends in and the sum of its steps; `selective_scan_join` goes over the chunks and leaves where each begins; without
-// `ends` all of them run from there.
+// Long sequences of few streams are cut into chunks. With `ends` each chunk but the last runs from nothing and keeps
+// what it ends in and the sum of its steps; `selective_scan_join` goes over the chunks and leaves where each begins;
+// without `ends` all of them run from there.
 
 struct ScanArgs {
   const void *u;
@@ -217,7 +217,7 @@ template <int C, int S, int N, int TILE> struct Scan {
   }
 };
 
-#define SCAN(name, C, S, N, TILE)                                                                                       \
+#define SCAN(name, C, S, N, TILE) \
   KERNEL(selective_scan_##name, ScanArgs, C *S) { Scan<C, S, N, TILE>(args).run(); }
 
 SCAN(n1, 128, 1, 1, 8)

@@ -110,7 +110,7 @@ const SHAPES: [(&str, u32, u32, u32, u32); 4] = [
 impl Args {
     /// Chunks of time.
     pub fn chunks(&self) -> u32 {
-        if self.chunk < self.len { self.len.div_ceil(self.chunk) } else { 1 }
+        if self.chunk < self.len { self.len.div_ceil(self.chunk.max(1)) } else { 1 }
     }
 
     /// Values of `chunk_state` for this many directions.
@@ -151,7 +151,7 @@ impl Args {
         bound("selective_scan", "chunks", GRID, chunks as usize)?;
         let too_large = TooLarge { op: "selective_scan", what: "states", most: 128, got: self.n as usize };
         let &(kernel, c, s, n, tile) = room.ok_or(too_large)?;
-        let blocks = self.d / self.per_group * self.per_group.div_ceil(c);
+        let blocks = self.d / self.per_group.max(1) * self.per_group.div_ceil(c);
         Ok(Launch {
             kernel,
             grid: [blocks, chunks, directions * self.batch],
@@ -161,7 +161,8 @@ impl Args {
     }
 }
 
-/// Steps of a chunk that fill a device of so many processors with `blocks` blocks for each chunk; `len` if one is enough.
+/// Steps of a chunk that fill a device of so many processors with `blocks` blocks for each chunk; `len` if one is
+/// enough.
 pub fn chunk(len: u32, blocks: u32, processors: u32) -> u32 {
     let many = (2 * processors).div_ceil(blocks.max(1)).min(len / 256);
     if many < 2 { len } else { len.div_ceil(many).next_multiple_of(16) }

@@ -1,8 +1,8 @@
 // The head recurrence of Mamba-2, as ssd/mod.rs writes it: one decay per head.
 //
-// A block owns C channels of one head of one sequence. Channels have S lanes each, a lane N / S of the states in registers.
-// Time goes in tiles of TILE steps, as in selective_scan.cu: all threads fetch the next tile while the recurrence runs over
-// this one.
+// A block owns C channels of one head of one sequence. Channels have S lanes each, a lane N / S of the states in
+// registers. Time goes in tiles of TILE steps, as in selective_scan.cu: all threads fetch the next tile while the
+// recurrence runs over this one.
 //
 // x, z, y (batch, len, heads · p); dt (batch, len, heads); b, c (batch, len, groups · n); the state (n, heads · p).
 

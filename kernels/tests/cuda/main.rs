@@ -3,6 +3,7 @@
 
 mod activation;
 mod attention;
+mod block;
 mod causal_conv1d;
 mod complex_scan;
 mod conv2d;

@@ -4,7 +4,7 @@
     python3 ptx.py VENV assemble FOLDER    every FOLDER/*.ptx for each architecture; a line per kernel, the most of all:
                                            module kernel registers spilled-bytes
 
-VENV is made and filled from PyPI if it is not there; the exit code is 3 if that fails. What was assembled is kept in it.
+VENV is made and filled from PyPI if it is not there; the exit code is 3 if that fails. It keeps what was assembled.
 """
 
 import ctypes
@@ -28,8 +28,8 @@ def nvidia(folder):
     stamp = folder / "packages.txt"
     if not stamp.exists() or stamp.read_text().split() != PACKAGES:
         venv.create(folder, with_pip=True, clear=True)
-        pip = [folder / "bin/python", "-m", "pip", "--disable-pip-version-check", "install", "-q", "--no-deps", *PACKAGES]
-        run = subprocess.run(pip, capture_output=True, text=True)
+        pip = [folder / "bin/python", "-m", "pip", "--disable-pip-version-check", "install", "-q", "--no-deps"]
+        run = subprocess.run(pip + PACKAGES, capture_output=True, text=True)
         if run.returncode:
             print((run.stderr.strip().splitlines() or ["pip failed"])[-1], file=sys.stderr)
             sys.exit(3)

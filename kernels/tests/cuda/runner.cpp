@@ -89,8 +89,8 @@ void on_fault(int signal, siginfo_t *info, void *) {
   const char *what = signal == SIGFPE                        ? "a division by zero"
                      : signal == SIGSEGV || signal == SIGBUS ? "access outside a buffer"
                                                              : "a misaligned access, an index or a shift out of range";
-  snprintf(run->error, run->error_len, "%s, at %p, block (%u, %u, %u), thread %u", what, info->si_addr, block.x, block.y,
-           block.z, current->thread.x);
+  snprintf(run->error, run->error_len, "%s, at %p, block (%u, %u, %u), thread %u", what, info->si_addr, block.x,
+           block.y, block.z, current->thread.x);
   siglongjmp(run->home, 1);
 }
 
@@ -274,8 +274,8 @@ void ssm_release(void *memory, size_t bytes) {
 }
 
 // Runs a kernel's body for every thread of the grid. 0, or 1 and what went wrong in `error`.
-int ssm_launch(void (*body)(const void *), const void *args, const unsigned *grid, unsigned threads, unsigned shared_bytes,
-               unsigned schedule, char *error, size_t error_len) {
+int ssm_launch(void (*body)(const void *), const void *args, const unsigned *grid, unsigned threads,
+               unsigned shared_bytes, unsigned schedule, char *error, size_t error_len) {
   static const bool installed = [] {
     struct sigaction action = {};
     action.sa_sigaction = on_fault;

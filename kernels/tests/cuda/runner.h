@@ -1,9 +1,9 @@
-// What a kernel's source needs of CUDA, for a C++ compiler: one fiber per thread, blocks one after the other, the order of
-// blocks, warps and lanes a parameter. Test only; see docs/cuda.md.
+// What a kernel's source needs of CUDA, for a C++ compiler: one fiber per thread, blocks one after the other, the order
+// of blocks, warps and lanes a parameter. Test only; see docs/cuda.md.
 //
-// A lane runs alone until it meets a barrier or an exchange within its warp: what relies on lanes or warps running in step
-// shows as other bits under another order. Shared memory is NaN before each block and ends at a page that cannot be
-// touched, as every buffer does.
+// A lane runs alone until it meets a barrier or an exchange within its warp: what relies on lanes or warps running in
+// step shows as other bits under another order. Shared memory is NaN before each block and ends at a page that cannot
+// be touched, as every buffer does.
 #pragma once
 #define SSM_CPU 1
 #include <algorithm>
@@ -102,11 +102,11 @@ using std::max;
 using std::min;
 
 // An argument block by value; its size is asked for, so that it equals the caller's.
-#define KERNEL(name, Args, threads)                                                                                     \
-  static void name(const Args args);                                                                                    \
-  extern "C" unsigned name##_bytes() { return sizeof(Args); }                                                           \
-  extern "C" unsigned name##_threads() { return threads; }                                                              \
-  extern "C" void name##_body(const void *args) { name(*static_cast<const Args *>(args)); }                             \
+#define KERNEL(name, Args, threads) \
+  static void name(const Args args); \
+  extern "C" unsigned name##_bytes() { return sizeof(Args); } \
+  extern "C" unsigned name##_threads() { return threads; } \
+  extern "C" void name##_body(const void *args) { name(*static_cast<const Args *>(args)); } \
   static void name(const Args args)
 
 inline void *shared_memory() { return runner::shared; }
