@@ -1,6 +1,6 @@
 //! The kernels together: one block of Vim (Zhu et al. 2024, Algorithm 1), launch by launch as a host would.
 
-use crate::machine::{Memory, Schedule, close, every_schedule, launch};
+use crate::machine::{Memory, Schedule, after, close, every_schedule, launch};
 use crate::scalar;
 use crate::testing::Rng;
 use ssm_kernels::causal_conv1d::{Conv, Time, causal_conv1d};
@@ -109,11 +109,6 @@ fn judge(w: &Weights, hidden: &[f32], residual: &[f32]) -> [Vec<f32>; 2] {
     [hidden, residual]
 }
 
-/// The address `values` further on.
-fn after(p: Ptr, values: usize) -> Ptr {
-    Ptr(p.0 + 4 * values as u64)
-}
-
 /// The block by the kernels.
 fn run(schedule: Schedule, w: &Weights, hidden: &[f32], residual: &[f32]) -> Result<Vec<Vec<f32>>, String> {
     let fail = |e: TooLarge| e.to_string();
@@ -188,19 +183,20 @@ fn run(schedule: Schedule, w: &Weights, hidden: &[f32], residual: &[f32]) -> Res
     };
     launch(schedule, &args.launch(2).map_err(fail)?, &args)?;
     for k in 0..2 {
-        let (c, dbc, dt) = (after(c.ptr(), k * M * E), after(dbc.ptr(), k * M * P), after(dt.ptr(), k * M * E));
-        linear(c, E, after(x_proj.ptr(), k * P * E), (P, E), dbc)?;
-        linear(dbc, P, after(dt_proj.ptr(), k * E * R), (E, R), dt)?;
+        let (c, dbc, dt) =
+            (after(c.ptr(), k * M * E, 1), after(dbc.ptr(), k * M * P, 1), after(dt.ptr(), k * M * E, 1));
+        linear(c, E, after(x_proj.ptr(), k * P * E, 1), (P, E), dbc)?;
+        linear(dbc, P, after(dt_proj.ptr(), k * E * R, 1), (E, R), dt)?;
     }
     let args = scans::Args {
         u: c.ptr(),
         dt: dt.ptr(),
         dt_bias: dt_bias.ptr(),
         a: a.ptr(),
-        b: after(dbc.ptr(), R),
-        c: after(dbc.ptr(), R + N),
+        b: after(dbc.ptr(), R, 1),
+        c: after(dbc.ptr(), R + N, 1),
         skip: skip.ptr(),
-        z: after(xz.ptr(), E),
+        z: after(xz.ptr(), E, 1),
         y: y.ptr(),
         u_dir: (M * E) as u64,
         dt_dir: (M * E) as u64,

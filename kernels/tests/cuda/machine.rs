@@ -266,6 +266,11 @@ pub fn close(what: &str, kind: Kind, tolerance: f32, got: &[f32], want: &[f32]) 
     }
 }
 
+/// The address `rows` rows of `stride` floats further on, of what is there.
+pub fn after(p: Ptr, rows: usize, stride: u32) -> Ptr {
+    if p == Ptr::NONE { p } else { Ptr(p.0 + 4 * rows as u64 * u64::from(stride)) }
+}
+
 /// Random rows of `cols` values, a NaN behind each.
 pub fn rows(rng: &mut Rng, rows: usize, cols: usize) -> Vec<f32> {
     (0..rows * (cols + 1)).map(|i| if i % (cols + 1) < cols { rng.normal() } else { f32::NAN }).collect()

@@ -1,4 +1,4 @@
-use crate::machine::{self, Memory, Numbers, Schedule, close, every_schedule, launch, rounded};
+use crate::machine::{self, Memory, Numbers, Schedule, after, close, every_schedule, launch, rounded};
 use crate::scalar;
 use crate::testing::Rng;
 use ssm_kernels::cross_scan::{CrossScan, Mode};
@@ -22,6 +22,8 @@ struct Shape {
     height: usize,
     chunk: usize,
     carried: u32,
+    /// Steps at which a call ends and another begins, of one sequence.
+    cuts: &'static [usize],
 }
 
 struct Case {
@@ -106,7 +108,7 @@ impl Case {
 
     /// The same by the kernels.
     fn run(&self, schedule: Schedule) -> Result<Vec<Vec<f32>>, String> {
-        let Shape { batch, len, d, n, groups, variant, kind, orders, height, chunk, carried } = self.shape;
+        let Shape { batch, len, d, n, groups, variant, kind, orders, height, chunk, carried, cuts } = self.shape;
         let (rows, k, gn) = (batch * len, orders.len(), groups * n);
         let single = |v: &[f32]| Memory::new(schedule, v);
         let (dt, dt_bias, a, bc, skip) =
@@ -163,7 +165,21 @@ impl Case {
             launch(schedule, &l, &ends)?;
             launch(schedule, &args.join(k).map_err(|e| e.to_string())?, &args)?;
         }
-        launch(schedule, &args.scan(k).map_err(|e| e.to_string())?, &args)?;
+        let mut from = 0;
+        for to in cuts.iter().copied().chain([len]) {
+            let part = Args {
+                u: after(args.u, from, args.u_stride),
+                dt: after(args.dt, from, args.dt_stride),
+                b: after(args.b, from, args.bc_stride),
+                c: after(args.c, from, args.bc_stride),
+                z: after(args.z, from, args.z_stride),
+                y: after(args.y, from, args.y_stride),
+                len: (to - from) as u32,
+                ..args
+            };
+            launch(schedule, &part.scan(k).map_err(|e| e.to_string())?, &part)?;
+            from = to;
+        }
         Ok(vec![y.read(), pool.read()])
     }
 
@@ -200,7 +216,8 @@ fn agrees_with_scalar() {
         (21, 8, 4, 2),
         (64, 33, 8, 1),
         (7, 15, 13, 3),
-        (40, 70, 16, 1),
+        (197, 70, 16, 1),
+        (128, 136, 14, 1),
         (9, 16, 1, 1),
         (50, 130, 1, 1),
         (17, 19, 64, 1),
@@ -270,4 +287,20 @@ fn chunks_join() {
 fn too_many_states_are_an_error() {
     let args = Args { n: 129, d: 1, per_group: 1, batch: 1, ..Args::default() };
     assert_eq!(args.scan(1).unwrap_err().to_string(), "selective_scan: states: at most 128, got 129");
+}
+
+#[test]
+fn any_cut_gives_the_same_bits() {
+    for (d, n) in [(40, 16), (130, 1), (17, 64), (9, 128)] {
+        let shape = Shape { batch: 1, len: 75, d, n, groups: 1, orders: FORWARD, carried: 1, ..Shape::default() };
+        let run = |cuts| {
+            let case = Case::new(&mut Rng::new(9), Shape { cuts, ..shape });
+            every_schedule(|s| case.run(s)).unwrap_or_else(|e| panic!("{d} channels, {n} states, {cuts:?}: {e}"))
+        };
+        let bits = |v: Vec<Vec<f32>>| v.concat().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        let whole = bits(run(&[]));
+        for cuts in [&[1][..], &[0, 7, 7, 8, 40], &[16, 32, 74]] {
+            assert!(bits(run(cuts)) == whole, "{d} channels, {n} states, {cuts:?}");
+        }
+    }
 }
