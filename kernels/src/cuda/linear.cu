@@ -212,14 +212,13 @@ template <int KIND, int MT, int NT> struct TensorLinear {
     tid = threadIdx.x, lane = tid % 32, row0 = blockIdx.y * BM, column0 = blockIdx.x * BN;
   }
 
-  // Eight numbers of row `r` of x, and of column `c` of y in w.
-  __device__ __forceinline__ uint4 of_x(unsigned r, unsigned k) const {
+  // Eight numbers of every row of `rows`, those beyond the matrix zeros.
+  template <int N>
+  __device__ __forceinline__ void fetch(const void *from, const uint64_t *rows, unsigned k, uint4 *to) const {
     const uint4 none = {0, 0, 0, 0};
-    return r < p.m && k < p.k ? *(const uint4 *)((const unsigned short *)p.x + x_row(p, r) + k) : none;
-  }
-  __device__ __forceinline__ uint4 of_w(unsigned c, unsigned k) const {
-    const uint4 none = {0, 0, 0, 0};
-    return c < p.n && k < p.k ? *(const uint4 *)((const unsigned short *)p.w + (uint64_t)c * p.w_stride + k) : none;
+#pragma unroll
+    for (int i = 0; i < N; i++)
+      to[i] = rows[i] != ~0ull && k < p.k ? *(const uint4 *)((const unsigned short *)from + rows[i] + k) : none;
   }
 
   __device__ __forceinline__ void run() const {
@@ -227,12 +226,19 @@ template <int KIND, int MT, int NT> struct TensorLinear {
     const unsigned inner = tid % 4 * 8, outer = tid / 4, warp = tid / 32;
     const unsigned row = warp / 4 * 16 * MT, column = warp % 4 * 8 * NT, g = lane / 4, t = lane % 4 * 2;
     uint4 x[BM / 64], w[BN / 64];
+    uint64_t x_rows[BM / 64], w_rows[BN / 64];
 #pragma unroll
-    for (int i = 0; i < BM / 64; i++)
-      x[i] = of_x(row0 + outer + 64 * i, inner);
+    for (int i = 0; i < BM / 64; i++) {
+      const unsigned r = row0 + outer + 64 * i;
+      x_rows[i] = r < p.m ? x_row(p, r) : ~0ull;
+    }
 #pragma unroll
-    for (int i = 0; i < BN / 64; i++)
-      w[i] = of_w(column0 + outer + 64 * i, inner);
+    for (int i = 0; i < BN / 64; i++) {
+      const unsigned c = column0 + outer + 64 * i;
+      w_rows[i] = c < p.n ? (uint64_t)c * p.w_stride : ~0ull;
+    }
+    fetch<BM / 64>(p.x, x_rows, inner, x);
+    fetch<BN / 64>(p.w, w_rows, inner, w);
     float sum[MT][NT][4] = {};
     for (unsigned k0 = 0; k0 < p.k; k0 += 32) {
 #pragma unroll
@@ -243,12 +249,8 @@ template <int KIND, int MT, int NT> struct TensorLinear {
         *(uint4 *)(ws + (outer + 64 * i) * ROW + inner) = w[i];
       __syncthreads();
       if (k0 + 32 < p.k) {
-#pragma unroll
-        for (int i = 0; i < BM / 64; i++)
-          x[i] = of_x(row0 + outer + 64 * i, k0 + 32 + inner);
-#pragma unroll
-        for (int i = 0; i < BN / 64; i++)
-          w[i] = of_w(column0 + outer + 64 * i, k0 + 32 + inner);
+        fetch<BM / 64>(p.x, x_rows, k0 + 32 + inner, x);
+        fetch<BN / 64>(p.w, w_rows, k0 + 32 + inner, w);
       }
 #pragma unroll
       for (int k = 0; k < 32; k += 16) {
