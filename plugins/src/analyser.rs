@@ -319,17 +319,14 @@ fn end<T: Analyser>(imp: &T, whole: bool, fresh: bool) -> Vec<Results> {
     match lock(&shared.sense).as_mut() {
         Some(Sense::Eye(eye)) => {
             let at = eye.now();
-            let kept = (!fresh).then(|| eye.state().clone());
+            let kept = (!fresh).then(|| eye.kept());
             if whole {
                 look_ahead(imp, eye, &mut found);
             }
             imp.heard(Heard::End { at }, None, &mut found);
             match kept {
                 // The frames that stood for those to come are no part of the stream.
-                Some(state) => {
-                    *eye.state() = state;
-                    eye.rebase();
-                }
+                Some(kept) => eye.put_back(kept),
                 None => eye.reset(&shared.base),
             }
         }

@@ -88,6 +88,8 @@ pub(crate) struct Eye {
     last: Option<ClockTime>,
     /// Frames since the last inference; the first frame waits for none.
     waited: u32,
+    /// Frames without inference by which the state has not aged yet: it does so once, before the next step.
+    missing: f64,
     /// Whether the state is a snapshot's and no frame has come since.
     resumed: bool,
     /// Whether the last frame did not go on from the one before.
@@ -130,6 +132,7 @@ impl Eye {
             expected: None,
             last: None,
             waited: u32::MAX,
+            missing: 0.0,
             resumed: false,
             broken: false,
             warned: false,
@@ -150,7 +153,7 @@ impl Eye {
             if new.x.len() == old.x.len() {
                 new.x.clone_from(&old.x);
             }
-            (heir.waited, heir.resumed) = (self.waited, self.resumed);
+            (heir.waited, heir.missing, heir.resumed) = (self.waited, self.missing, self.resumed);
         }
         Ok(heir)
     }
@@ -186,7 +189,7 @@ impl Eye {
             Follows::Jump if settings.resets(ResetOn::JUMP) => self.reset(base),
             Follows::Jump => self.broken = true,
             Follows::Gap(missing) => match settings.gap_policy {
-                GapPolicy::Step => self.stream.gap(missing.nseconds() as f64 / frame_time.nseconds() as f64),
+                GapPolicy::Step => self.missing += missing.nseconds() as f64 / frame_time.nseconds() as f64,
                 GapPolicy::Hold => {}
                 GapPolicy::Reset => self.reset(base),
             },
@@ -200,7 +203,7 @@ impl Eye {
         if self.waited < every {
             // Steps of the usual length are those of the training: nothing is missing between them.
             if interval != 0 {
-                self.stream.gap(1.0);
+                self.missing += 1.0;
             }
             Counters::add(&base.counters.dropped, 1);
             return Ok(Look::Pass);
@@ -221,6 +224,7 @@ impl Eye {
         }
         let planes = &planes[..frame.n_planes() as usize];
         let seen = self.plan.run(&self.cx, planes, &mut self.stream.row().x);
+        self.age();
         let done = seen.and_then(|()| match settings.patience() {
             Some(patience) => self.stream.run_within(1, patience),
             None => self.stream.run(1).map(|()| true),
@@ -247,9 +251,16 @@ impl Eye {
 
     /// A frame passes that had its turn: its step's time goes by.
     fn drop(&mut self, base: &Base) -> Look {
-        self.stream.gap(1.0);
+        self.missing += 1.0;
         Counters::add(&base.counters.dropped, 1);
         Look::Drop
+    }
+
+    /// The state ages by the frames without inference.
+    fn age(&mut self) {
+        if self.missing > 0.0 {
+            self.stream.gap(std::mem::take(&mut self.missing));
+        }
     }
 
     /// The number of the last step, and what the model said.
@@ -265,9 +276,16 @@ impl Eye {
         trained.map_or(1, |rate| (num / den / rate).round().clamp(1.0, 1e6) as u32)
     }
 
-    /// The state.
-    pub(crate) fn state(&mut self) -> &mut State {
-        self.stream.state()
+    /// The state, for [`Eye::put_back`].
+    pub(crate) fn kept(&mut self) -> (State, f64) {
+        (self.stream.state().clone(), self.missing)
+    }
+
+    /// Goes on from a state of [`Eye::kept`]; the next frame may have any time.
+    pub(crate) fn put_back(&mut self, (state, missing): (State, f64)) {
+        *self.stream.state() = state;
+        self.missing = missing;
+        (self.expected, self.last, self.resumed) = (None, None, true);
     }
 
     /// What the model says of the last frame once more; `None` before the first.
@@ -275,6 +293,7 @@ impl Eye {
         if self.is_fresh() {
             return None;
         }
+        self.age();
         self.stream.run(1).ok()?;
         let y = &mut self.stream.row().y;
         y.iter().all(|v| v.is_finite()).then_some(y)
@@ -300,15 +319,11 @@ impl Eye {
         self.broken
     }
 
-    /// The next frame may have any time; the state is as it was.
-    pub(crate) fn rebase(&mut self) {
-        (self.expected, self.last, self.resumed) = (None, None, true);
-    }
-
     /// Makes the state a fresh one.
     pub(crate) fn reset(&mut self, base: &Base) {
         self.stream.reset();
         (self.expected, self.last, self.waited, self.resumed) = (None, None, u32::MAX, false);
+        self.missing = 0.0;
         self.broken = true;
         Counters::add(&base.counters.resets, 1);
     }
@@ -319,6 +334,7 @@ impl Eye {
             header.extra.insert("pts".into(), pts.nseconds().to_string());
         }
         header.extra.insert("waited".into(), self.waited.to_string());
+        header.extra.insert("missing".into(), self.missing.to_string());
         let needed = !self.is_fresh() && self.stream.engine().info().facts.look_ahead > 0;
         let row = self.stream.row();
         let pending = if needed { row.x.clone() } else { vec![] };
@@ -345,6 +361,8 @@ impl Eye {
         }
         row.state = state;
         let waited = snapshot.header.extra.get("waited").and_then(|n| n.parse().ok());
+        let missing = snapshot.header.extra.get("missing").and_then(|n| n.parse().ok());
+        self.missing = missing.filter(|n: &f64| n.is_finite() && *n >= 0.0).unwrap_or(0.0);
         (self.expected, self.last, self.waited) = (None, None, waited.unwrap_or(u32::MAX));
         self.resumed = true;
         Ok(snapshot.header)

@@ -50,6 +50,11 @@ fn frames(n: usize) -> Vec<Vec<u8>> {
 
 /// Probabilities of each frame, from the model itself: the last frame stands for those that do not come.
 fn direct(model: &Fabricated, frames: &[Vec<u8>]) -> Vec<Vec<f64>> {
+    every(model, frames, &vec![0.0; frames.len()])
+}
+
+/// As [`direct`] where before each frame some are missing.
+fn every(model: &Fabricated, frames: &[Vec<u8>], missing: &[f64]) -> Vec<Vec<f64>> {
     let model = model.open(CpuLevel::best()).expect("it opens");
     let Signal::Image { height, width, .. } = model.info().input else { panic!("no frames") };
     let pixels = &model.info().facts.pixels;
@@ -58,7 +63,8 @@ fn direct(model: &Fabricated, frames: &[Vec<u8>]) -> Vec<Vec<f64>> {
     let (cx, mut scratch, mut rows) = (Cx::at(CpuLevel::best(), 1), Scratch::default(), [Row::new(&*model, 1)]);
     let last = std::iter::repeat_n(frames.last().expect("a frame"), LOOK_AHEAD);
     let mut scores = Vec::new();
-    for frame in frames.iter().chain(last) {
+    for (i, frame) in frames.iter().chain(last).enumerate() {
+        model.gap(&mut rows[0].state, missing.get(i).copied().unwrap_or(0.0));
         plan.run(&cx, &[Plane { data: frame, stride: WIDTH * 3 }], &mut rows[0].x).expect("a whole frame");
         model.forward(&cx, &mut rows, 1, &mut scratch);
         scores.push(rows[0].y.iter().map(|y| f64::from(1.0 / (1.0 + (-y).exp()))).collect());
@@ -228,6 +234,28 @@ fn a_flush_begins_anew() {
     let strip = |r: &[Results]| r.iter().map(|r| (r.pts, r.classes.clone(), r.event.clone())).collect::<Vec<_>>();
     assert_eq!(strip(&first), strip(&second));
     assert!(b.element.property::<u64>("resets") > 0);
+}
+
+/// By all frames without inference, those of a hole in the stream among them.
+#[test]
+fn the_state_ages_by_the_frames_without_inference() {
+    let folder = Folder::new("events-interval");
+    let (fabricated, path) = model(&folder);
+    let frames = frames(61);
+    let (seen, mut missing) = (frames.iter().step_by(4).cloned().collect::<Vec<_>>(), vec![3.0; 16]);
+    // Five frames do not come at all, behind the first that the model sees of the second part.
+    (missing[0], missing[9]) = (0.0, 8.0);
+    let want = every(&fabricated, &seen, &missing);
+    let mut b = Bench::new(&[("model", &path), ("inference-interval", "4")]);
+    let mut results = b.push(&frames[..33], 0);
+    results.extend(b.push(&frames[33..], 38));
+    let classes: Vec<&Results> = results.iter().filter(|r| r.kind == "classes").collect();
+    assert_eq!(classes.len(), seen.len() - LOOK_AHEAD);
+    for (i, (result, want)) in classes.iter().zip(&want).enumerate() {
+        for c in &result.classes {
+            assert!((c.score - want[c.index as usize]).abs() < 1e-5, "step {i}, {c:?}, expected {want:?}");
+        }
+    }
 }
 
 /// At 50 frames a second a model of 25 looks at every second one.
