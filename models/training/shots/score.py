@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from edits import CLASSES
+
 HIGH, LOW = 0.5, 0.25  # where an event of several frames begins, and where it ends
 COOLDOWN = 5  # frames from one cut to the next
 
@@ -70,10 +72,33 @@ def probabilities(logits, look_ahead):
     return 1 / (1 + np.exp(-np.asarray(logits, np.float64)))[look_ahead:]
 
 
+class Counts:
+    """Found, missed and false alarms by kind, over sequences."""
+
+    def __init__(self):
+        self.counts = {kind: np.zeros(3, int) for kind in CLASSES}
+
+    def add(self, p, truth):
+        """Counts the events of probabilities (n, classes); near the ends there is too little to see."""
+        found = [e for e in events(p) if 2 <= e[0] and e[1] <= len(p) - 3]
+        hits, missed = matched(found, truth)
+        for (_, _, kind), hit in zip(found, hits):
+            self.counts[hit[2] if hit else CLASSES[kind]] += [hit is not None, 0, hit is None]
+        for transition in missed:
+            self.counts[transition[2]] += [0, 1, 0]
+
+    def rows(self):
+        """{kind: (found, missed, false alarms)}, and of all."""
+        return {**self.counts, "all": sum(self.counts.values())}
+
+    def f1(self):
+        return {kind: f1(*counts) for kind, counts in self.rows().items()}
+
+
 def main():
     import torch
 
-    from edits import CLASSES, KEPT_OUT, Editor, load
+    from edits import KEPT_OUT, Editor, load
     from model import LOOK_AHEAD, Transitions
 
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -86,20 +111,14 @@ def main():
     model = Transitions(**saved["config"])
     model.load_state_dict(saved["weights"])
     editor = Editor(load(args.pack, args.cache)[::KEPT_OUT], 2 * 10**6 + saved["recipe"]["seed"], saved["recipe"]["frames"])
-    counts = {kind: np.zeros(3, int) for kind in CLASSES}
+    counts = Counts()
     with torch.no_grad():
         for i in range(args.count):
             frames, _, truth = editor.sequence(i)
             x = torch.from_numpy(np.concatenate([frames, np.repeat(frames[-1:], LOOK_AHEAD, 0)]))
-            found = events(probabilities(model(x[None])[0].numpy(), LOOK_AHEAD))
-            found = [e for e in found if 2 <= e[0] and e[1] <= len(frames) - 3]
-            hits, missed = matched(found, truth)
-            for (_, _, kind), hit in zip(found, hits):
-                counts[hit[2] if hit else CLASSES[kind]] += [hit is not None, 0, hit is None]
-            for transition in missed:
-                counts[transition[2]] += [0, 1, 0]
+            counts.add(probabilities(model(x[None])[0].numpy(), LOOK_AHEAD), truth)
     print("| | found | missed | false alarms | F1 |\n|---|---|---|---|---|")
-    for kind, (hits, missed, false) in [*counts.items(), ("all", sum(counts.values()))]:
+    for kind, (hits, missed, false) in counts.rows().items():
         print(f"| {kind} | {hits} | {missed} | {false} | {f1(hits, missed, false):.3f} |")
 
 

@@ -51,11 +51,20 @@ class Sequences(Dataset):
         return torch.from_numpy(frames), torch.from_numpy(labels)
 
 
-def loss_of(model, frames, labels):
-    logits = model(frames)[:, LOOK_AHEAD:]
+def loss_of(logits, labels):
     target = labels[:, : labels.shape[1] - LOOK_AHEAD]
-    each = functional.binary_cross_entropy_with_logits(logits, target, pos_weight=RARE, reduction="none")
+    each = functional.binary_cross_entropy_with_logits(logits[:, LOOK_AHEAD:], target, pos_weight=RARE, reduction="none")
     return each.mean((0, 1)).sum()
+
+
+def groups_of(model, decay):
+    """Parameters for the optimizer: vectors and what sets a system's time are not decayed."""
+    free = lambda name, w: w.ndim <= 1 or name.endswith("A_log") or ".kernel." in name  # noqa: E731
+    named = list(model.named_parameters())
+    return [
+        {"params": [w for name, w in named if free(name, w) == flag], "weight_decay": 0.0 if flag else decay}
+        for flag in (False, True)
+    ]
 
 
 def validate(model, editor, count):
@@ -112,15 +121,7 @@ def main():
     model.encoder.to(memory_format=torch.channels_last)
     average.load_state_dict(model.state_dict())
     print(f"{sum(w.numel() for w in model.parameters())} parameters, {len(clips)} shots, {len(kept)} kept out", flush=True)
-    free = lambda name, w: w.ndim <= 1 or name.endswith("A_log")  # noqa: E731
-    groups = [
-        {
-            "params": [w for name, w in model.named_parameters() if free(name, w) == flag],
-            "weight_decay": 0.0 if flag else recipe["weight_decay"],
-        }
-        for flag in (False, True)
-    ]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(groups_of(model, recipe["weight_decay"]), betas=(0.9, 0.99))
     start, rows, spent = 0, [], 0.0
     if args.resume:
         saved = torch.load(args.out / "checkpoint.pt", weights_only=False)
@@ -147,7 +148,7 @@ def main():
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / recipe["warmup"])
         optimizer.zero_grad(set_to_none=True)
-        loss = loss_of(model, frames, labels)
+        loss = loss_of(model(frames), labels)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe["clip"])
         if torch.isfinite(norm):
