@@ -14,16 +14,19 @@ else
   PLUGINS ?= $(SHARE)/gstreamer-1.0/plugins
   BIN ?= $(HOME)/.cargo/bin
 endif
+# Where PyTorch is, for train-smoke.
+TRAIN_VENV ?= .venv-train
 # What is off by default and tested.
 FEATURES := --features ssm-pipelines/mqtt
 COMPLETIONS := bash-completion/completions/ssm zsh/vendor-completions/_ssm fish/vendor_completions.d/ssm.fish
 
-.PHONY: help deps build lint test soak bench demo share install uninstall deb quality ptx clean
+.PHONY: help deps build lint test soak train-smoke bench demo share install uninstall deb quality ptx clean
 
 help:
 	@echo "make demo     install what is missing, build, run real sound and real video through the elements"
 	@echo "make test     install what is missing, build, run every check and test"
 	@echo "make soak     24 simulated hours of streams, or MINUTES=30 of them; nothing may grow"
+	@echo "make train-smoke   the recipes of training, tiny, with PyTorch in .venv-train"
 	@echo "make bench    benchmarks of kernels and models"
 	@echo "make install  put the plugin into your GStreamer plugin folder and ssm into ~/.cargo/bin; PREFIX=/usr, DESTDIR=…"
 	@echo "make uninstall  take them away (with the same PREFIX)"
@@ -54,6 +57,14 @@ test: lint
 soak: deps
 	MALLOC_ARENA_MAX=1 MALLOC_TRIM_THRESHOLD_=0 MALLOC_MMAP_THRESHOLD_=65536 \
 	$(CARGO) run --release -p ssm-tests --bin soak -- --minutes $(or $(MINUTES),30)
+	@if $(TRAIN_VENV)/bin/python -c 'import torch' 2>/dev/null; then $(MAKE) train-smoke; \
+	  else echo "no PyTorch in $(TRAIN_VENV): the recipes of training are left out (make train-smoke)"; fi
+
+# Trains nothing of use: every recipe runs from its first line to its last.
+train-smoke: build
+	@$(TRAIN_VENV)/bin/python -c 'import av, cv2, matplotlib, safetensors, torch' 2>/dev/null || \
+	  { python3 -m venv $(TRAIN_VENV) && $(TRAIN_VENV)/bin/pip install -q -r models/training/shots/requirements.txt; }
+	models/training/smoke.sh $(TRAIN_VENV)/bin/python target/train-smoke
 
 bench: deps
 	$(CARGO) run --release --manifest-path tests/bench/Cargo.toml
