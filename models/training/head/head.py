@@ -1,6 +1,6 @@
 """Your own temporal head on a frozen Vim encoder, from nothing to events in a video (docs/own-head.md).
 
-    python head.py --out RUN            a minute or two on a processor
+    python head.py --out RUN            20 seconds of processor time
     python head.py --out RUN --smoke    all of it in seconds, tiny
 
 A square stands still, or moves to the left or to the right. No single frame tells which. The encoder is a small Vim with
