@@ -35,7 +35,6 @@ pub const FAMILIES: &[Family] = &[
     crate::moe_mamba::FAMILY,
     crate::s4::FAMILY,
     crate::bst::FAMILY,
-    crate::spec_mamba::FAMILY,
     crate::band_mask::FAMILY,
     crate::aum::FAMILY,
     crate::attenuate::FAMILY,

@@ -35,7 +35,6 @@ mod moe_mamba;
 mod s4;
 mod s4_core;
 mod snapshot;
-mod spec_mamba;
 mod stack;
 mod state;
 mod vim;

@@ -33,19 +33,9 @@ def compiled():
 LIBRARY = compiled()
 
 
-def clips_apart(function, sizes, tensors):
-    """Calls a function of scan.c for every clip with pointers to `tensors`: (tensor, whether it has a row for every clip)."""
-
-    def one(k):
-        where = [t.data_ptr() + (k * t[0].numel() * 4 if own else 0) for t, own in tensors]
-        function(*(ctypes.c_int(s) for s in sizes), *(ctypes.c_void_p(w) for w in where))
-
-    for k in range(len(tensors[0][0])):
-        one(k)
-
-
-def own(*tensors):
-    return [(t, True) for t in tensors]
+def call(function, sizes, tensors):
+    """Calls a function of scan.c with sizes and the places of tensors."""
+    function(*(ctypes.c_int(s) for s in sizes), *(ctypes.c_void_p(t.data_ptr()) for t in tensors))
 
 
 class Convolve(torch.autograd.Function):
@@ -55,7 +45,7 @@ class Convolve(torch.autograd.Function):
     def forward(ctx, x, w, bias):
         x, w, bias = (v.detach().contiguous() for v in (x, w, bias))
         y = torch.empty_like(x)
-        clips_apart(LIBRARY.convolve_forward, x.shape[1:], [*own(x), (w, False), (bias, False), *own(y)])
+        call(LIBRARY.convolve_forward, x.shape, [x, w, bias, y])
         ctx.save_for_backward(x, w, bias)
         return y
 
@@ -63,8 +53,7 @@ class Convolve(torch.autograd.Function):
     def backward(ctx, gy):
         x, w, bias = ctx.saved_tensors
         gx, gw, gbias = torch.empty_like(x), torch.empty(len(x), 4, len(w)), torch.empty(len(x), len(w))
-        tensors = [*own(x), (w, False), (bias, False), *own(gy.contiguous(), gx, gw, gbias)]
-        clips_apart(LIBRARY.convolve_backward, x.shape[1:], tensors)
+        call(LIBRARY.convolve_backward, x.shape, [x, w, bias, gy.contiguous(), gx, gw, gbias])
         return gx, gw.sum(0).T, gbias.sum(0)
 
 
@@ -75,23 +64,19 @@ class Scan(torch.autograd.Function):
     def forward(ctx, x, delta, a, b, c, skip, z):
         saved = [v.detach().contiguous() for v in (x, delta, a, b, c, skip, z)]
         y = torch.empty_like(saved[0])
-        clips_apart(LIBRARY.scan_forward, Scan.sizes(saved), [*Scan.inputs(saved), *own(y)])
+        call(LIBRARY.scan_forward, Scan.sizes(saved), [*saved, y])
         ctx.save_for_backward(*saved)
         return y
 
     @staticmethod
     def sizes(saved):
-        return (*saved[0].shape[1:], saved[2].shape[1])
-
-    @staticmethod
-    def inputs(saved):
-        return [(v, i not in (2, 5)) for i, v in enumerate(saved)]
+        return (*saved[0].shape, saved[2].shape[1])
 
     @staticmethod
     def backward(ctx, gy):
         saved = ctx.saved_tensors
         grads = [torch.empty(v.shape if i not in (2, 5) else (len(gy), *v.shape)) for i, v in enumerate(saved)]
-        clips_apart(LIBRARY.scan_backward, Scan.sizes(saved), [*Scan.inputs(saved), *own(gy.contiguous(), *grads)])
+        call(LIBRARY.scan_backward, Scan.sizes(saved), [*saved, gy.contiguous(), *grads])
         return tuple(g if i not in (2, 5) else g.sum(0) for i, g in enumerate(grads))
 
 

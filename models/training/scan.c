@@ -4,15 +4,16 @@
  *   scan:      d = softplus(delta[t]),  h[t] = exp(d a) h[t-1] + d b[t] x[t],
  *              y[t] = (sum_n c[t] h[t] + skip x[t]) silu(z[t])
  *
- * x, delta, z, y and their gradients are (T, E) for one clip, b and c (T, N), a (E, N), bias and skip (E), w (E, 4). The
- * caller gives every clip to a call of its own, so that clips run in parallel; nothing is kept from the forward call, the
- * backward one computes it again. N is at most 16. */
+ * x, delta, z, y and their gradients are (B, T, E) for B clips, b and c (B, T, N), a (E, N), bias and skip (E), w (E, 4);
+ * the gradients of what clips share have a row for every clip. Nothing is kept from the forward call, the backward one
+ * computes it again. Sixteen channels are worked on at once; N is at most 16. */
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define WIDE 16
+#define MOST 16
 
 typedef float lanes[WIDE];
 
@@ -34,7 +35,7 @@ static inline float exp1(float x) {
 
 static inline float sigmoid(float x) { return 1.0f / (1.0f + exp1(-x)); }
 
-void convolve_forward(int T, int E, const float *x, const float *w, const float *bias, float *y) {
+static void convolve_forward1(int T, int E, const float *x, const float *w, const float *bias, float *y) {
     float *taps = aligned_alloc(64, sizeof(float) * ((4 * E + 15) / 16 * 16));
     for (int e = 0; e < E; e++)
         for (int j = 0; j < 4; j++) taps[j * E + e] = w[e * 4 + j];
@@ -52,8 +53,8 @@ void convolve_forward(int T, int E, const float *x, const float *w, const float 
 }
 
 /* gw is (4, E). */
-void convolve_backward(int T, int E, const float *x, const float *w, const float *bias, const float *gy, float *gx,
-                       float *gw, float *gbias) {
+static void convolve_backward1(int T, int E, const float *x, const float *w, const float *bias, const float *gy,
+                               float *gx, float *gw, float *gbias) {
     float *taps = aligned_alloc(64, sizeof(float) * ((5 * E + 15) / 16 * 16)), *g = taps + 4 * E;
     for (int e = 0; e < E; e++)
         for (int j = 0; j < 4; j++) taps[j * E + e] = w[e * 4 + j];
@@ -85,99 +86,143 @@ void convolve_backward(int T, int E, const float *x, const float *w, const float
     free(taps);
 }
 
-static void widen(float *out, const float *in, int rows, int n) {
-    memset(out, 0, sizeof(float) * WIDE * rows);
-    for (int t = 0; t < rows; t++) memcpy(out + t * WIDE, in + t * n, sizeof(float) * n);
-}
-
-/* softplus of (T, E). */
-static float *softplus(int T, int E, const float *delta) {
+void convolve_forward(int B, int T, int E, const float *x, const float *w, const float *bias, float *y) {
     size_t n = (size_t)T * E;
-    float *out = aligned_alloc(64, sizeof(float) * ((n + 15) / 16 * 16));
-    for (size_t i = 0; i < n; i++) out[i] = delta[i] > 20 ? delta[i] : log1pf(exp1(delta[i]));
-    return out;
+    for (int k = 0; k < B; k++) convolve_forward1(T, E, x + k * n, w, bias, y + k * n);
 }
 
-void scan_forward(int T, int E, int N, const float *x, const float *delta, const float *a, const float *b,
+void convolve_backward(int B, int T, int E, const float *x, const float *w, const float *bias, const float *gy, float *gx,
+                       float *gw, float *gbias) {
+    size_t n = (size_t)T * E;
+    for (int k = 0; k < B; k++)
+        convolve_backward1(T, E, x + k * n, w, bias, gy + k * n, gx + k * n, gw + (size_t)k * 4 * E, gbias + (size_t)k * E);
+}
+
+/* Up to sixteen values, zeros behind them. */
+static inline void take(lanes out, const float *in, int w) {
+    for (int i = 0; i < WIDE; i++) out[i] = i < w ? in[i] : 0.0f;
+}
+
+static inline float softplus1(float v) { return v > 20 ? v : log1pf(exp1(v)); }
+
+/* a of channels e .. e + w, (N, WIDE). */
+static void turn(lanes *out, const float *a, int e, int w, int N) {
+    for (int n = 0; n < N; n++)
+        for (int i = 0; i < WIDE; i++) out[n][i] = i < w ? a[(e + i) * N + n] : 0.0f;
+}
+
+void scan_forward(int B, int T, int E, int N, const float *x, const float *delta, const float *a, const float *b,
                   const float *c, const float *skip, const float *z, float *y) {
-    float *bw = aligned_alloc(64, sizeof(float) * WIDE * T * 2), *cw = bw + WIDE * T, *soft = softplus(T, E, delta);
-    widen(bw, b, T, N);
-    widen(cw, c, T, N);
-    for (int e = 0; e < E; e++) {
-        lanes aw = {0}, h = {0};
-        memcpy(aw, a + e * N, sizeof(float) * N);
-        for (int t = 0; t < T; t++) {
-            float d = soft[t * E + e], xt = x[t * E + e], dx = d * xt, sum = 0;
-            const float *bt = bw + t * WIDE, *ct = cw + t * WIDE;
-            for (int n = 0; n < WIDE; n++) {
-                h[n] = exp1(d * aw[n]) * h[n] + dx * bt[n];
-                sum += h[n] * ct[n];
+    for (int k = 0; k < B; k++)
+        for (int e = 0; e < E; e += WIDE) {
+            int w = E - e < WIDE ? E - e : WIDE;
+            lanes aw[MOST], h[MOST], skips;
+            turn(aw, a, e, w, N);
+            take(skips, skip + e, w);
+            memset(h, 0, sizeof h);
+            for (int t = 0; t < T; t++) {
+                size_t row = (size_t)k * T + t, at = row * E + e;
+                const float *bt = b + row * N, *ct = c + row * N;
+                lanes d, xt, zt, dx, sum;
+                take(d, delta + at, w);
+                take(xt, x + at, w);
+                take(zt, z + at, w);
+                for (int i = 0; i < WIDE; i++) d[i] = softplus1(d[i]);
+                for (int i = 0; i < WIDE; i++) dx[i] = d[i] * xt[i], sum[i] = skips[i] * xt[i];
+                for (int n = 0; n < N; n++)
+                    for (int i = 0; i < WIDE; i++) {
+                        h[n][i] = exp1(d[i] * aw[n][i]) * h[n][i] + dx[i] * bt[n];
+                        sum[i] += h[n][i] * ct[n];
+                    }
+                for (int i = 0; i < WIDE; i++) sum[i] *= zt[i] * sigmoid(zt[i]);
+                memcpy(y + at, sum, sizeof(float) * w);
             }
-            y[t * E + e] = sum + skip[e] * xt;
         }
-    }
-    for (size_t i = 0; i < (size_t)T * E; i++) y[i] *= z[i] * sigmoid(z[i]);
-    free(bw);
-    free(soft);
 }
 
-void scan_backward(int T, int E, int N, const float *x, const float *delta, const float *a, const float *b,
+void scan_backward(int B, int T, int E, int N, const float *x, const float *delta, const float *a, const float *b,
                    const float *c, const float *skip, const float *z, const float *gy, float *gx, float *gdelta,
                    float *ga, float *gb, float *gc, float *gskip, float *gz) {
-    size_t row = (size_t)WIDE * T;
-    float *bw = aligned_alloc(64, sizeof(float) * row * 6), *cw = bw + row, *gbw = cw + row, *gcw = gbw + row;
-    float *hs = gcw + row, *keeps = hs + row, *soft = softplus(T, E, delta);
-    float *sums = aligned_alloc(64, sizeof(float) * (T + 16) / 16 * 16 + 64);
+    size_t all = (size_t)T * N;
+    lanes *hs = aligned_alloc(64, sizeof(lanes) * all * 4), *keeps = hs + all, *gbs = keeps + all, *gcs = gbs + all;
+    lanes *soft = aligned_alloc(64, sizeof(lanes) * T * 2), *sums = soft + T;
     const lanes none = {0};
-    widen(bw, b, T, N);
-    widen(cw, c, T, N);
-    memset(gbw, 0, sizeof(float) * row * 2);
-    for (int e = 0; e < E; e++) {
-        lanes aw = {0}, h = {0}, g = {0}, gaw = {0};
-        float gs = 0;
-        memcpy(aw, a + e * N, sizeof(float) * N);
-        for (int t = 0; t < T; t++) {
-            float d = soft[t * E + e], dx = d * x[t * E + e], sum = 0;
-            float *keep = keeps + t * WIDE, *ht = hs + t * WIDE;
-            const float *bt = bw + t * WIDE, *ct = cw + t * WIDE;
-            for (int n = 0; n < WIDE; n++) {
-                keep[n] = exp1(d * aw[n]);
-                h[n] = keep[n] * h[n] + dx * bt[n];
-                ht[n] = h[n];
-                sum += h[n] * ct[n];
+    for (int k = 0; k < B; k++) {
+        memset(gbs, 0, sizeof(lanes) * all * 2);
+        for (int e = 0; e < E; e += WIDE) {
+            int w = E - e < WIDE ? E - e : WIDE;
+            lanes aw[MOST], h[MOST], g[MOST], gaw[MOST], skips, gs = {0};
+            turn(aw, a, e, w, N);
+            take(skips, skip + e, w);
+            memset(h, 0, sizeof h), memset(g, 0, sizeof g), memset(gaw, 0, sizeof gaw);
+            for (int t = 0; t < T; t++) {
+                size_t row = (size_t)k * T + t, at = row * E + e;
+                const float *bt = b + row * N, *ct = c + row * N;
+                lanes d, xt, dx, sum;
+                take(d, delta + at, w);
+                take(xt, x + at, w);
+                for (int i = 0; i < WIDE; i++) d[i] = softplus1(d[i]);
+                for (int i = 0; i < WIDE; i++) dx[i] = d[i] * xt[i], sum[i] = skips[i] * xt[i];
+                for (int n = 0; n < N; n++) {
+                    float *keep = keeps[t * N + n], *ht = hs[t * N + n];
+                    for (int i = 0; i < WIDE; i++) {
+                        keep[i] = exp1(d[i] * aw[n][i]);
+                        h[n][i] = keep[i] * h[n][i] + dx[i] * bt[n];
+                        ht[i] = h[n][i];
+                        sum[i] += h[n][i] * ct[n];
+                    }
+                }
+                memcpy(soft[t], d, sizeof d);
+                memcpy(sums[t], sum, sizeof sum);
             }
-            sums[t] = sum;
-        }
-        for (int t = T - 1; t >= 0; t--) {
-            int i = t * E + e;
-            float d = soft[i], xt = x[i], zt = z[i], s = sigmoid(zt), gd = 0, gdx = 0;
-            float gyt = gy[i] * zt * s;
-            gz[i] = gy[i] * (sums[t] + skip[e] * xt) * (s + zt * s * (1.0f - s));
-            const float *bt = bw + t * WIDE, *ct = cw + t * WIDE, *ht = hs + t * WIDE, *keep = keeps + t * WIDE;
-            const float *before = t ? ht - WIDE : none;
-            float *gbt = gbw + t * WIDE, *gct = gcw + t * WIDE;
-            for (int n = 0; n < WIDE; n++) {
-                gct[n] += gyt * ht[n];
-                g[n] += gyt * ct[n];
-                float garg = g[n] * keep[n] * before[n];
-                gd += garg * aw[n];
-                gaw[n] += garg * d;
-                gdx += g[n] * bt[n];
-                gbt[n] += g[n] * (d * xt);
-                g[n] *= keep[n];
+            for (int t = T - 1; t >= 0; t--) {
+                size_t row = (size_t)k * T + t, at = row * E + e;
+                const float *bt = b + row * N, *ct = c + row * N, *d = soft[t];
+                lanes xt, zt, raw, gyt, dx, gd = {0}, gdx = {0};
+                take(xt, x + at, w);
+                take(zt, z + at, w);
+                take(raw, delta + at, w);
+                take(gyt, gy + at, w);
+                for (int i = 0; i < WIDE; i++) {
+                    float s = sigmoid(zt[i]), v = gyt[i];
+                    gyt[i] = v * zt[i] * s;
+                    zt[i] = v * sums[t][i] * (s + zt[i] * s * (1.0f - s));
+                    dx[i] = d[i] * xt[i];
+                }
+                memcpy(gz + at, zt, sizeof(float) * w);
+                for (int n = 0; n < N; n++) {
+                    const float *ht = hs[t * N + n], *keep = keeps[t * N + n], *before = t ? hs[(t - 1) * N + n] : none;
+                    float *gbt = gbs[t * N + n], *gct = gcs[t * N + n];
+                    for (int i = 0; i < WIDE; i++) {
+                        float gn = g[n][i] + gyt[i] * ct[n], arg = gn * keep[i] * before[i];
+                        gct[i] += gyt[i] * ht[i];
+                        gd[i] += arg * aw[n][i];
+                        gaw[n][i] += arg * d[i];
+                        gdx[i] += gn * bt[n];
+                        gbt[i] += gn * dx[i];
+                        g[n][i] = gn * keep[i];
+                    }
+                }
+                for (int i = 0; i < WIDE; i++) {
+                    gs[i] += gyt[i] * xt[i];
+                    gd[i] = (gd[i] + gdx[i] * xt[i]) * sigmoid(raw[i]);
+                    gdx[i] = gdx[i] * d[i] + gyt[i] * skips[i];
+                }
+                memcpy(gx + at, gdx, sizeof(float) * w);
+                memcpy(gdelta + at, gd, sizeof(float) * w);
             }
-            gx[i] = gdx * d + gyt * skip[e];
-            gs += gyt * xt;
-            gdelta[i] = (gd + gdx * xt) * sigmoid(delta[i]);
+            for (int i = 0; i < w; i++) {
+                for (int n = 0; n < N; n++) ga[((size_t)k * E + e + i) * N + n] = gaw[n][i];
+                gskip[(size_t)k * E + e + i] = gs[i];
+            }
         }
-        memcpy(ga + e * N, gaw, sizeof(float) * N);
-        gskip[e] = gs;
+        for (size_t j = 0; j < all; j++) {
+            float sb = 0, sc = 0;
+            for (int i = 0; i < WIDE; i++) sb += gbs[j][i], sc += gcs[j][i];
+            gb[k * all + j] = sb;
+            gc[k * all + j] = sc;
+        }
     }
-    for (int t = 0; t < T; t++) {
-        memcpy(gb + t * N, gbw + t * WIDE, sizeof(float) * N);
-        memcpy(gc + t * N, gcw + t * WIDE, sizeof(float) * N);
-    }
-    free(bw);
+    free(hs);
     free(soft);
-    free(sums);
 }

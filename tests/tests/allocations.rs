@@ -83,7 +83,7 @@ fn streams_of_the_engine_allocate_nothing() {
         let model = fabricated.open(CpuLevel::best()).expect("it opens");
         Engine::start(model, Cx::at(CpuLevel::best(), 1), 4, Duration::ZERO)
     };
-    for (family, seed) in [("spec_mamba", 3), ("cleanumamba", 1), ("attenuate", 1)] {
+    for (family, seed) in [("band_mask", 3), ("cleanumamba", 1), ("attenuate", 1)] {
         let engine = start(family, seed, ssm_models::Output::Task);
         let mut audio = AudioStream::new(&engine, 2).expect("samples to samples");
         let pieces: Vec<Vec<f32>> = (0..40).map(|_| rng.normals(2 * 480, 0.1)).collect();
@@ -99,7 +99,7 @@ fn streams_of_the_engine_allocate_nothing() {
         let fewest = (0..5).map(|_| allocations(|| push(&pieces))).min();
         assert_eq!(fewest, Some(0), "{family}");
     }
-    let engine = start("spec_mamba", 3, ssm_models::Output::Features);
+    let engine = start("band_mask", 3, ssm_models::Output::Features);
     let mut listener = Listener::new(&engine).expect("samples to vectors");
     let samples = rng.normals(16_000, 0.1);
     let mut out = Vec::with_capacity(1 << 20);

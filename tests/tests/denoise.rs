@@ -13,7 +13,7 @@ const SPECTRAL: u64 = 100;
 
 /// A small random network and its latency in samples.
 fn model(folder: &Folder, seed: u64) -> (String, u64) {
-    let family = if seed < SPECTRAL { "cleanumamba" } else { "spec_mamba" };
+    let family = if seed < SPECTRAL { "cleanumamba" } else { "band_mask" };
     let (model, path) = folder.model(family, seed);
     let opened = model.open(ssm_models::kernels::CpuLevel::best()).expect("it opens");
     let ssm_models::Signal::Samples { hop, .. } = opened.info().input else { panic!("no samples") };

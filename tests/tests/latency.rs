@@ -58,7 +58,7 @@ fn latency(pad: &gst::Pad) -> (bool, ClockTime, Option<ClockTime>) {
 fn a_live_pipeline_waits_as_long_as_its_elements_take() {
     init();
     let folder = Folder::new("latency-live");
-    let models = ["cleanumamba", "spec_mamba"].map(|family| folder.model(family, 1).1);
+    let models = ["cleanumamba", "band_mask"].map(|family| folder.model(family, 1).1);
     for model in models.iter().map(String::as_str).chain(["builtin:denoise"]) {
         let line = format!(
             "audiotestsrc is-live=true name=src ! audio/x-raw,rate=16000,channels=1 ! ssmvad ! ssmdenoise name=a model={model} ! \

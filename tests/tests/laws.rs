@@ -85,8 +85,8 @@ fn each(seed: u64, law: impl Fn(&str, &mut Rng, &mut Bench)) {
             let mut fabricated = draw(&mut rng);
             // Every third gives its features or speech instead, where the family can.
             fabricated.options.output = match *name {
-                "vim" | "vmamba" | "aum" | "spec_mamba" | "band_mask" | "composite" if i % 6 == 2 => Output::Features,
-                "spec_mamba" | "band_mask" if fabricated.tensors.contains_key("vad.weight") && i % 2 == 1 => Output::Speech,
+                "vim" | "vmamba" | "aum" | "band_mask" | "composite" if i % 6 == 2 => Output::Features,
+                "band_mask" if fabricated.tensors.contains_key("vad.weight") && i % 2 == 1 => Output::Speech,
                 _ => Output::Task,
             };
             // Every fourth in bfloat16, where the family has it; a mixer alone has not.

@@ -144,7 +144,7 @@ fn what_is_decided_between_buffers_is_not_lost() {
 #[test]
 fn requests_do_not_outlive_their_stream() {
     let folder = Folder::new("requests");
-    let (_, model) = folder.model("spec_mamba", 3);
+    let (_, model) = folder.model("band_mask", 3);
     let state = folder.file("state");
     let samples = Rng::new(1).normals(3000, 0.1);
     let run = |element: &gst::Element, h: &mut Harness, part: &[f32]| {
@@ -187,7 +187,7 @@ fn requests_do_not_outlive_their_stream() {
 #[test]
 fn the_same_caps_again_begin_nothing() {
     let folder = Folder::new("same-caps");
-    let (_, model) = folder.model("spec_mamba", 3);
+    let (_, model) = folder.model("band_mask", 3);
     let samples = Rng::new(2).normals(2000, 0.1);
     let run = |again: bool| {
         let element = make("ssmdenoise", &[("model", &model)]);

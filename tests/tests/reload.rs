@@ -156,7 +156,7 @@ fn audio(path: &str) -> AudioStream {
 fn samples_go_on_under_another_model() {
     let folder = Folder::new("reload-samples");
     let (a, path) = folder.model("cleanumamba", 1);
-    let (_, other) = folder.model("spec_mamba", 2);
+    let (_, other) = folder.model("band_mask", 2);
     for (next, expected) in [(retrained(&a, &folder), "kept"), (other, "reset")] {
         let element = make("ssmdenoise", &[("model", &path), RELOAD]);
         let mut h = Harness::with_element(&element, Some("sink"), Some("src"));
@@ -209,7 +209,7 @@ fn samples_go_on_under_another_model() {
 fn a_hop_that_was_begun_goes_to_the_new_model_whole() {
     let folder = Folder::new("reload-hops");
     let (_, next) = (0..)
-        .map(|seed| folder.model("spec_mamba", seed))
+        .map(|seed| folder.model("band_mask", seed))
         .find(|(f, _)| f.tensors.contains_key("vad.weight"))
         .expect("one that tells speech");
     let mut l = Listening::new("ssmvad", &[RELOAD], "F32LE", 16_000, 1);

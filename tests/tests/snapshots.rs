@@ -39,7 +39,7 @@ fn device(folder: &Folder, name: &str, minor: &str) -> String {
 #[test]
 fn devices_and_pipes_stay_what_they_are() {
     let folder = Folder::new("devices");
-    let (_, model) = folder.model("spec_mamba", 3);
+    let (_, model) = folder.model("band_mask", 3);
     for (name, minor) in [("null", "3"), ("full", "7")] {
         let path = device(&folder, name, minor);
         let (mut h, bus) = denoiser(&model, &[("state-out", &path)]);
@@ -69,7 +69,7 @@ fn devices_and_pipes_stay_what_they_are() {
 #[test]
 fn a_link_stays_a_link_and_a_failure_leaves_the_old_file() {
     let folder = Folder::new("links");
-    let (_, model) = folder.model("spec_mamba", 3);
+    let (_, model) = folder.model("band_mask", 3);
     let [file, link] = ["state", "link"].map(|name| folder.file(name));
     std::fs::write(&file, "old").expect("room for files");
     std::os::unix::fs::symlink(&file, &link).expect("a link");
@@ -89,7 +89,7 @@ fn a_link_stays_a_link_and_a_failure_leaves_the_old_file() {
 #[test]
 fn files_that_cannot_be_a_state_are_told() {
     let folder = Folder::new("endless");
-    let (_, model) = folder.model("spec_mamba", 3);
+    let (_, model) = folder.model("band_mask", 3);
     let large = folder.file("large");
     std::fs::File::create(&large).and_then(|f| f.set_len(1 << 28)).expect("a file of holes");
     let absent = folder.file("absent");
@@ -126,7 +126,7 @@ fn verdict(h: &Harness, bus: &gst::Bus, state: &[u8]) -> Option<String> {
 #[test]
 fn every_flipped_bit_is_refused() {
     let folder = Folder::new("bits");
-    let (_, model) = folder.model("spec_mamba", 3);
+    let (_, model) = folder.model("band_mask", 3);
     let (state, h, bus) = saved(&model);
     assert_eq!(verdict(&h, &bus, &state), None);
     let head = 8 + u64::from_le_bytes(state[..8].try_into().expect("eight bytes")) as usize;
@@ -187,7 +187,7 @@ impl Parts {
 #[test]
 fn a_bad_field_is_named() {
     let folder = Folder::new("fields");
-    let (_, model) = folder.model("spec_mamba", 3);
+    let (_, model) = folder.model("band_mask", 3);
     let (state, h, bus) = saved(&model);
     let whole = || Parts::of(&state);
     assert_eq!(verdict(&h, &bus, &whole().seal()), None, "the checksum is what the page says");
@@ -245,7 +245,7 @@ fn a_bad_field_is_named() {
 #[test]
 fn another_models_state_is_refused_at_the_start() {
     let folder = Folder::new("other");
-    let [(_, model), (_, other)] = [3, 4].map(|seed| folder.model("spec_mamba", seed));
+    let [(_, model), (_, other)] = [3, 4].map(|seed| folder.model("band_mask", seed));
     let state = folder.file("state");
     drop(denoiser(&model, &[("state-out", &state)]));
     let element = make("ssmdenoise", &[("model", &other), ("state-in", &state)]);

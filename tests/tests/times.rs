@@ -68,8 +68,8 @@ impl Bench {
 fn elements(folder: &Folder) -> Vec<(&'static str, &'static str, String)> {
     let path = |family, seed| folder.model(family, seed).1;
     let denoiser = folder.file("denoiser.safetensors");
-    let (mut model, _) = folder.model("spec_mamba", 3);
-    let d = model.tensors["norm_f.weight"].0[0];
+    let (mut model, _) = folder.model("band_mask", 3);
+    let d = model.tensors["blocks.0.full.norm_full.weight"].0[0];
     model.normal(&mut Rng::new(1), "vad.weight", &[1, d], 0.5);
     model.values("vad.bias", &[1], vec![0.1]);
     std::fs::write(&denoiser, model.bytes()).expect("room for files");
@@ -208,7 +208,7 @@ fn a_stream_without_times_counts_from_nothing() {
 #[test]
 fn a_latency_without_end_stays_one() {
     let folder = Folder::new("endless-latency");
-    let (_, model) = folder.model("spec_mamba", 3);
+    let (_, model) = folder.model("band_mask", 3);
     let mut b = Bench::new("ssmdenoise", &[("model", &model)], "audio", "25/1");
     b.h.set_upstream_latency(ClockTime::MAX);
     assert_eq!(b.h.query_latency(), Some(ClockTime::MAX));

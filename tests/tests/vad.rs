@@ -242,7 +242,7 @@ fn odd_sizes_and_numbers_that_are_none_are_told() {
 fn a_model_that_does_not_tell_speech_is_an_error_that_names_it() {
     let folder = Folder::new("vad-models");
     let (_, silent) = (0..)
-        .map(|seed| folder.model("spec_mamba", seed))
+        .map(|seed| folder.model("band_mask", seed))
         .find(|(f, _)| !f.tensors.contains_key("vad.weight"))
         .expect("one without");
     let (_, audio) = folder.model("cleanumamba", 1);
@@ -268,7 +268,7 @@ fn a_model_that_does_not_tell_speech_is_an_error_that_names_it() {
 fn random_models_and_rates() {
     let folder = Folder::new("vad-random");
     for seed in 0..20 {
-        let (f, path) = folder.model("spec_mamba", seed);
+        let (f, path) = folder.model("band_mask", seed);
         if !f.tensors.contains_key("vad.weight") {
             continue;
         }

@@ -1,8 +1,8 @@
 r"""Writes trained weights as safetensors, and golden files to judge other implementations by.
 
     python export.py RUN/model.pt ../../builtin/denoise.safetensors --half \
-        --golden ../../../tests/golden/spec_mamba_denoise.safetensors
-    python export.py --tiny ../../../tests/golden/spec_mamba_tiny.safetensors
+        --golden ../../../tests/golden/band_mask_denoise.safetensors
+    python export.py --tiny ../../../tests/golden/band_mask_tiny.safetensors
 
 A golden file holds an input (n,), the output in line with it (n,), the mask (frames, bins, 2) and the speech logits
 (frames,), computed in double precision from the stored weights.
@@ -19,13 +19,13 @@ from safetensors.torch import load_file, save_file
 
 from model import CONFIG, RATE, Denoiser
 
-FAMILY = "spec_mamba"
+FAMILY = "band_mask"
 
 
 def metadata(config, **more):
     """What stands in the file beside the tensors; the other sizes follow from their shapes."""
-    fields = {"family": FAMILY, "sample_rate": RATE, **{k: config[k] for k in ("window", "hop", "d_state")}, **more}
-    return {"config": json.dumps(fields), "format": "pt"}
+    fields = {"family": FAMILY, "sample_rate": RATE, "window": 2 * (sum(config["bands"]) - 1), "hop": config["hop"]}
+    return {"config": json.dumps({**fields, **more}), "format": "pt"}
 
 
 def write(model_pt, path, half):
@@ -38,19 +38,28 @@ def write(model_pt, path, half):
     print(f"{path}: {sum(w.numel() for w in weights.values())} parameters, {path.stat().st_size} bytes")
 
 
+def numbered(weights, start, end):
+    """Tensors START0END, START1END, … in order."""
+    found = []
+    while f"{start}{len(found)}{end}" in weights:
+        found.append(weights[f"{start}{len(found)}{end}"])
+    return found
+
+
 def read(path):
     """A file of `write` as a network that is ready to run."""
     with safe_open(path, "pt") as f:
         config = json.loads(f.metadata()["config"])
     weights = {k: w.float() for k, w in load_file(path).items()}
-    layers = len({k.split(".")[1] for k in weights if k.startswith("layers.")})
+    into = numbered(weights, "blocks.", ".full.in_proj.weight")
     model = Denoiser(
-        config["window"],
         config["hop"],
-        d_model=len(weights["norm_f.weight"]),
-        layers=layers,
-        d_state=config["d_state"],
-        dt_rank=weights["layers.0.mixer.dt_proj.weight"].shape[1],
+        [w.shape[1] // 3 for w in numbered(weights, "encode.", ".weight")],
+        d_band=len(weights["norm_f.weight"]),
+        d_full=len(into[0]),
+        blocks=len(into),
+        d_state=weights["blocks.0.band.mixer.A_log"].shape[1],
+        d_state_full=weights["blocks.0.full.mixer.A_log"].shape[1],
     )
     model.load_state_dict(weights)
     return model.eval()
@@ -82,24 +91,23 @@ def judged(model, n):
 
 def golden(weights, path):
     """The golden file of a file of `write`."""
-    with safe_open(weights, "pt") as f:
-        config = json.loads(f.metadata()["config"])
     model = read(weights)
-    fields = metadata(config, name="denoise", weights_from=f"../../models/builtin/{weights.name}")
+    fields = metadata({"hop": model.hop, "bands": model.bands}, name="denoise", weights_from=f"../../models/builtin/{weights.name}")
     save_file(judged(model, 9600), path, fields)
 
 
 def tiny(path):
     """A small random network, its weights inside the file, and what it gives."""
     torch.manual_seed(3)
-    config = {**CONFIG, "d_model": 12, "layers": 2, "d_state": 4, "dt_rank": 1}
+    config = {"hop": 20, "bands": [1, 2, 5, 9, 16], "d_band": 6, "d_full": 10, "blocks": 2, "d_state": 4, "d_state_full": 5}
     model = Denoiser(**config)
     with torch.no_grad():
         # Nothing stays at a value that hides an error.
         for name, w in model.named_parameters():
             if "norm" in name or name.endswith((".D", "A_log", "bias")) and "dt_proj" not in name:
                 w.add_(torch.randn_like(w) * 0.3)
-        model.mask.weight.mul_(8)
+        for part in model.decode:
+            part.weight.mul_(8)
         model.input_norm.mean.add_(torch.randn_like(model.input_norm.mean))
         model.input_norm.scale.mul_(1 + 0.5 * torch.rand_like(model.input_norm.scale))
     weights = {k: w.clone() for k, w in model.state_dict().items()}

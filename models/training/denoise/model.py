@@ -1,7 +1,7 @@
-"""The network: short-time spectrum, a stack of Mamba layers, a complex mask, and back.
+"""The network: short-time spectrum, bands run along time and across, a complex mask, and back.
 
-A frame is 320 samples of 16 kHz, a hop 160; the stream is taken to begin with one hop of silence. The tensor names and the
-arithmetic are those of the family `spec_mamba` of the library.
+A hop is 160 samples of 16 kHz, a frame the last 512 of which two hops come out again; the stream is taken to begin with
+silence. The tensor names and the arithmetic are those of the family `band_mask` of the library.
 """
 
 import math
@@ -14,63 +14,130 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mamba import Layer, RMSNorm  # noqa: E402
+from mamba import Mixer, RMSNorm  # noqa: E402
 
 RATE = 16_000  # Hz
-CONFIG = {"window": 320, "hop": 160, "d_model": 128, "layers": 4, "d_state": 16, "dt_rank": 8}
+# Bins of each band: 94 Hz up to 1.1 kHz, 190 Hz up to 3 kHz, 380 Hz up to 5.3 kHz, then 700 Hz.
+BANDS = [3] * 12 + [6] * 10 + [12] * 6 + [22] * 3 + [23]
+CONFIG = {"hop": 160, "bands": BANDS, "d_band": 32, "d_full": 64, "blocks": 3, "d_state": 8, "d_state_full": 16}
 POWER_FLOOR = 1e-7
+COMPRESSION = -0.35  # of power: magnitudes to 0.3
+
+
+def tapers(window, hop):
+    """Windows (window,) of analysis and (2 hop,) of synthesis; over the last two hops their product is a Hann window."""
+    n = torch.arange(window, dtype=torch.float64) + 0.5
+    rise = window - hop
+    analysis = torch.where(n < rise, torch.sin(math.pi / 2 * n / rise), torch.cos(math.pi / 2 * (n - rise) / hop))
+    hann = torch.sin(math.pi / 2 * (torch.arange(2 * hop, dtype=torch.float64) + 0.5) / hop).square()
+    return analysis, hann / analysis[-2 * hop :]
 
 
 class Statistics(nn.Module):
     def __init__(self, bins):
         super().__init__()
-        self.register_buffer("mean", torch.full((bins,), -6.0))
-        self.register_buffer("scale", torch.full((bins,), 0.25))
+        self.register_buffer("mean", torch.zeros(3, bins))
+        self.register_buffer("scale", torch.ones(3, bins))
 
     def forward(self, f):
         return (f - self.mean) * self.scale
 
 
-class Denoiser(nn.Module):
-    def __init__(self, window, hop, d_model, layers, d_state, dt_rank):
+class Along(nn.Module):
+    """A Mamba along time, the same for every band, on (B, T, K, D)."""
+
+    def __init__(self, d, d_state, blocks):
         super().__init__()
-        self.window, self.hop = window, hop
-        bins = window // 2 + 1
-        n = torch.arange(window, dtype=torch.float64)
-        self.register_buffer("taper", (0.5 - 0.5 * torch.cos(2 * math.pi * n / window)).sqrt(), persistent=False)
-        self.input_norm = Statistics(bins)
-        self.in_proj = nn.Linear(bins, d_model)
-        self.layers = nn.ModuleList(Layer(d_model, d_state, dt_rank, layers) for _ in range(layers))
-        self.norm_f = RMSNorm(d_model)
-        self.mask = nn.Linear(d_model, 2 * bins)
-        self.vad = nn.Linear(d_model, 1)
+        self.norm = RMSNorm(d)
+        self.mixer = Mixer(d, d_state, max(d // 16, 1), blocks)
+
+    def forward(self, x):
+        b, t, k, d = x.shape
+        y = self.mixer(self.norm(x).transpose(1, 2).reshape(b * k, t, d))
+        return x + y.view(b, k, t, d).transpose(1, 2)
+
+
+class Across(nn.Module):
+    """A narrow path over all bands of a frame: (B, T, K, D) to the same, and the path (B, T, U)."""
+
+    def __init__(self, bands, d, u, d_state, blocks):
+        super().__init__()
+        self.norm = RMSNorm(d)
+        self.in_proj = nn.Linear(bands * d, u)
+        self.norm_full = RMSNorm(u)
+        self.mixer = Mixer(u, d_state, max(u // 16, 1), blocks)
+        self.out_proj = nn.Linear(u, bands * d)
         with torch.no_grad():
-            self.mask.weight.mul_(0.3)
-            self.mask.bias.copy_((torch.arange(2 * bins) < bins).float())
+            self.out_proj.weight.mul_(0.3)
+
+    def forward(self, x):
+        u = self.in_proj(self.norm(x).flatten(2))
+        u = u + self.mixer(self.norm_full(u))
+        return x + self.out_proj(functional.silu(u)).view_as(x), u
+
+
+class Block(nn.Module):
+    def __init__(self, bands, d, u, d_state, d_state_full, blocks):
+        super().__init__()
+        self.band = Along(d, d_state, blocks)
+        self.full = Across(bands, d, u, d_state_full, blocks)
+
+    def forward(self, x):
+        return self.full(self.band(x))
+
+
+class Denoiser(nn.Module):
+    def __init__(self, hop, bands, d_band, d_full, blocks, d_state, d_state_full):
+        super().__init__()
+        self.hop, self.bands = hop, bands
+        bins = sum(bands)
+        self.window = 2 * (bins - 1)
+        analysis, synthesis = tapers(self.window, hop)
+        self.register_buffer("analysis", analysis, persistent=False)
+        self.register_buffer("shaping", synthesis, persistent=False)
+        self.input_norm = Statistics(bins)
+        self.encode = nn.ModuleList(nn.Linear(3 * w, d_band) for w in bands)
+        self.blocks = nn.ModuleList(
+            Block(len(bands), d_band, d_full, d_state, d_state_full, blocks) for _ in range(blocks)
+        )
+        self.norm_f = RMSNorm(d_band)
+        self.decode = nn.ModuleList(nn.Linear(d_band, 2 * w) for w in bands)
+        self.vad = nn.Linear(d_full, 1)
+        with torch.no_grad():
+            for part in self.encode:
+                part.weight.normal_(0, part.in_features**-0.5)
+            for part in self.decode:
+                part.weight.normal_(0, 0.3 * d_band**-0.5)
+                part.bias.copy_((torch.arange(part.out_features) < part.out_features // 2).float())
 
     def spectrum(self, x):
         """(B, n) to complex (B, hops + 1, bins); n is filled up to a multiple of the hop."""
-        x = functional.pad(x, (self.hop, -x.shape[1] % self.hop + self.hop))
-        return torch.fft.rfft(x.unfold(1, self.window, self.hop) * self.taper.to(x.dtype))
+        x = functional.pad(x, (self.window - self.hop, -x.shape[1] % self.hop + self.hop))
+        return torch.fft.rfft(x.unfold(1, self.window, self.hop) * self.analysis.to(x.dtype))
 
-    def features(self, s):
-        """Normalised log power of a spectrum."""
-        return self.input_norm(torch.log(s.real.square() + s.imag.square() + POWER_FLOOR))
+    @staticmethod
+    def features(s):
+        """Log power, and both parts with magnitudes to the power 0.3: (B, T, 3, bins)."""
+        p = s.real.square() + s.imag.square() + POWER_FLOOR
+        scale = p.pow(COMPRESSION)
+        return torch.stack([p.log(), s.real * scale, s.imag * scale], 2)
 
     def masks(self, s):
         """Complex mask, and speech logit (B, frames), of a spectrum."""
-        x = self.in_proj(self.features(s))
-        for layer in self.layers:
-            x = layer(x)
+        f = self.input_norm(self.features(s)).split(self.bands, -1)
+        x = torch.stack([encode(part.flatten(2)) for encode, part in zip(self.encode, f)], 2)
+        for block in self.blocks:
+            x, path = block(x)
         x = self.norm_f(x)
-        u, v = self.mask(x).chunk(2, -1)
+        parts = [decode(x[:, :, k]).chunk(2, -1) for k, decode in enumerate(self.decode)]
+        u, v = (torch.cat(side, -1) for side in zip(*parts))
         r = torch.sqrt(u * u + v * v + 1e-12)
         gain = torch.tanh(r) / r
-        return torch.complex(u * gain, v * gain), self.vad(x)[..., 0]
+        return torch.complex(u * gain, v * gain), self.vad(path)[..., 0]
 
     def synthesis(self, s, n):
         """Overlap and add: (B, frames, bins) to (B, n), in line with the input."""
-        frames = torch.fft.irfft(s, self.window) * self.taper.to(s.real.dtype)
+        frames = torch.fft.irfft(s, self.window)[..., -2 * self.hop :] * self.shaping.to(s.real.dtype)
         x = frames[:, :-1, self.hop :] + frames[:, 1:, : self.hop]
         return x.flatten(1)[:, :n]
 

@@ -19,10 +19,11 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from mixing import Mixer, pools
-from model import CONFIG, POWER_FLOOR, Denoiser
+from model import CONFIG, Denoiser
+from perceptual import Perceptual
 
 RECIPE = {
-    "steps": 11_038,
+    "steps": 6_249,
     "batch": 8,
     "samples": 32_000,  # 2 s
     "long_from": 0.88,  # share of the steps after which examples are twice as long and half as many
@@ -32,17 +33,18 @@ RECIPE = {
     "weight_decay": 0.01,
     "clip": 1.0,
     "ema": 0.999,
-    "spectral_weight": 1.0,
-    "vad_weight": 0.1,
+    "weights": (0.05, 3.0, 0.5, 0.2),  # of the losses: waveform a dB, spectrum, quality, speech
     "seed": 1,
     "validation": 6,  # batches
     "log": 50,  # steps
     "save": 200,  # steps
 }
 SMOKE = {**RECIPE, "steps": 20, "batch": 4, "samples": 16_000, "validation": 1, "log": 5, "save": 10}
-SMOKE_CONFIG = {**CONFIG, "d_model": 16, "layers": 2, "dt_rank": 1}
+SMOKE_CONFIG = {**CONFIG, "d_band": 8, "d_full": 16, "blocks": 1, "d_state": 4}
 SMOKE_POOLS = {"speech": 24, "noise": 24}
 LONGEST_WAVE = 25.0  # dB; more is not asked for
+AUDIBLE = 0.03  # least share of speech in the power of a clip whose quality counts
+perceptual = Perceptual()
 
 
 class Batches(Dataset):
@@ -94,37 +96,45 @@ def spectral_loss(estimate, clean):
 
 
 def losses(model, noisy, clean):
-    """(mean loss of the waveform in dB, spectral loss, loss of the speech probability)."""
-    enhanced, spectrum, _, vad = model(noisy, details=True)
+    """Mean over the batch of: SI-SDR in dB, negative; distance of compressed spectra; negative quality after P.862; cross
+    entropy of the speech probability."""
+    enhanced, _, _, vad = model(noisy, details=True)
     # The level is evened out, so that soft clips count as much as loud ones.
     level = noisy.square().mean(1, keepdim=True).sqrt().clamp_min(1e-5)
-    talking = clean.square().sum(1) > 1e-6 * noisy.square().sum(1)
-    wave = -si_sdr(enhanced / level, clean / level, LONGEST_WAVE)[talking].sum() / len(noisy)
+    enhanced, clean = enhanced / level, clean / level
+    talking = clean.square().mean(1) > 1e-6
+    wave = -si_sdr(enhanced, clean, LONGEST_WAVE)[talking].sum() / len(noisy)
+    # The spectrum of what comes out, not what the mask made: overlapping frames may disagree.
     target = model.spectrum(clean)
-    spectral = spectral_loss(spectrum / level[..., None], target / level[..., None])
+    spectral = spectral_loss(model.spectrum(enhanced), target)
+    audible = clean.square().mean(1) > AUDIBLE
+    quality = perceptual(enhanced[audible], clean[audible]).sum() / len(noisy) if audible.any() else torch.zeros(())
     energy = target.real.square().sum(-1) + target.imag.square().sum(-1)
     loud = energy > energy.amax(1, keepdim=True) * 1e-3
     active = (energy * loud).sum(1, keepdim=True) / loud.sum(1, keepdim=True).clamp_min(1)
     speech = (energy > active * 10**-3.5) & talking[:, None]
-    return wave, spectral, functional.binary_cross_entropy_with_logits(vad, speech.float())
+    return wave, spectral, -quality, functional.binary_cross_entropy_with_logits(vad, speech.float())
 
 
 def validate(model, batches):
-    """Mean gain of SI-SDR in dB over `batches` (kept-out pieces of the pools)."""
-    gains = []
+    """Mean gain of SI-SDR in dB, and quality after P.862, over `batches` (kept-out pieces of the pools)."""
+    gains, quality = [], []
     with torch.no_grad():
         for noisy, clean in batches:
-            gains.append(si_sdr(model(noisy), clean) - si_sdr(noisy, clean))
-    return float(torch.cat(gains).mean())
+            enhanced = model(noisy)
+            gains.append(si_sdr(enhanced, clean) - si_sdr(noisy, clean))
+            quality.append(perceptual(enhanced, clean))
+    return float(torch.cat(gains).mean()), float(torch.cat(quality).mean())
 
 
 def set_statistics(model, batches):
-    """Mean and scale of the features from examples."""
+    """Mean and scale of the features from examples. The parts of a bin keep their zero; what never moves is left out."""
     with torch.no_grad():
-        f = [torch.log(model.spectrum(noisy).abs().square() + POWER_FLOOR).flatten(0, 1) for noisy, _ in batches]
-        f = torch.cat(f)
-        model.input_norm.mean.copy_(f.mean(0))
-        model.input_norm.scale.copy_(1 / f.std(0))
+        f = torch.cat([model.features(model.spectrum(noisy)).flatten(0, 1) for noisy, _ in batches])
+        mean, spread = f.mean(0), f.std(0)
+        mean[1:] = 0
+        model.input_norm.mean.copy_(mean)
+        model.input_norm.scale.copy_(torch.where(spread > 1e-4, 1 / spread.clamp_min(1e-4), 0.0))
 
 
 def curves(out, rows):
@@ -134,8 +144,8 @@ def curves(out, rows):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    _, axes = plt.subplots(1, 3, figsize=(12, 3.2))
-    labels = {"wave": "-SI-SDR, dB", "spectral": "spectral loss", "gain": "SI-SDR gain, dB"}
+    _, axes = plt.subplots(1, 4, figsize=(14, 3.2))
+    labels = {"wave": "-SI-SDR, dB", "quality": "-quality", "gain": "kept out: SI-SDR gain, dB", "heard": "kept out: quality"}
     for axis, (key, label) in zip(axes, labels.items()):
         at = [(int(r["step"]), float(r[key])) for r in rows if r[key] != ""]
         axis.plot(*zip(*at)) if at else None
@@ -196,15 +206,14 @@ def main():
 
     numbers = order(start, progress, recipe["long_from"])
     loader = DataLoader(examples, batch_size=None, sampler=numbers, num_workers=1, prefetch_factor=4)
-    sums, count, step = torch.zeros(3), 0, start
+    sums, count, step = torch.zeros(4), 0, start
     threads = ThreadPoolExecutor(args.threads, initializer=torch.set_num_threads, initargs=(1,))
 
     def gradients(part):
-        """Adds the gradients of a part of the batch to those of the network; its losses (3,)."""
-        wave, spectral, vad = losses(model, *part)
-        loss = wave * 0.1 + recipe["spectral_weight"] * spectral + recipe["vad_weight"] * vad
-        (loss / args.threads).backward()
-        return torch.stack([wave, spectral, vad]).detach()
+        """Adds the gradients of a part of the batch to those of the network; its losses (4,)."""
+        found = torch.stack(losses(model, *part))
+        ((found * found.new_tensor(recipe["weights"])).sum() / args.threads).backward()
+        return found.detach()
 
     for noisy, clean in loader:
         fall = 0.5 + 0.5 * math.cos(math.pi * min(progress(step), 1))
@@ -231,15 +240,19 @@ def main():
                 "step": step,
                 "wave": f"{mean[0]:.3f}",
                 "spectral": f"{mean[1]:.4f}",
-                "vad": f"{mean[2]:.3f}",
+                "quality": f"{mean[2]:.3f}",
+                "vad": f"{mean[3]:.3f}",
                 "lr": f"{optimizer.param_groups[0]['lr']:.2e}",
                 "norm": f"{norm:.2f}",
-                "gain": f"{validate(average, validation):.2f}" if step % recipe["save"] == 0 or last else "",
+                "gain": "",
+                "heard": "",
                 "seconds": f"{time.time() - began:.0f}",
             }
+            if step % recipe["save"] == 0 or last:
+                row["gain"], row["heard"] = (f"{v:.3f}" for v in validate(average, validation))
             rows.append(row)
             print(row, flush=True)
-            sums, count = torch.zeros(3), 0
+            sums, count = torch.zeros(4), 0
             if row["gain"]:
                 with open(args.out / "log.csv", "w", newline="") as f:
                     writer = csv.DictWriter(f, row.keys())

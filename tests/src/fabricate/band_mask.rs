@@ -34,7 +34,7 @@ pub fn random(rng: &mut Rng) -> Fabricated {
         f.normal(rng, &format!("{full}out_proj.bias"), &[wide], 0.2);
     }
     f.ones(rng, "norm_f.weight", &[d]);
-    if rng.range(0, 1) == 1 {
+    if rng.range(0, 3) > 0 {
         f.weight(rng, "vad.weight", &[1, u]);
         f.normal(rng, "vad.bias", &[1], 0.5);
     }
@@ -48,7 +48,7 @@ fn mixer(f: &mut Fabricated, rng: &mut Rng, prefix: &str, d_model: usize) {
         d_model,
         d_inner: rng.range(1, 24),
         d_state: rng.range(1, 17),
-        d_conv: rng.range(1, 4),
+        d_conv: rng.range(2, 4),
         dt_rank: rng.range(1, 4),
     };
     mamba(f, rng, prefix, &sizes);

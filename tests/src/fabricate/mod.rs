@@ -18,7 +18,6 @@ mod mamba;
 mod mixer;
 mod moe_mamba;
 mod s4;
-mod spec_mamba;
 mod vim;
 mod vmamba;
 
@@ -35,7 +34,6 @@ pub const FAMILIES: &[(&str, Draw)] = &[
     ("moe_mamba", moe_mamba::random),
     ("s4", s4::random),
     ("bst", bst::random),
-    ("spec_mamba", spec_mamba::random),
     ("band_mask", band_mask::random),
     ("aum", aum::random),
     ("attenuate", attenuate::random),
