@@ -45,6 +45,16 @@ impl Conv {
         self.taps.len() / self.d
     }
 
+    /// The taps, K rows of d values, the newest row's last.
+    pub fn taps(&self) -> &[f32] {
+        &self.taps
+    }
+
+    /// The bias, d values; zeros where there is none.
+    pub fn bias(&self) -> &[f32] {
+        &self.bias
+    }
+
     /// Values of the tail: (K - 1) · d.
     pub fn tail_len(&self) -> usize {
         (self.width() - 1) * self.d

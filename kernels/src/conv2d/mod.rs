@@ -55,6 +55,21 @@ impl Conv2d {
         Self { weights, channels, kernel, stride, padding }
     }
 
+    /// The weights, (out, kernel · kernel · channels), columns in the order (line, column, channel).
+    pub fn weights(&self) -> &Linear {
+        &self.weights
+    }
+
+    /// Side of the kernel, pixels between windows, zeros around the image.
+    pub fn geometry(&self) -> (usize, usize, usize) {
+        (self.kernel, self.stride, self.padding)
+    }
+
+    /// Channels of the input.
+    pub fn channels(&self) -> usize {
+        self.channels
+    }
+
     /// Height and width of the result; 0 where the kernel does not fit.
     pub fn out_size(&self, (h, w): (usize, usize)) -> (usize, usize) {
         let side = |n: usize| crate::patch::count(n + 2 * self.padding, self.kernel, self.stride);
@@ -136,6 +151,21 @@ impl Depthwise {
         assert!(bias.is_none_or(|b| b.len() == channels), "depthwise: expected {channels} bias values");
         let taps = (0..area).flat_map(|t| (0..channels).map(move |c| w[c * area + t])).collect();
         Self { taps, bias: bias.map_or_else(|| vec![0.0; channels], <[f32]>::to_vec), kernel }
+    }
+
+    /// The taps, (kernel · kernel, channels).
+    pub fn taps(&self) -> &[f32] {
+        &self.taps
+    }
+
+    /// The bias, a value per channel; zeros where there is none.
+    pub fn bias(&self) -> &[f32] {
+        &self.bias
+    }
+
+    /// Side of the kernel.
+    pub fn kernel(&self) -> usize {
+        self.kernel
     }
 }
 

@@ -44,6 +44,11 @@ impl CrossScan {
         Self { mode, columns, columns_back }
     }
 
+    /// Which four orders.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
     /// Order `k` of 0, 1, 2, 3.
     pub fn order(&self, k: usize) -> Order<'_> {
         match (self.mode, k) {

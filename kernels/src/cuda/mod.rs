@@ -1,4 +1,4 @@
-//! CUDA kernels: their PTX, their arguments, and how each is launched. Nothing here talks to a device.
+//! CUDA kernels: their PTX, their arguments, and how each is launched. Only [`card`] talks to a device.
 //!
 //! A primitive is a source `<op>.cu` beside a file `<op>.rs`: the same argument block in both languages, and a function
 //! that says which kernel runs with which grid. The PTX is made from the source by `make ptx`, committed, and embedded
@@ -11,6 +11,7 @@
 
 pub mod activation;
 pub mod attention;
+pub mod card;
 pub mod causal_conv1d;
 pub mod complex_scan;
 pub mod conv2d;
@@ -22,6 +23,7 @@ pub mod selective_scan;
 pub mod ssd;
 
 use crate::Act;
+pub use card::{Card, CardError};
 
 /// An address on the device; [`Ptr::NONE`] where there is nothing.
 #[repr(transparent)]

@@ -150,6 +150,16 @@ impl Linear {
         out.iter_mut().enumerate().for_each(|(i, v)| *v = self.weight(panel, col % p, i));
     }
 
+    /// The bias, `n` values; zeros where there is none.
+    pub fn bias(&self) -> &[f32] {
+        &self.bias[..self.n]
+    }
+
+    /// How the weights are held.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
     /// Bytes held.
     pub fn bytes(&self) -> usize {
         4 * (self.packed.len() + self.bias.len())

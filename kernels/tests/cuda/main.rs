@@ -4,12 +4,22 @@
 mod activation;
 mod attention;
 mod block;
+mod card;
 mod causal_conv1d;
 mod complex_scan;
 mod conv2d;
 mod image;
 mod linear;
-mod machine;
+mod machine {
+    //! The runner, and what these tests make for it.
+    use crate::testing::Rng;
+    pub use ssm_runner::*;
+
+    /// Random rows of `cols` values, a NaN behind each.
+    pub fn rows(rng: &mut Rng, rows: usize, cols: usize) -> Vec<f32> {
+        (0..rows * (cols + 1)).map(|i| if i % (cols + 1) < cols { rng.normal() } else { f32::NAN }).collect()
+    }
+}
 mod moe_route;
 mod norm;
 mod planted;

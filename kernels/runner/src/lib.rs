@@ -1,13 +1,14 @@
-//! The kernels' sources, compiled for this processor and run thread by thread: see `runner.h`.
+//! The kernels' sources, compiled for this processor and run thread by thread: see `runner.h`. Either one by one
+//! ([`launch`], on [`Memory`]), or behind `driver.cpp`, which has the functions of libcuda that the host side calls
+//! ([`install`]): then all of it runs as on a card. For tests only.
 
-use crate::testing::Rng;
 use half::{bf16, f16};
 use ssm_kernels::cuda::{Kind, Launch, MODULES, Ptr};
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{LazyLock, Mutex};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 unsafe extern "C" {
     fn dlopen(file: *const c_char, flags: c_int) -> *mut c_void;
@@ -15,12 +16,17 @@ unsafe extern "C" {
 }
 
 type Body = unsafe extern "C" fn(*const c_void);
+type Ask = unsafe extern "C" fn() -> usize;
+type Set = unsafe extern "C" fn(u32, usize);
 type Count = unsafe extern "C" fn() -> u32;
 type Guarded = unsafe extern "C" fn(usize, c_int) -> *mut c_void;
 type Release = unsafe extern "C" fn(*mut c_void, usize);
 type Run = unsafe extern "C" fn(Body, *const c_void, *const u32, u32, u32, u32, *mut c_char, usize) -> c_int;
 
-struct Library(*mut c_void);
+struct Library {
+    handle: *mut c_void,
+    folder: PathBuf,
+}
 
 // SAFETY: a handle of dlopen may be used from every thread.
 unsafe impl Send for Library {}
@@ -28,27 +34,85 @@ unsafe impl Send for Library {}
 unsafe impl Sync for Library {}
 
 static LIBRARY: LazyLock<Library> = LazyLock::new(|| {
-    let file = CString::new(build().into_os_string().into_encoded_bytes()).expect("no NUL in a path");
+    let folder = build();
+    let path = folder.join("libcuda.so").into_os_string();
+    let file = CString::new(path.into_encoded_bytes()).expect("no NUL in a path");
     // SAFETY: a path that ends in NUL; 2 is RTLD_NOW.
     let handle = unsafe { dlopen(file.as_ptr(), 2) };
     assert!(!handle.is_null(), "dlopen: {file:?}");
-    Library(handle)
+    Library { handle, folder }
 });
+
+/// Makes the stand-in the driver of this process, and gives the folder that it lies in: for another process's
+/// `LD_LIBRARY_PATH`.
+///
+/// Whoever opens `libcuda.so` gets the library of that name that is loaded already.
+pub fn install() -> &'static Path {
+    &LIBRARY.folder
+}
+
+/// The driver's order of threads and its bytes of memory, for as long as this lives; one at a time, the others wait.
+pub struct Driver(#[allow(dead_code)] MutexGuard<'static, ()>, Schedule);
+
+static DRIVER: Mutex<()> = Mutex::new(());
+
+impl Driver {
+    /// Installs the driver with this order of threads, and so many bytes of memory.
+    pub fn new(schedule: Schedule, bytes: usize) -> Self {
+        let one = DRIVER.lock().unwrap_or_else(PoisonError::into_inner);
+        set(schedule.0, bytes);
+        Self(one, schedule)
+    }
+
+    /// Streams, modules, graphs, contexts and buffers that are alive.
+    pub fn objects(&self) -> usize {
+        self.ask("ssm_driver_objects")
+    }
+
+    /// Bytes that are taken.
+    pub fn used(&self) -> usize {
+        self.ask("ssm_driver_used")
+    }
+
+    /// Kernels that have run.
+    pub fn launches(&self) -> usize {
+        self.ask("ssm_driver_launches")
+    }
+
+    /// Makes the memory this large.
+    pub fn limit(&self, bytes: usize) {
+        set(self.1.0, bytes);
+    }
+
+    fn ask(&self, what: &str) -> usize {
+        // SAFETY: the functions of driver.cpp have this type.
+        unsafe { std::mem::transmute::<*mut c_void, Ask>(LIBRARY.symbol(what))() }
+    }
+}
+
+fn set(schedule: u32, bytes: usize) {
+    // SAFETY: the function of driver.cpp has this type.
+    unsafe { std::mem::transmute::<*mut c_void, Set>(LIBRARY.symbol("ssm_driver_set"))(schedule, bytes) }
+}
 
 impl Library {
     fn symbol(&self, name: &str) -> *mut c_void {
         let name = CString::new(name).expect("no NUL in a name");
         // SAFETY: an open library and a name that ends in NUL.
-        let symbol = unsafe { dlsym(self.0, name.as_ptr()) };
+        let symbol = unsafe { dlsym(self.handle, name.as_ptr()) };
         assert!(!symbol.is_null(), "the kernels have no {name:?}");
         symbol
     }
 }
 
-/// Compiles what changed since it was last compiled, and links it.
+/// Compiles what changed since it was last compiled, and links it: the folder of `libcuda.so`.
 fn build() -> PathBuf {
-    let (root, out) = (Path::new(env!("CARGO_MANIFEST_DIR")), Path::new(env!("CARGO_TARGET_TMPDIR")));
-    let (tests, kernels) = (root.join("tests/cuda"), root.join("src/cuda"));
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (tests, kernels) = (root, root.join("../src/cuda"));
+    // A test lies in `deps` of its profile, beside which cargo makes `tmp`.
+    let exe = std::env::current_exe().expect("a test binary");
+    let out = exe.ancestors().nth(3).expect("a test binary in its folder").join("tmp");
+    std::fs::create_dir_all(&out).expect("a folder for objects");
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
     let flags = [
         "-std=c++17",
@@ -66,8 +130,7 @@ fn build() -> PathBuf {
     (&compiler, flags, read(&tests.join("runner.h")), read(&kernels.join("prelude.cu"))).hash(&mut base);
 
     let mut sources: Vec<PathBuf> = MODULES.iter().map(|m| kernels.join(m.name).with_extension("cu")).collect();
-    sources.push(tests.join("planted.cu"));
-    sources.push(tests.join("runner.cpp"));
+    sources.extend(["planted.cu", "runner.cpp", "driver.cpp"].map(|name| tests.join(name)));
     let mut all = base.clone();
     let mut jobs = Vec::new();
     let mut objects = Vec::new();
@@ -90,7 +153,7 @@ fn build() -> PathBuf {
         for _ in 0..2 {
             scope.spawn(|| {
                 while let Some((source, object)) = next() {
-                    let part = object.with_extension("part");
+                    let part = object.with_extension(format!("{}.part", std::process::id()));
                     let mut command = Command::new(&compiler);
                     command.args(flags).args(["-x", "c++", "-c", "-o"]).arg(&part).arg("-include");
                     command.arg(tests.join("runner.h")).arg("-include").arg(kernels.join("prelude.cu")).arg(source);
@@ -101,12 +164,19 @@ fn build() -> PathBuf {
             });
         }
     });
-    let library = out.join(format!("cuda-{:016x}.so", all.finish()));
-    let part = library.with_extension("part");
-    let status = Command::new(&compiler).args(["-shared", "-o"]).arg(&part).args(&objects).status();
-    assert!(status.expect("a linker").success(), "{compiler}: the kernels do not link");
-    std::fs::rename(part, &library).expect("a name for the library");
-    library
+    let folder = out.join(format!("cuda-{:016x}", all.finish()));
+    let library = folder.join("libcuda.so");
+    if library.exists() {
+        return folder;
+    }
+    std::fs::create_dir_all(&folder).expect("a folder for the library");
+    let part = folder.join(format!("{}.part", std::process::id()));
+    let mut command = Command::new(&compiler);
+    command.args(["-shared", "-Wl,-soname,libcuda.so", "-o"]).arg(&part).args(&objects).arg("-ldl");
+    let status = command.status().expect("a linker");
+    assert!(status.success(), "{compiler}: the kernels do not link");
+    std::fs::rename(part, library).expect("a name for the library");
+    folder
 }
 
 /// In which order blocks, warps and lanes run, and at which end of a page buffers lie.
@@ -269,9 +339,4 @@ pub fn close(what: &str, kind: Kind, tolerance: f32, got: &[f32], want: &[f32]) 
 /// The address `rows` rows of `stride` floats further on, of what is there.
 pub fn after(p: Ptr, rows: usize, stride: u32) -> Ptr {
     if p == Ptr::NONE { p } else { Ptr(p.0 + 4 * rows as u64 * u64::from(stride)) }
-}
-
-/// Random rows of `cols` values, a NaN behind each.
-pub fn rows(rng: &mut Rng, rows: usize, cols: usize) -> Vec<f32> {
-    (0..rows * (cols + 1)).map(|i| if i % (cols + 1) < cols { rng.normal() } else { f32::NAN }).collect()
 }
