@@ -13,10 +13,12 @@
 //! under the names of their own families, and the configuration in the metadata. Between steps only the core, the vectors
 //! of the steps before and the samples of an unfinished frame are remembered, so any cut of a stream gives the same bits.
 
+mod card;
 mod config;
 mod encoder;
 
 use crate::bst;
+use crate::card::{Network, Weights};
 use crate::checkpoint::{Checkpoint, Reader};
 use crate::config::Fields;
 use crate::error::Error;
@@ -312,6 +314,10 @@ impl Model for Composite {
             }
         }
         rows.iter_mut().for_each(|r| r.state.steps += len as u64);
+    }
+
+    fn network(&self, weights: &mut Weights) -> Option<Box<dyn Network>> {
+        self.on_card(weights)
     }
 
     fn gap(&self, state: &mut State, periods: f64) {

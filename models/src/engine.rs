@@ -6,10 +6,12 @@
 //! results come back in order, and a stalled stream holds nobody up. A row that no forward pass has taken yet can be taken
 //! back, by a stream that cannot wait.
 
+use crate::card::Placed;
 use crate::error::Error;
 use crate::model::{Info, Model, Row, Scratch};
 use crate::state::State;
 use crossbeam::channel::{Receiver, Sender, bounded};
+use ssm_kernels::cuda::{CardError, card};
 use ssm_kernels::{CpuLevel, Cx};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -57,18 +59,18 @@ impl std::fmt::Display for Device {
 }
 
 impl Device {
-    /// The device that is really used.
+    /// The device that models which can run on a card really use; `auto` stays where there is one.
     ///
     /// # Errors
-    /// A card was asked for and there is none, or this build has no kernels for it.
+    /// A card was asked for by name and is not there.
     pub fn resolve(self) -> Result<Self, Error> {
-        match self {
-            Self::Auto | Self::Cpu => Ok(Self::Cpu),
-            Self::Cuda(_) => Err(Error::Device {
-                asked: self.to_string(),
-                reason: "this build has no CUDA kernels; use device=cpu or device=auto".into(),
-            }),
-        }
+        let Self::Cuda(index) = self else { return Ok(self.present()) };
+        let why = match card::count() {
+            Ok(count) if index < count => return Ok(self),
+            Ok(count) => CardError::NoCard { index, count },
+            Err(error) => error,
+        };
+        Err(Error::Device { asked: self.to_string(), reason: format!("{why}; use device=cpu or device=auto") })
     }
 }
 
@@ -99,14 +101,17 @@ struct Desk {
 
 struct Job {
     desk: Arc<Mutex<Desk>>,
-    reply: Sender<(Row, bool)>,
+    reply: Sender<Answer>,
 }
+
+/// A row that comes back, and what went wrong.
+type Answer = (Row, Result<(), Arc<str>>);
 
 /// A row that the worker has taken.
 struct Work {
     row: Row,
     len: usize,
-    reply: Sender<(Row, bool)>,
+    reply: Sender<Answer>,
 }
 
 impl Job {
@@ -123,6 +128,7 @@ impl Job {
 /// A model at work.
 pub struct Engine {
     model: Arc<dyn Model>,
+    note: Option<String>,
     level: CpuLevel,
     jobs: Option<Sender<Job>>,
     worker: Option<std::thread::JoinHandle<()>>,
@@ -138,6 +144,12 @@ impl Engine {
     /// # Errors
     /// `SSM_CPU` names a level that this machine lacks.
     pub fn start(model: Arc<dyn Model>, cx: Cx, batch_size: usize, batch_timeout: Duration) -> Arc<Self> {
+        Self::start_placed(Placed { model, note: None }, cx, batch_size, batch_timeout)
+    }
+
+    /// As [`Engine::start`], for a model that was put where it runs.
+    fn start_placed(placed: Placed, cx: Cx, batch_size: usize, batch_timeout: Duration) -> Arc<Self> {
+        let Placed { model, note } = placed;
         // Each stream has one job under way at most; the bound only has to exceed the streams of a process.
         let (jobs, inbox) = bounded(1024);
         let (passes, rows) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
@@ -149,25 +161,22 @@ impl Engine {
                 .spawn(move || work(&*model, &cx, &inbox, batch_size.max(1), batch_timeout, &passes, &rows))
                 .ok()
         };
-        Arc::new(Self { model, level, jobs: Some(jobs), worker, passes, rows })
+        Arc::new(Self { model, note, level, jobs: Some(jobs), worker, passes, rows })
     }
 
     /// The engine of `key`, or a new one of the model that `open` gives.
     ///
     /// # Errors
     /// What `open` says.
-    pub fn shared(
-        key: EngineKey,
-        open: impl FnOnce() -> Result<(Arc<dyn Model>, Cx), Error>,
-    ) -> Result<Arc<Self>, Error> {
+    pub fn shared(key: EngineKey, open: impl FnOnce() -> Result<(Placed, Cx), Error>) -> Result<Arc<Self>, Error> {
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
         let map = shared.get_or_insert_default();
         map.retain(|_, engine| engine.strong_count() > 0);
         if let Some(engine) = map.get(&key).and_then(Weak::upgrade) {
             return Ok(engine);
         }
-        let (model, cx) = open()?;
-        let engine = Self::start(model, cx, key.batch_size, key.batch_timeout);
+        let (placed, cx) = open()?;
+        let engine = Self::start_placed(placed, cx, key.batch_size, key.batch_timeout);
         map.insert(key, Arc::downgrade(&engine));
         Ok(engine)
     }
@@ -180,6 +189,16 @@ impl Engine {
     /// Facts of the model.
     pub fn info(&self) -> &Info {
         self.model.info()
+    }
+
+    /// Where the model runs, and why on the processor though there is a card.
+    pub fn device(&self) -> (Device, Option<&str>) {
+        (self.model.device(), self.note.as_deref())
+    }
+
+    /// Kernels launched on the card so far, and bytes of its memory; zeros on the processor.
+    pub fn card(&self) -> (u64, u64) {
+        self.model.card().map_or((0, 0), |card| (card.launches(), card.bytes()))
     }
 
     /// Forward passes so far, and the streams' jobs in them.
@@ -210,8 +229,8 @@ pub struct Stream {
     row: Option<Row>,
     capacity: usize,
     desk: Arc<Mutex<Desk>>,
-    reply: Sender<(Row, bool)>,
-    answer: Receiver<(Row, bool)>,
+    reply: Sender<Answer>,
+    answer: Receiver<Answer>,
 }
 
 impl Stream {
@@ -278,14 +297,14 @@ impl Stream {
             return Err(Error::Input { expected: format!("token ids below {vocab}"), got: id.to_string() });
         }
         self.row();
-        let (Some(row), Some(jobs)) = (self.row.take(), &self.engine.jobs) else { return Err(self.failed()) };
+        let (Some(row), Some(jobs)) = (self.row.take(), &self.engine.jobs) else { return Err(self.failed("")) };
         let mut desk = self.desk.lock().unwrap_or_else(PoisonError::into_inner);
         desk.row = Some((row, len));
         if std::mem::replace(&mut desk.queued, true) {
             return Ok(());
         }
         drop(desk);
-        jobs.send(Job { desk: self.desk.clone(), reply: self.reply.clone() }).map_err(|_| self.failed())
+        jobs.send(Job { desk: self.desk.clone(), reply: self.reply.clone() }).map_err(|_| self.failed(""))
     }
 
     /// Waits for the steps that were submitted; their result then lies in the row's output.
@@ -294,19 +313,19 @@ impl Stream {
     /// Nothing was submitted, or the forward pass failed (the stream is then a fresh one).
     pub fn wait(&mut self) -> Result<(), Error> {
         if self.row.is_some() {
-            return Err(self.failed());
+            return Err(self.failed(""));
         }
-        let (row, done) = self.answer.recv().map_err(|_| self.failed())?;
+        let (row, done) = self.answer.recv().map_err(|_| self.failed(""))?;
         self.back(row, done)
     }
 
-    fn back(&mut self, row: Row, done: bool) -> Result<(), Error> {
+    fn back(&mut self, row: Row, done: Result<(), Arc<str>>) -> Result<(), Error> {
         self.row = Some(row);
-        if done { Ok(()) } else { Err(self.failed()) }
+        done.map_err(|reason| self.failed(&reason))
     }
 
-    fn failed(&self) -> Error {
-        Error::Engine { model: self.engine.info().family.into() }
+    fn failed(&self, reason: &str) -> Error {
+        Error::Engine { model: self.engine.info().family.into(), reason: reason.into() }
     }
 
     /// Makes the stream a fresh one.
@@ -320,9 +339,11 @@ impl Stream {
         engine.model.gap(&mut self.row().state, periods);
     }
 
-    /// The state.
+    /// The state, brought from the card if it lies there; one that the card does not give back is a fresh one.
     pub fn state(&mut self) -> &mut State {
-        &mut self.row().state
+        let state = &mut self.row().state;
+        state.settle_or_reset();
+        state
     }
 
     /// Ends the stream ([`Model::drain`]) and returns what was still to come; the state is then a fresh one.
@@ -350,7 +371,7 @@ fn work(
 ) {
     let mut scratch = Scratch::default();
     let mut rows: Vec<Row> = Vec::with_capacity(batch_size);
-    let mut replies: Vec<Sender<(Row, bool)>> = Vec::with_capacity(batch_size);
+    let mut replies: Vec<Sender<Answer>> = Vec::with_capacity(batch_size);
     let mut next: Option<Work> = None;
     loop {
         let Some(first) = next.take().or_else(|| inbox.iter().find_map(Job::take)) else { return };
@@ -374,15 +395,18 @@ fn work(
             }
         }
         // A panic in here is a bug of ours; it must not take the application down with it.
-        let pass = std::panic::AssertUnwindSafe(|| model.forward(cx, &mut rows, len, &mut scratch));
-        let done = std::panic::catch_unwind(pass).is_ok();
+        let pass = std::panic::AssertUnwindSafe(|| model.run(cx, &mut rows, len, &mut scratch));
+        let done: Result<(), Arc<str>> = match std::panic::catch_unwind(pass) {
+            Ok(done) => done.map_err(|error| format!(": {error}").into()),
+            Err(_) => Err("".into()),
+        };
         passes.fetch_add(1, Ordering::Relaxed);
         served.fetch_add(rows.len() as u64, Ordering::Relaxed);
         for (mut row, reply) in rows.drain(..).zip(replies.drain(..)) {
-            if !done {
+            if done.is_err() {
                 row.state.reset();
             }
-            let _ = reply.send((row, done));
+            let _ = reply.send((row, done.clone()));
         }
     }
 }

@@ -66,10 +66,15 @@ pub enum Error {
     /// The instruction level could not be set.
     #[error(transparent)]
     Level(#[from] ssm_kernels::LevelError),
+    /// The card failed, or has no room.
+    #[error("card: {0}")]
+    Card(#[from] ssm_kernels::cuda::CardError),
     /// The engine failed inside; the stream was reset.
-    #[error("engine: a forward pass of {model} failed; the state of its streams was reset")]
+    #[error("engine: a forward pass of {model} failed; the state of its streams was reset{reason}")]
     Engine {
         /// The model.
         model: String,
+        /// What is known about it, behind a colon; or nothing.
+        reason: String,
     },
 }

@@ -4,12 +4,14 @@
 //! weights under their upstream names; the metadata's `config` holds the configuration.
 
 use crate::checkpoint::Checkpoint;
+use crate::engine::Device;
 use crate::error::Error;
 use crate::families::{FAMILIES, Family, Options, family, open_checkpoint};
 use crate::model::{Model, Row, Scratch, Signal};
 use crate::state::State;
 use serde_json::Value;
 use ssm_kernels::{CpuLevel, Cx};
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -22,6 +24,8 @@ pub struct VerifyOptions {
     pub threads: usize,
     /// Tolerance in place of each family's own (absolute).
     pub tol: Option<f32>,
+    /// Where models run. On a card a value may be off by 5e-4 of the largest, where the family's tolerance is tighter.
+    pub device: Device,
     /// How the input of streaming families is cut.
     pub chunks: Chunks,
     /// Further folders with checkpoints that golden files name without holding them.
@@ -89,6 +93,8 @@ pub struct Golden<'a> {
     scratch: Scratch,
     random: u64,
     worst: (f32, f32),
+    /// Whether the model that was opened last runs on a card.
+    on_card: Cell<bool>,
     compared: usize,
     failed: Option<String>,
 }
@@ -100,6 +106,7 @@ pub fn verify(path: &Path, options: &VerifyOptions) -> Outcome {
         Outcome { name, family: "?".into(), max_abs: 0.0, tol: 0.0, verdict: Verdict::Unsupported(String::new()) };
     outcome.verdict = match run(path, options, &mut outcome) {
         Ok(verdict) => verdict,
+        Err(Error::Device { reason, .. }) => Verdict::Unsupported(reason),
         Err(error) => Verdict::Fail(error.to_string()),
     };
     outcome
@@ -120,6 +127,9 @@ fn run(path: &Path, options: &VerifyOptions, outcome: &mut Outcome) -> Result<Ve
     let own = data.names().any(|n| !n.starts_with("__"));
     if let Some(op) = crate::golden_ops::find(&data, &config) {
         outcome.family = format!("op {}", op.name);
+        if matches!(options.device, Device::Cuda(_)) {
+            return Ok(Verdict::Unsupported("an op of the processor".into()));
+        }
         let mut golden = Golden::new(&data, &data, config, options);
         (op.verify)(&mut golden)?;
         return Ok(golden.finish(outcome));
@@ -236,6 +246,7 @@ impl<'a> Golden<'a> {
             random: random.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1,
             worst: (0.0, 0.0),
             compared: 0,
+            on_card: Cell::new(false),
             failed: None,
         }
     }
@@ -271,7 +282,14 @@ impl<'a> Golden<'a> {
 
     /// Opens the file's model.
     pub(crate) fn open(&self, options: &Options) -> Result<Arc<dyn Model>, Error> {
-        open_checkpoint(self.weights, options)
+        self.place(open_checkpoint(self.weights, options)?)
+    }
+
+    /// Puts a model where it is to run.
+    pub(crate) fn place(&self, model: Arc<dyn Model>) -> Result<Arc<dyn Model>, Error> {
+        let model = self.options.device.place(model)?.model;
+        self.on_card.set(model.device() != Device::Cpu);
+        Ok(model)
     }
 
     /// Whether the file holds a tensor.
@@ -340,6 +358,7 @@ impl<'a> Golden<'a> {
 
     /// Compares `got` with `want`.
     pub(crate) fn compare(&mut self, what: &str, got: &[f32], want: &[f64], tol: f32) {
+        let tol = if self.on_card.get() { tol.max(5e-4 * largest(want)) } else { tol };
         let tol = self.options.tol.unwrap_or(tol);
         self.compared += 1;
         let diff = if got.len() == want.len() {
@@ -443,7 +462,9 @@ impl<'a> Golden<'a> {
 
     /// One forward pass.
     pub(crate) fn forward(&mut self, model: &dyn Model, rows: &mut [Row], len: usize) {
-        model.forward(&self.cx, rows, len, &mut self.scratch);
+        if let Err(error) = model.run(&self.cx, rows, len, &mut self.scratch) {
+            self.failed.get_or_insert(error.to_string());
+        }
     }
 
     /// Frames of a batch through a frame-by-frame model, each a stream of its own, all in one pass.
@@ -527,7 +548,8 @@ pub(crate) fn pass(prefix: &str) {
     for level in CpuLevel::present() {
         for chunks in [Chunks::Whole, Chunks::Size(1), Chunks::Random(3), Chunks::Random(4)] {
             for file in &files {
-                let options = VerifyOptions { level, threads: 2, tol: None, chunks, search: Vec::new() };
+                let options =
+                    VerifyOptions { level, threads: 2, tol: None, device: Device::Cpu, chunks, search: Vec::new() };
                 let outcome = verify(file, &options);
                 eprintln!("{level} {chunks:?}: {outcome}");
                 assert_eq!(outcome.verdict, Verdict::Pass, "{level} {chunks:?}: {outcome}");

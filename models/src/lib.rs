@@ -5,6 +5,7 @@
 //! on the carried state, for any cut.
 #![forbid(unsafe_code)]
 
+pub mod card;
 pub mod checkpoint;
 pub mod frontend;
 pub mod golden;
@@ -41,6 +42,7 @@ mod vim;
 mod vmamba;
 
 pub use audio::{AudioStream, Listener};
+pub use card::{OnCard, Placed};
 pub use engine::{Device, Engine, EngineKey, Stream};
 pub use error::Error;
 pub use families::{

@@ -5,6 +5,9 @@
 //! `embeddings` only. Sizes are read off the tensors, and each layer's mixer is what its tensors are. What they do not say
 //! (groups and step limits of Mamba-2, eps) comes from the configuration in either spelling.
 
+mod card;
+
+use crate::card::{Network, Weights};
 use crate::checkpoint::{Checkpoint, Reader};
 use crate::config::Fields;
 use crate::error::Error;
@@ -162,6 +165,14 @@ impl MambaLm {
         Ok(Self { info, layout, embedding, stack, norm_f, lm_head })
     }
 
+    /// What a token stands for, D values.
+    fn embed_token(&self, id: u32, x: &mut [f32]) {
+        match &self.embedding {
+            Some(table) => x.copy_from_slice(&table[id as usize * x.len()..][..x.len()]),
+            None => self.lm_head.row(id as usize, x),
+        }
+    }
+
     /// Working memory of a pass over `rows` streams of `len` steps.
     fn scratch_len(&self, rows: usize, len: usize) -> usize {
         let (m, d) = (rows * len, self.lm_head.k());
@@ -187,10 +198,7 @@ impl Model for MambaLm {
         let (residual, hidden, normed) = (carve(s, m * d), carve(s, m * d), carve(s, m * d));
         let tokens = rows.iter().flat_map(|r| &r.tokens[..len]);
         for (id, x) in tokens.zip(hidden.chunks_exact_mut(d)) {
-            match &self.embedding {
-                Some(table) => x.copy_from_slice(&table[*id as usize * d..][..d]),
-                None => self.lm_head.row(*id as usize, x),
-            }
+            self.embed_token(*id, x);
         }
         residual.fill(0.0);
         self.stack.forward(cx, [&mut *residual, &mut *hidden, &mut *normed], rows, len, s, &mut |_| ());
@@ -198,6 +206,17 @@ impl Model for MambaLm {
         add_norm(cx.level, &self.norm_f, Mat::new(hidden, m, d), r, n);
         head(cx, &self.lm_head, normed, rows, len, s);
         rows.iter_mut().for_each(|r| r.state.steps += len as u64);
+    }
+
+    fn network(&self, weights: &mut Weights) -> Option<Box<dyn Network>> {
+        self.on_card(weights)
+    }
+
+    fn embed(&self, row: &Row, steps: std::ops::Range<usize>, out: &mut [f32]) {
+        let d = self.lm_head.k();
+        for (id, x) in row.tokens[steps].iter().zip(out.chunks_exact_mut(d)) {
+            self.embed_token(*id, x);
+        }
     }
 
     fn gap(&self, state: &mut State, periods: f64) {
@@ -293,6 +312,10 @@ impl Model for Single {
             row.y[..len * d].copy_from_slice(y);
             row.state.steps += len as u64;
         }
+    }
+
+    fn network(&self, weights: &mut Weights) -> Option<Box<dyn Network>> {
+        self.on_card(weights)
     }
 
     fn gap(&self, state: &mut State, periods: f64) {

@@ -1,6 +1,10 @@
 //! The Mamba block's mixer (Gu & Dao 2023, Figure 3): the part that Mamba, Vim, Audio Mamba, MoE-Mamba and CleanUMamba
 //! share. Plain, or scanned in both directions as Vim does (Zhu et al. 2024, Algorithm 1).
 
+mod card;
+
+pub(crate) use card::MixerNet;
+
 use crate::checkpoint::{CheckpointError, Reader};
 use crate::model::{Row, carve, line};
 use crate::state::StateLayout;

@@ -1,6 +1,10 @@
 //! The mixer of the Mamba-2 block (Dao & Gu 2024, Figure 6): one decay per head, B and C beside x through the
 //! convolution, a gated RMSNorm before the last projection.
 
+mod card;
+
+pub(crate) use card::Mixer2Net;
+
 use crate::checkpoint::Reader;
 use crate::config::Fields;
 use crate::error::Error;

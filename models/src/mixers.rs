@@ -1,5 +1,9 @@
 //! Which mixer a block has: read off the tensors.
 
+mod card;
+
+pub(crate) use card::AnyMixerNet;
+
 use crate::checkpoint::Reader;
 use crate::config::Fields;
 use crate::error::Error;

@@ -1,7 +1,12 @@
+use crate::card::{Network, Weights};
+use crate::engine::Device;
+use crate::error::Error;
 use crate::state::{State, StateLayout};
+use ssm_kernels::cuda::Card;
 use ssm_kernels::fbank::{Fbank, Work};
 use ssm_kernels::linear::Precision;
 use ssm_kernels::{Cx, Slab};
+use std::ops::Range;
 
 /// What one step of a stream is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -228,6 +233,36 @@ pub trait Model: Send + Sync {
     /// # Panics
     /// A row's input or output has not `len` steps, or its state another layout; the engine checks before.
     fn forward(&self, cx: &Cx, rows: &mut [Row], len: usize, scratch: &mut Scratch);
+
+    /// As [`Model::forward`], where the model runs: on a card things can go wrong.
+    ///
+    /// # Errors
+    /// The card refuses; the rows' states are not to be used then.
+    fn run(&self, cx: &Cx, rows: &mut [Row], len: usize, scratch: &mut Scratch) -> Result<(), Error> {
+        self.forward(cx, rows, len, scratch);
+        Ok(())
+    }
+
+    /// Where it runs.
+    fn device(&self) -> Device {
+        Device::Cpu
+    }
+
+    /// The card that it runs on.
+    fn card(&self) -> Option<&Card> {
+        None
+    }
+
+    /// The network for a card, its weights put into `weights`; `None`: this one is for the processor only.
+    fn network(&self, _weights: &mut Weights) -> Option<Box<dyn Network>> {
+        None
+    }
+
+    /// Steps of a row's input as [`Network::queue`] takes them: the values as they are, or what tokens stand for.
+    fn embed(&self, row: &Row, steps: Range<usize>, out: &mut [f32]) {
+        let n = self.info().input.len();
+        out.copy_from_slice(&row.x[steps.start * n..steps.end * n]);
+    }
 
     /// Lets `periods` steps pass for which there is no input, by the rule of the family's specification (the state
     /// fades, nothing comes in). 0 changes nothing. Models that remember nothing ignore it.

@@ -4,6 +4,10 @@
 //! x = x + Σ part(norm(x))     part: a mixer, experts, a gated MLP
 //! ```
 
+mod card;
+
+pub(crate) use card::StackNet;
+
 use crate::checkpoint::Reader;
 use crate::config::Fields;
 use crate::error::Error;

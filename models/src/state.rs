@@ -1,3 +1,5 @@
+use crate::card::Seat;
+use crate::error::Error;
 use ssm_kernels::Slab;
 use std::ops::Range;
 
@@ -78,23 +80,60 @@ impl StateLayout {
 }
 
 /// What one stream remembers. A fresh one is all zeros; resetting a stream is replacing it by a fresh one.
-#[derive(Clone)]
 pub struct State {
-    /// The values, laid out by the model's [`StateLayout`].
+    /// The values, laid out by the model's [`StateLayout`]. Of a model on a card they are those of the last
+    /// [`State::settle`].
     pub data: Slab,
     /// Steps taken since the reset.
     pub steps: u64,
+    /// Its place on a card.
+    pub(crate) seat: Option<Seat>,
+}
+
+impl Clone for State {
+    /// Here, wherever the original lies. One that its card does not give back any more becomes a fresh one.
+    fn clone(&self) -> Self {
+        let mut copy = Self { data: self.data.clone(), steps: self.steps, seat: None };
+        if let Some(seat) = self.seat.as_ref().filter(|seat| seat.newer)
+            && seat.fetch(&mut copy.data).is_err()
+        {
+            copy.reset();
+        }
+        copy
+    }
 }
 
 impl State {
     /// The state of a stream that has seen nothing.
     pub fn new(layout: &StateLayout) -> Self {
-        Self { data: Slab::zeros(layout.len()), steps: 0 }
+        Self { data: Slab::zeros(layout.len()), steps: 0, seat: None }
     }
 
     /// Makes this state a fresh one, in the memory it has.
     pub fn reset(&mut self) {
         self.data.fill(0.0);
         self.steps = 0;
+        if let Some(seat) = &mut self.seat {
+            seat.newer = false;
+        }
+    }
+
+    /// Brings the values here from the card where they are newer; they may be changed then.
+    ///
+    /// # Errors
+    /// The card does not give them.
+    pub fn settle(&mut self) -> Result<(), Error> {
+        if let Some(seat) = self.seat.as_mut().filter(|seat| seat.newer) {
+            seat.fetch(&mut self.data)?;
+            seat.newer = false;
+        }
+        Ok(())
+    }
+
+    /// As [`State::settle`]; a state that its card does not give back any more becomes a fresh one.
+    pub(crate) fn settle_or_reset(&mut self) {
+        if self.settle().is_err() {
+            self.reset();
+        }
     }
 }

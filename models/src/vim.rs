@@ -5,6 +5,11 @@
 //! (stride, place of a single class token, pooling, halving, eps) comes from the file's `config`, else from the published
 //! models.
 
+mod card;
+
+pub(crate) use card::VimNet;
+
+use crate::card::{Network, Weights};
 use crate::checkpoint::{Checkpoint, Reader};
 use crate::error::Error;
 use crate::families::{Family, Options, Output, PosRule, lowered};
@@ -432,6 +437,10 @@ impl Model for Vim {
             self.frame(cx, rows, frame, scratch.take(self.scratch_len(rows.len())), None);
         }
         rows.iter_mut().for_each(|row| row.state.steps += len as u64);
+    }
+
+    fn network(&self, weights: &mut Weights) -> Option<Box<dyn Network>> {
+        Some(Box::new(self.on_card(weights)))
     }
 
     fn gap(&self, state: &mut State, periods: f64) {

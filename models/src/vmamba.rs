@@ -8,6 +8,7 @@
 //! Pixels are rows here, line by line, channels innermost: what upstream calls channel last. Its channel-first networks
 //! are the same functions.
 
+use crate::card::{Network, Weights};
 use crate::checkpoint::{Checkpoint, Reader};
 use crate::error::Error;
 use crate::families::{Family, Options, Output, lowered};
@@ -26,11 +27,13 @@ use ssm_kernels::{Act, CpuLevel, Cx, Mat, MatMut};
 use std::ops::Range;
 use std::sync::Arc;
 
+mod card;
 mod config;
 #[cfg(test)]
 mod tests;
 mod verify;
 
+pub(crate) use card::VMambaNet;
 use config::{Config, Fields, OutNormKind};
 
 pub(crate) const FAMILY: Family = Family {
@@ -935,6 +938,10 @@ impl Model for VMamba {
         for frame in 0..len {
             self.frame(cx, rows, frame, scratch, &mut |_, _, _| ());
         }
+    }
+
+    fn network(&self, weights: &mut Weights) -> Option<Box<dyn Network>> {
+        Some(Box::new(self.on_card(weights)?))
     }
 
     fn gap(&self, state: &mut State, periods: f64) {

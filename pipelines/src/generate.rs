@@ -40,7 +40,7 @@ pub struct Args {
     /// Tokens between two lines of `--stats`.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
     stats_every: u64,
-    /// Device.
+    /// Where the model runs: auto, cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto")]
     device: String,
     /// Threads.
@@ -50,9 +50,9 @@ pub struct Args {
 
 /// Runs it.
 pub fn run(args: Args) -> Result<ExitCode, Failure> {
-    args.device.parse::<Device>()?.resolve()?;
-    let model =
-        open(&args.model, &Options { level: CpuLevel::from_env().map_err(Error::from)?, ..Options::default() })?;
+    let device = args.device.parse::<Device>()?.resolve()?;
+    let options = Options { level: CpuLevel::from_env().map_err(Error::from)?, ..Options::default() };
+    let model = device.place(open(&args.model, &options)?)?.model;
     let info = model.info();
     let (Signal::Token { vocab }, Signal::Logits { classes }) = (info.input, info.output) else {
         let expected = "a model of tokens that scores the next one".into();
@@ -86,7 +86,7 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
             taken += 1;
         }
         if waiting == CHUNK || id.is_none() && waiting > 0 {
-            writer.forward(waiting);
+            writer.forward(waiting)?;
             (last, waiting) = (waiting - 1, 0);
         }
         if id.is_none() {
@@ -109,7 +109,7 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
         done += 1;
         if done != args.count {
             writer.rows[0].tokens[0] = id;
-            writer.forward(1);
+            writer.forward(1)?;
             last = 0;
         }
         stats.token(done);
@@ -127,8 +127,8 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    fn forward(&mut self, len: usize) {
-        self.model.forward(&self.cx, &mut self.rows, len, &mut self.scratch);
+    fn forward(&mut self, len: usize) -> Result<(), Failure> {
+        Ok(self.model.run(&self.cx, &mut self.rows, len, &mut self.scratch)?)
     }
 }
 

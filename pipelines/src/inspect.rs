@@ -5,7 +5,7 @@ use crate::Failure;
 use serde_json::{Map, Value, json};
 use ssm_models::checkpoint::Checkpoint;
 use ssm_models::kernels::CpuLevel;
-use ssm_models::{FAMILIES, Model, Options, Signal, configure, family, open_checkpoint, read};
+use ssm_models::{Device, FAMILIES, Model, Options, Signal, configure, family, open_checkpoint, read};
 use std::process::ExitCode;
 
 /// Examples for `--help`.
@@ -24,6 +24,9 @@ pub struct Args {
     /// Print the tensors of known families, too.
     #[arg(long)]
     tensors: bool,
+    /// Put the model on a device, too, and say what it takes there: auto, cpu, cuda or cuda:N.
+    #[arg(long)]
+    device: Option<Device>,
 }
 
 /// Metadata that is longer is cut for people, not in JSON.
@@ -32,7 +35,10 @@ const LINE: usize = 160;
 pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     let file = read(&args.model)?;
     let known = family(&file).is_ok();
-    let facts = facts(&file, args.tensors || !known)?;
+    let mut facts = facts(&file, args.tensors || !known)?;
+    if let (Some(device), true, Value::Object(facts)) = (args.device, known, &mut facts) {
+        facts.extend(placed(&file, device)?);
+    }
     if args.json {
         println!("{facts:#}");
     } else {
@@ -40,6 +46,22 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     }
     // So that a script can ask whether a file is a model.
     Ok(if known { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Where the model runs and what it takes there.
+fn placed(file: &Checkpoint, device: Device) -> Result<Map<String, Value>, Failure> {
+    let options = Options { level: CpuLevel::from_env().map_err(ssm_models::Error::from)?, ..Options::default() };
+    let placed = device.place(open_checkpoint(file, &configure(file, &options)?)?)?;
+    let mut facts = Map::new();
+    facts.insert("device".into(), json!(placed.model.device().to_string()));
+    if let Some(note) = placed.note {
+        facts.insert("device_note".into(), json!(note));
+    }
+    if let Some(card) = placed.model.card() {
+        facts.insert("card".into(), json!(card.name()));
+        facts.insert("device_bytes".into(), json!(card.bytes()));
+    }
+    Ok(facts)
 }
 
 /// What there is to say.
@@ -119,7 +141,7 @@ fn spans(model: &dyn Model) -> Value {
 }
 
 /// The facts that people read, in order.
-const ORDER: [&str; 19] = [
+const ORDER: [&str; 23] = [
     "file",
     "format",
     "family",
@@ -135,6 +157,10 @@ const ORDER: [&str; 19] = [
     "look_ahead",
     "step_rate",
     "state_bytes",
+    "device",
+    "device_note",
+    "card",
+    "device_bytes",
     "hash",
     "sha256",
     "metadata",

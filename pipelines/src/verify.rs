@@ -23,7 +23,7 @@ pub struct Args {
     /// Cut the input of streaming families: `whole`, a length, `random`, or `random:SEED`.
     #[arg(long, default_value = "whole", value_parser = chunks)]
     chunks: Chunks,
-    /// Device.
+    /// Where models run: auto, cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto")]
     device: String,
     /// Threads.
@@ -68,11 +68,11 @@ fn files(paths: Vec<PathBuf>) -> Result<Vec<PathBuf>, Failure> {
 }
 
 pub fn run(args: Args) -> Result<ExitCode, Failure> {
-    args.device.parse::<ssm_models::Device>()?.resolve()?;
+    let device = args.device.parse::<ssm_models::Device>()?.resolve()?;
     let mut search = args.checkpoints;
     search.extend(std::env::var_os("SSM_CHECKPOINTS").map(PathBuf::from));
     let level = CpuLevel::from_env().map_err(ssm_models::Error::from)?;
-    let options = VerifyOptions { level, threads: args.threads, tol: args.tol, chunks: args.chunks, search };
+    let options = VerifyOptions { level, threads: args.threads, tol: args.tol, device, chunks: args.chunks, search };
     let (mut passed, mut failed, mut unsupported) = (0, 0, 0);
     for file in files(args.files)? {
         let outcome = verify(&file, &options);

@@ -72,8 +72,39 @@ fn a_level_that_is_none_is_told() {
         command.args(["verify", &golden("ops_add_norm.safetensors")]).env("SSM_CPU", "mmx").output().expect("runs");
     assert!(!done.status.success());
     assert!(text(&done).contains("SSM_CPU: expected scalar, avx2 or avx512, got \"mmx\""), "{}", text(&done));
-    let cuda = ssm(&["verify", &golden("ops_add_norm.safetensors"), "--device", "cuda"]);
-    assert!(!cuda.status.success() && text(&cuda).contains("cuda"), "{}", text(&cuda));
+    for command in ["verify", "inspect"] {
+        let cuda = ssm(&[command, &golden("vim_tiny_cfg_a.safetensors"), "--device", "cuda:99"]);
+        assert!(!cuda.status.success() && text(&cuda).contains("cuda:99"), "{}", text(&cuda));
+    }
+}
+
+#[test]
+fn a_card_is_used_where_there_is_one() {
+    let on_card = |args: &[&str], more: &[(&str, &str)]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ssm"));
+        command.env("LD_LIBRARY_PATH", ssm_runner::install()).envs(more.iter().copied()).args(args);
+        let done = command.output().expect("the command runs");
+        (done.status.success(), text(&done))
+    };
+    let (vim, other) = (golden("vim_tiny_cfg_a.safetensors"), golden("s4d_zoh_tiny.safetensors"));
+    let (passed, said) = on_card(&["verify", &vim, "--device", "cuda"], &[]);
+    assert!(passed && said.contains("1 passed, 0 failed, 0 unsupported"), "{said}");
+    let (_, said) = on_card(&["verify", &other, "--device", "cuda"], &[]);
+    assert!(said.contains("UNSUPPORTED(models of family s4 run on the processor only"), "{said}");
+    let (passed, said) = on_card(&["inspect", &vim, "--device", "auto"], &[]);
+    assert!(passed && said.contains("device        cuda:0\ncard          runner\n"), "{said}");
+    let (passed, said) = on_card(&["inspect", &other, "--device", "auto"], &[]);
+    assert!(passed && said.contains("device        cpu\ndevice_note   models of family s4"), "{said}");
+    for (what, value, part) in [
+        ("SSM_RUNNER_VERSION", "11080", "the CUDA driver is of version 11.8, 12.0 is needed"),
+        ("SSM_RUNNER_DEVICES", "0", "no card 0: there are 0"),
+        ("SSM_RUNNER_BYTES", "1000", "out of memory on the card"),
+    ] {
+        let (passed, said) = on_card(&["inspect", &vim, "--device", "cuda"], &[(what, value)]);
+        assert!(!passed && said.contains("cuda:0") && said.contains(part), "{said}");
+        let (passed, said) = on_card(&["inspect", &vim, "--device", "auto"], &[(what, value)]);
+        assert!(passed && said.contains("device        cpu"), "{said}");
+    }
 }
 
 #[test]

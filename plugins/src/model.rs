@@ -263,12 +263,13 @@ impl ModelSettings {
             batch_size: self.batch_size as usize,
             batch_timeout: Duration::from_nanos(self.batch_timeout),
         };
-        Engine::shared(key, || Ok((open(name, &options)?, cx)))
+        Engine::shared(key, || Ok((device.place(open(name, &options)?)?, cx)))
     }
 
     /// The message that tells what is running: structure `ssm-model` with `file`, `family`, `sizes`, `parameters`,
-    /// `input`, `classes` (of classifiers), `device`, `state-bytes`. Of a model that took the place of another one also
-    /// `reloaded` = true, and `state`, what became of the stream's state: `kept` or `reset`.
+    /// `input`, `classes` (of classifiers), `device`, `device-note` (why not the card that is there), `state-bytes`. Of a
+    /// model that took the place of another one also `reloaded` = true, and `state`, what became of the stream's state:
+    /// `kept` or `reset`.
     pub(crate) fn message(&self, src: &gst::Element, engine: &Engine, state: Option<&str>) -> gst::Message {
         let info = engine.info();
         let input = match info.input {
@@ -276,6 +277,7 @@ impl ModelSettings {
             Signal::Samples { hop, rate } => format!("{hop} samples at {rate} Hz"),
             other => format!("{other:?}"),
         };
+        let (device, note) = engine.device();
         let classes = if let Signal::Logits { classes } = info.output { Some(classes as u32) } else { None };
         let structure = gst::Structure::builder("ssm-model")
             .field("file", self.model.as_deref().unwrap_or_default())
@@ -284,10 +286,8 @@ impl ModelSettings {
             .field("parameters", info.parameters)
             .field("input", input)
             .field_if_some("classes", classes)
-            .field(
-                "device",
-                self.device.parse::<Device>().and_then(Device::resolve).map_or("?".into(), |d| d.to_string()),
-            )
+            .field("device", device.to_string())
+            .field_if_some("device-note", note)
             .field("state-bytes", engine.model().layout().bytes() as u64)
             .field_if("reloaded", true, state.is_some())
             .field_if_some("state", state)
@@ -324,6 +324,7 @@ impl Counters {
             "dropped" => counter(&self.dropped).to_value(),
             "stats" => {
                 let (passes, rows) = engine.map_or((0, 0), Engine::counts);
+                let (launches, bytes) = engine.map_or((0, 0), Engine::card);
                 gst::Structure::builder("stats")
                     .field("steps", counter(&self.steps))
                     .field("resets", counter(&self.resets))
@@ -331,6 +332,8 @@ impl Counters {
                     .field("not-finite", counter(&self.not_finite))
                     .field("engine-passes", passes)
                     .field("engine-rows", rows)
+                    .field("launches", launches)
+                    .field("device-bytes", bytes)
                     .build()
                     .to_value()
             }

@@ -5,6 +5,8 @@ use gst::prelude::*;
 use gst_check::Harness;
 use gstssm::Results;
 use ssm_models::frontend::image::{ImagePlan, PixelFormat, Plane};
+use ssm_models::kernels::cuda::CardError;
+use ssm_models::kernels::cuda::card::count;
 use ssm_models::kernels::{CpuLevel, Cx};
 use ssm_models::{Row, Scratch, Signal};
 use ssm_tests::Rng;
@@ -289,7 +291,7 @@ fn what_cannot_be_is_told() {
         (vec![("model", "/nowhere/vim.pth")], vec!["/nowhere/vim.pth"]),
         (vec![("model", &*audio)], vec!["expected a model from frames", "cleanumamba"]),
         (vec![("model", &*path), ("labels-file", &*labels)], vec!["labels-file", "1 lines"]),
-        (vec![("model", &*path), ("device", "cuda")], vec!["cuda"]),
+        (vec![("model", &*path), ("device", "cuda:99")], vec!["cuda:99"]),
         (vec![("model", &*path), ("device", "toaster")], vec!["toaster", "expected"]),
     ] {
         let element = make("ssmclassify", &properties);
@@ -306,6 +308,33 @@ fn what_cannot_be_is_told() {
     assert_eq!(b.push(vec![0; 100], ClockTime::ZERO).map(|_| ()), Err(gst::FlowError::Error));
     let text = complaint(&bus, gst::MessageType::Error);
     assert!(text.contains("expected") && text.contains("100"), "{text}");
+}
+
+#[test]
+fn without_a_driver_auto_is_the_processor_and_cuda_an_error() {
+    if count() != Err(CardError::NoDriver) {
+        eprintln!("SKIP no driver: this machine has one");
+        return;
+    }
+    let folder = Folder::new("nodriver");
+    let (_, path) = vim(&folder, 1);
+    let element = make("ssmclassify", &[("model", &*path), ("device", "cuda")]);
+    let bus = gst::Bus::new();
+    element.set_bus(Some(&bus));
+    assert!(element.set_state(gst::State::Ready).is_err());
+    let text = complaint(&bus, gst::MessageType::Error);
+    assert!(text.contains("cuda:0") && text.contains("no CUDA driver") && text.contains("device=auto"), "{text}");
+    element.set_state(gst::State::Null).expect("back to NULL");
+    for device in ["auto", "cpu"] {
+        element.set_property("device", device);
+        element.set_state(gst::State::Ready).expect("the processor");
+        let message = bus.timed_pop_filtered(ClockTime::from_seconds(10), &[gst::MessageType::Element]);
+        let said = message.as_ref().and_then(|m| m.structure()).expect("ssm-model");
+        assert_eq!((said.get::<String>("device").as_deref(), said.has_field("device-note")), (Ok("cpu"), false));
+        element.set_state(gst::State::Null).expect("back to NULL");
+    }
+    let stats = element.property::<gst::Structure>("stats");
+    assert_eq!((stats.get::<u64>("launches"), stats.get::<u64>("device-bytes")), (Ok(0), Ok(0)));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Every golden file of the repository, at every level of this machine, whole and cut, on one and on two threads.
 
+use ssm_models::Device;
 use ssm_models::golden::{Chunks, Verdict, VerifyOptions, verify};
 use ssm_models::kernels::CpuLevel;
 use std::path::{Path, PathBuf};
@@ -21,7 +22,7 @@ fn checkpoints() -> PathBuf {
 }
 
 fn run(level: CpuLevel, threads: usize, chunks: Chunks) {
-    let options = VerifyOptions { level, threads, tol: None, chunks, search: vec![checkpoints()] };
+    let options = VerifyOptions { level, threads, tol: None, device: Device::Cpu, chunks, search: vec![checkpoints()] };
     let (mut passed, mut bad) = (0, Vec::new());
     for file in files() {
         let outcome = verify(&file, &options);

@@ -3,6 +3,7 @@
 
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
+use ssm_models::Device;
 use ssm_models::golden::{Chunks, Verdict, VerifyOptions, verify};
 use ssm_models::kernels::CpuLevel;
 use std::panic::catch_unwind;
@@ -35,8 +36,14 @@ fn reshaped(shape: &[usize], bytes: &[u8], how: usize) -> Option<(Vec<usize>, Ve
 
 #[test]
 fn misshapen_data_are_no_panic() {
-    let options =
-        VerifyOptions { level: CpuLevel::best(), threads: 1, tol: None, chunks: Chunks::Size(3), search: vec![] };
+    let options = VerifyOptions {
+        level: CpuLevel::best(),
+        threads: 1,
+        tol: None,
+        device: Device::Cpu,
+        chunks: Chunks::Size(3),
+        search: vec![],
+    };
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
     let (mut panics, mut tried) = (Vec::new(), 0);
     for entry in std::fs::read_dir(ssm_tests::golden()).expect("tests/golden is there") {

@@ -1,5 +1,9 @@
 //! What makes a vector of a step's input: a vision network's features, convolutions, log-mel frames, or nothing.
 
+mod card;
+
+pub(super) use card::{EncoderNet, taps_of_before};
+
 use super::config::{self, Input};
 use crate::checkpoint::{Checkpoint, Reader};
 use crate::error::Error;

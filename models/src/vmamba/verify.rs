@@ -1,10 +1,12 @@
 //! Golden files of VMamba.
 
 use super::{Tap, VMamba};
+use crate::engine::Device;
 use crate::error::Error;
 use crate::families::{Options, Output};
 use crate::golden::Golden;
-use crate::model::{Model, Row, Scratch};
+use crate::model::{Row, Scratch};
+use std::sync::Arc;
 
 /// Golden files: logits, the places in between that the file holds, the carry mode.
 pub(super) fn verify(g: &mut Golden<'_>) -> Result<(), Error> {
@@ -13,22 +15,23 @@ pub(super) fn verify(g: &mut Golden<'_>) -> Result<(), Error> {
         return Err(Error::Input { expected: "frames [B, C, H, W]".into(), got: format!("{shape:?}") });
     };
     let options = Options { image: Some((h, w)), carry: g.config["mode"] == "carry", ..g.open_options() };
-    let model = VMamba::load(g.weights(), &options)?;
+    let model = Arc::new(VMamba::load(g.weights(), &options)?);
+    let placed = &*g.place(model.clone())?;
     let tol = if model.info.parameters < 5_000_000 { 1e-5 } else { 2e-5 };
     if model.config.in_chans != channels {
         let expected = format!("frames of {} planes", model.config.in_chans);
         return Err(Error::Input { expected, got: format!("{channels} planes") });
     }
     if options.carry {
-        let mut rows = [Row::new(&model, 1)];
+        let mut rows = [Row::new(placed, 1)];
         let (mut y, names) = (vec![], g.names_with("__state__."));
         let mut states = vec![vec![]; names.len()];
         for frame in x.chunks_exact(x.len() / batch) {
             rows[0].x.copy_from_slice(frame);
-            g.forward(&model, &mut rows, 1);
+            g.forward(placed, &mut rows, 1);
             y.extend_from_slice(&rows[0].y);
             for (name, states) in names.iter().zip(&mut states) {
-                let state = model.upstream_state(&rows[0].state, name.trim_start_matches("__state__."));
+                let state = placed.upstream_state(&rows[0].state, name.trim_start_matches("__state__."));
                 states.extend(state.map(|s| s.1).unwrap_or_default());
             }
         }
@@ -37,17 +40,17 @@ pub(super) fn verify(g: &mut Golden<'_>) -> Result<(), Error> {
             g.check(name, states, tol)?;
         }
         if g.has("__output_reset__") {
-            let y = g.run_frames(&VMamba::load(g.weights(), &Options { carry: false, ..options })?, &x)?;
+            let y = g.run_frames(&*g.open(&Options { carry: false, ..options })?, &x)?;
             g.check("__output_reset__", &y, tol)?;
         }
         return Ok(());
     }
-    let y = g.run_frames(&model, &x)?;
+    let y = g.run_frames(placed, &x)?;
     if model.classifier.is_some() {
         g.check("__output__", &y, tol)?;
         if g.has("__tap__.features") {
             let options = Options { output: Output::Features, ..options.clone() };
-            let y = g.run_frames(&VMamba::load(g.weights(), &options)?, &x)?;
+            let y = g.run_frames(&*g.open(&options)?, &x)?;
             g.check_relative("__tap__.features", &y, tol)?;
         }
     } else {
@@ -62,12 +65,13 @@ pub(super) fn verify(g: &mut Golden<'_>) -> Result<(), Error> {
     }
 
     let wanted = g.names_with("__tap__.");
-    if wanted.is_empty() {
+    // What lies in between stays on a card.
+    if wanted.is_empty() || placed.device() != Device::Cpu {
         return Ok(());
     }
     // The same frames once more, what the file holds kept; compared in the layout of the file.
     let mut rows: Vec<Row> =
-        x.chunks_exact(x.len() / batch).map(|x| Row { x: x.to_vec(), ..Row::new(&model, 1) }).collect();
+        x.chunks_exact(x.len() / batch).map(|x| Row { x: x.to_vec(), ..Row::new(&*model, 1) }).collect();
     let mut seen: Vec<(String, usize, Vec<f32>)> = vec![];
     let mut keep = |name: String, c: usize, x: &[f32]| {
         let name = format!("__tap__.{name}");
