@@ -74,7 +74,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let seconds = option(&args, "--seconds").map_or(Ok(2.0), |s| s.parse())?;
         let bf16 = option(&args, "--precision").is_some_and(|p| p == "bf16");
         let precision = if bf16 { Precision::Bf16 } else { Precision::F32 };
-        return models::one(file, threads, seconds, precision, option(&args, "--input").as_deref());
+        let device = option(&args, "--device").as_deref().unwrap_or("cpu").parse()?;
+        let batch = option(&args, "--batch").map_or(Ok(1), |b| b.parse())?;
+        let input = option(&args, "--input");
+        let how = models::One { threads, device, batch, seconds, precision, input: input.as_deref() };
+        return models::one(file, &how);
     }
     if args.first().is_some_and(|a| a == "streams") {
         let seconds = option(&args, "--seconds").map_or(Ok(3.0), |s| s.parse())?;

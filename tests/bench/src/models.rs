@@ -3,7 +3,7 @@
 use crate::{race, values};
 use ssm_kernels::linear::Precision;
 use ssm_kernels::{CpuLevel, Cx};
-use ssm_models::{Options, Row, Scratch, Signal, open};
+use ssm_models::{Device, Options, Row, Scratch, Signal, open};
 use std::error::Error;
 
 pub fn run(cores: usize) {
@@ -39,27 +39,47 @@ pub fn run(cores: usize) {
     }
 }
 
-/// `ssm-bench model FILE --threads N --seconds S [--precision bf16] [--input RAW]`: the median milliseconds of a step, and its output, as a line
-/// of JSON. RAW holds the input as little-endian 32-bit floats.
-pub fn one(
-    file: &str,
-    threads: usize,
-    seconds: f64,
-    precision: Precision,
-    input: Option<&str>,
-) -> Result<(), Box<dyn Error>> {
+/// How `ssm-bench model` runs its file.
+pub struct One<'a> {
+    /// Threads on the processor.
+    pub threads: usize,
+    /// Where the model runs.
+    pub device: Device,
+    /// Streams of a pass.
+    pub batch: usize,
+    /// Time to take.
+    pub seconds: f64,
+    /// Precision.
+    pub precision: Precision,
+    /// File with the input as little-endian 32-bit floats, the same for all streams.
+    pub input: Option<&'a str>,
+}
+
+/// `ssm-bench model FILE [--threads N] [--device D] [--batch B] [--seconds S] [--precision bf16] [--input RAW]`: the median
+/// milliseconds of a pass of one step, and the first stream's output, as a line of JSON.
+pub fn one(file: &str, how: &One<'_>) -> Result<(), Box<dyn Error>> {
     let level = CpuLevel::from_env()?;
-    let model = open(file, &Options { level, precision, ..Options::default() })?;
-    let (cx, mut scratch, mut rows) = (Cx::at(level, threads), Scratch::default(), [Row::new(&*model, 1)]);
-    let x = match input {
+    let model = open(file, &Options { level, precision: how.precision, ..Options::default() })?;
+    let model = how.device.place(model)?.model;
+    let (cx, mut scratch) = (Cx::at(level, how.threads), Scratch::default());
+    let mut rows: Vec<Row> = (0..how.batch.max(1)).map(|_| Row::new(&*model, 1)).collect();
+    let x = match how.input {
         Some(file) => std::fs::read(file)?.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
         None => values(rows[0].x.len(), 1.0),
     };
-    if x.len() != rows[0].x.len() {
-        return Err(format!("--input: expected {} values, got {}", rows[0].x.len(), x.len()).into());
+    for row in &mut rows {
+        if x.len() != row.x.len() {
+            return Err(format!("--input: expected {} values, got {}", row.x.len(), x.len()).into());
+        }
+        row.x.copy_from_slice(&x);
     }
-    rows[0].x.copy_from_slice(&x);
-    let time = race(seconds, &mut [&mut || model.forward(&cx, &mut rows, 1, &mut scratch)])[0];
-    println!("{}", serde_json::json!({ "milliseconds": time * 1e3, "output": rows[0].y }));
+    let mut failed = None;
+    let pass = &mut || failed = model.run(&cx, &mut rows, 1, &mut scratch).err().or(failed.take());
+    let time = race(how.seconds, &mut [pass])[0];
+    if let Some(error) = failed {
+        return Err(error.into());
+    }
+    let output = &rows[0].y;
+    println!("{}", serde_json::json!({ "milliseconds": time * 1e3, "device": model.device().to_string(), "output": output }));
     Ok(())
 }
