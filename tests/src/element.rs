@@ -96,7 +96,14 @@ pub fn rgb(width: usize, height: usize) -> gst::Caps {
 /// It posts an error, or does not end within a minute.
 pub fn messages(line: &str) -> Vec<gst::Message> {
     init();
-    let pipeline = gst::parse::launch(line).expect("the line parses");
+    play(&gst::parse::launch(line).expect("the line parses"), line)
+}
+
+/// As [`messages`], of a pipeline that was made from `line`.
+///
+/// # Panics
+/// As [`messages`].
+pub fn play(pipeline: &gst::Element, line: &str) -> Vec<gst::Message> {
     let bus = pipeline.bus().expect("a pipeline has a bus");
     pipeline.set_state(gst::State::Playing).ok();
     let mut found = Vec::new();

@@ -4,6 +4,7 @@
 pub mod audio;
 pub mod element;
 pub mod fabricate;
+pub mod reference;
 pub mod schema;
 
 use std::path::{Path, PathBuf};
