@@ -39,6 +39,18 @@ fn texts() -> Vec<PathBuf> {
     files
 }
 
+/// What takes the place of a device or of the network, and of what unpacks what comes from there; it has its own
+/// properties.
+fn stand_in(element: &str) -> Option<&'static str> {
+    Some(match element {
+        "autoaudiosrc" | "pulsesrc" | "alsasrc" => "audiotestsrc num-buffers=20",
+        "v4l2src" | "autovideosrc" | "rtspsrc" => "videotestsrc num-buffers=4",
+        "rtph264depay" | "h264parse" | "avdec_h264" => "identity",
+        "autoaudiosink" | "autovideosink" | "fdsink" | "ximagesink" | "pulsesink" => "fakesink",
+        _ => return None,
+    })
+}
+
 /// The files that the lines read.
 struct Stage {
     folder: Folder,
@@ -67,14 +79,10 @@ impl Stage {
 
     /// A word of a line with what this machine lacks put in its place.
     fn word(&self, word: &str, element: &str) -> String {
-        let Some((name, value)) = word.split_once('=') else {
-            return match word {
-                "autoaudiosrc" | "pulsesrc" | "alsasrc" => "audiotestsrc num-buffers=20".into(),
-                "v4l2src" | "autovideosrc" => "videotestsrc num-buffers=4".into(),
-                "autoaudiosink" | "autovideosink" | "fdsink" | "ximagesink" => "fakesink".into(),
-                _ => word.into(),
-            };
-        };
+        if let Some(other) = stand_in(element).filter(|_| word != "!") {
+            return if word == element { other.into() } else { String::new() };
+        }
+        let Some((name, value)) = word.split_once('=') else { return word.into() };
         let value = match (element, name, Path::new(value).extension().and_then(|e| e.to_str())) {
             ("filesrc", "location", Some("wav")) => self.wav.clone(),
             ("filesrc", "location", _) => self.video.clone(),
