@@ -80,6 +80,9 @@ cat $out/events.jsonl
 run 10 filesrc location="$cache/bikes.mp4" ! decodebin ! videoconvert ! ssmevents ! ssmoverlay ! videoconvert ! \
   vp8enc deadline=1 target-bitrate=1500000 ! webmmux ! filesink location=$out/events.webm
 $ssm shots "$cache/bikes.mp4" --sheet $out/shots.png
+# One frame with its drawing, a second after the fifth cut.
+gst-launch-1.0 -q filesrc location="$cache/bikes.mp4" ! decodebin ! videoconvert ! ssmevents ! identity eos-after=215 ! \
+  ssmoverlay ! videoconvert ! pngenc ! multifilesink location=$out/overlay.png
 
 say "Video: classes of each frame, by a Vim of the published size"
 [ -f $out/vim-tiny-random.safetensors ] || $ssm random vim-tiny --seed 7 --output $out/vim-tiny-random.safetensors
@@ -92,4 +95,4 @@ head -n 1 $out/classes.jsonl
 
 say "Look and listen"
 ls -1 $out/noisy.wav $out/denoised.wav $out/clean.wav $out/spectrogram.png $out/events.jsonl $out/events.webm \
-  $out/shots.png $out/classes.jsonl
+  $out/shots.png $out/overlay.png $out/classes.jsonl
