@@ -20,7 +20,12 @@ TRAIN_VENV ?= .venv-train
 FEATURES := --features ssm-pipelines/mqtt
 COMPLETIONS := bash-completion/completions/ssm zsh/vendor-completions/_ssm fish/vendor_completions.d/ssm.fish
 
-.PHONY: help deps build lint test soak train-smoke bench demo share install uninstall deb quality ptx clean
+# Tools that cargo builds, each once, into the folder of what is built.
+TOOLS := target/tools/bin
+tool = @test -x $(TOOLS)/$(1) || $(CARGO) install -q --locked --debug --root target/tools $(2)
+
+.PHONY: help deps build lint test soak train-smoke bench demo share install uninstall deb quality ptx clean reference book \
+  deny fuzz coverage
 
 help:
 	@echo "make demo     install what is missing, build, run real sound and real video through the elements"
@@ -33,6 +38,11 @@ help:
 	@echo "make deb      two Debian packages in target/debian: the plugin, and the command ssm"
 	@echo "make lint     formatting and clippy only"
 	@echo "make ptx      make the PTX of the CUDA kernels anew, with NVRTC from PyPI; no card is needed"
+	@echo "make book     the pages of docs/ as HTML, in target/book"
+	@echo "make reference  write docs/reference and docs/interface.txt from the registry"
+	@echo "make deny     licences, sources and known weaknesses of what is built in"
+	@echo "make fuzz     every fuzz target for SECONDS_EACH=60; PLANTED=1 looks whether they find a bug"
+	@echo "make coverage how much of the code the tests run"
 	@echo "make quality  PESQ and STOI for ssm eval-denoise, into .venv"
 
 deps:
@@ -99,6 +109,27 @@ deb: share
 	$(CARGO) deb -q -p gst-plugin-ssm --no-build --multiarch same
 	$(CARGO) deb -q -p ssm-pipelines --no-build
 	@ls target/debian/*.deb
+
+reference: deps
+	@mkdir -p docs/reference
+	$(CARGO) run -q -p ssm-tests --bin reference
+
+book:
+	$(call tool,mdbook,--no-default-features --features search mdbook@0.5.4)
+	@PATH=$$PWD/$(TOOLS):$$PATH .ci/book
+
+# Known weaknesses are asked of a database on the network: offline, `make deny CHECKS="licenses bans sources"`.
+deny:
+	$(call tool,cargo-deny,cargo-deny@0.20.2)
+	$(TOOLS)/cargo-deny check $(or $(CHECKS),licenses bans sources advisories)
+
+fuzz: deps
+	$(call tool,cargo-fuzz,cargo-fuzz@0.13.2)
+	@PATH=$$PWD/$(TOOLS):$$PATH tests/fuzz/run.sh
+
+coverage: deps
+	$(call tool,cargo-llvm-cov,cargo-llvm-cov@0.9.1)
+	$(TOOLS)/cargo-llvm-cov llvm-cov --workspace --no-fail-fast --summary-only $(COVERAGE)
 
 # pesq comes as C source.
 quality:
