@@ -255,6 +255,9 @@ impl<'a> Golden<'a> {
         (outcome.max_abs, outcome.tol) = self.worst;
         match self.failed {
             Some(why) => Verdict::Fail(why),
+            None if matches!(self.options.device, Device::Cuda(_)) && !self.on_card.get() => {
+                Verdict::Unsupported("nothing of it runs on a card".into())
+            }
             None if self.compared == 0 => Verdict::Unsupported("nothing in the file could be compared".into()),
             None => Verdict::Pass,
         }

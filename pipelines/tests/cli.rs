@@ -90,11 +90,11 @@ fn a_card_is_used_where_there_is_one() {
     let (passed, said) = on_card(&["verify", &vim, "--device", "cuda"], &[]);
     assert!(passed && said.contains("1 passed, 0 failed, 0 unsupported"), "{said}");
     let (_, said) = on_card(&["verify", &other, "--device", "cuda"], &[]);
-    assert!(said.contains("UNSUPPORTED(models of family s4 run on the processor only"), "{said}");
+    assert!(said.contains("UNSUPPORTED(nothing of it runs on a card)"), "{said}");
     let (passed, said) = on_card(&["inspect", &vim, "--device", "auto"], &[]);
     assert!(passed && said.contains("device        cuda:0\ncard          runner\n"), "{said}");
     let (passed, said) = on_card(&["inspect", &other, "--device", "auto"], &[]);
-    assert!(passed && said.contains("device        cpu\ndevice_note   models of family s4"), "{said}");
+    assert!(passed && said.contains("device        cpu\ndevice_note   this s4 model"), "{said}");
     for (what, value, part) in [
         ("SSM_RUNNER_VERSION", "11080", "the CUDA driver is of version 11.8, 12.0 is needed"),
         ("SSM_RUNNER_DEVICES", "0", "no card 0: there are 0"),

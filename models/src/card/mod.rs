@@ -67,7 +67,7 @@ impl Device {
         };
         let why = match Card::open(index).and_then(|card| OnCard::new(card, model.clone())) {
             Ok(Some(model)) => return Ok(Placed { model: Arc::new(model), note: None }),
-            Ok(None) => format!("models of family {} run on the processor only: device=cpu", model.info().family),
+            Ok(None) => format!("this {} model runs on the processor only: device=cpu", model.info().family),
             Err(CardError::NoDriver) => format!("{}; use device=cpu or device=auto", CardError::NoDriver),
             Err(error) => error.to_string(),
         };
