@@ -1,6 +1,6 @@
 //! Elements that look or listen and let the media pass untouched: what they have in common, as functions over one trait.
 
-use crate::base::{Base, lock};
+use crate::base::{Base, lock, text};
 use crate::ear::{Ear, Heard};
 use crate::eye::{Eye, Look};
 use crate::model::Counters;
@@ -256,6 +256,7 @@ pub(crate) fn set_caps<T: Analyser>(imp: &T, caps: &gst::Caps) -> Result<(), gst
             Ok(())
         }
         Err(error) => {
+            let error = text(&error);
             gst::element_error!(element(imp), gst::CoreError::Negotiation, ("{error}"));
             Err(gst::loggable_error!(crate::CAT, "{error}"))
         }

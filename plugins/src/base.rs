@@ -7,6 +7,11 @@ use ssm_models::{Engine, Error, Snapshot};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+/// An error for GLib, whose texts end at a zero byte: names in a file may hold one.
+pub(crate) fn text(error: &impl std::fmt::Display) -> String {
+    error.to_string().replace('\0', "\\0")
+}
+
 /// Locks; what a panic left behind is used as it is.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -152,7 +157,7 @@ impl Base {
                 true
             }
             Some(Err(error)) => {
-                gst::element_warning!(obj, gst::ResourceError::Settings, ("load-state: {error}"));
+                gst::element_warning!(obj, gst::ResourceError::Settings, ("load-state: {}", text(&error)));
                 false
             }
             None => {

@@ -1,7 +1,7 @@
 //! The model of an element: opening it, and another one in its place while the element plays. That one is opened in a
 //! thread of its own and takes over between two buffers, so that no buffer waits for a file.
 
-use crate::base::{Base, lock};
+use crate::base::{Base, lock, text};
 use crate::model::ModelSettings;
 use gst::prelude::*;
 use gst::subclass::prelude::*;
@@ -111,7 +111,7 @@ pub(crate) fn before<T: Modelled>(imp: &T, transition: gst::StateChange) -> Resu
         && let Err(error) = open(imp)
     {
         flowing.store(false, Ordering::Relaxed);
-        gst::element_error!(element(imp), gst::ResourceError::OpenRead, ("{error}"));
+        gst::element_error!(element(imp), gst::ResourceError::OpenRead, ("{}", text(&error)));
         return Err(gst::StateChangeError);
     }
     Ok(())
@@ -194,7 +194,7 @@ pub(crate) fn refuse<T: Modelled>(imp: &T, error: &Error) {
     gst::element_warning!(
         obj,
         gst::ResourceError::OpenRead,
-        ("model: {error}; {} goes on", running.as_deref().unwrap_or("the old one"))
+        ("model: {}; {} goes on", text(error), running.as_deref().unwrap_or("the old one"))
     );
     imp.with_model(|model| model.model = running);
     obj.notify("model");

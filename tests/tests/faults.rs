@@ -309,6 +309,38 @@ fn labels_may_be_anything_or_are_refused_by_name() {
     }
 }
 
+/// The bindings take a text for one of C's, which ends at a zero byte.
+#[test]
+fn zero_bytes_in_names_reach_no_message() {
+    let folder = Folder::new("zero");
+    let tensor = |name: &str| {
+        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![1], &[0; 4]).expect("four bytes");
+        safetensors::serialize([(name.to_owned(), view)], None).expect("a file")
+    };
+    let refused = |property: &str, path: &str| {
+        ssm_tests::element::init();
+        let line = format!(
+            "audiotestsrc num-buffers=2 ! audioconvert ! audioresample ! ssmdenoise {property}={path} ! fakesink"
+        );
+        let pipeline = gst::parse::launch(&line).expect("the line parses");
+        _ = pipeline.set_state(gst::State::Playing);
+        let text = complaint(&pipeline.bus().expect("a pipeline has a bus"), gst::MessageType::Error);
+        pipeline.set_state(gst::State::Null).expect("back to NULL");
+        text
+    };
+    let model = folder.file("model.safetensors");
+    std::fs::write(&model, tensor("a\0b")).expect("a temporary file");
+    let text = refused("model", &model);
+    assert!(text.contains("no known model family") && text.contains("known: vim"), "{text}");
+
+    let state = folder.file("state");
+    let metadata = Some([("format".to_owned(), "ssm\0state".to_owned())].into());
+    let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![1], &[0; 4]).expect("four bytes");
+    std::fs::write(&state, safetensors::serialize([("x", view)], metadata).expect("a file")).expect("a temporary file");
+    let text = refused("state-in", &state);
+    assert!(text.contains("format: expected ssm-state, got ssm") && text.ends_with("state"), "{text}");
+}
+
 /// Everything that may be set, asked and called while playing, from another thread all the time.
 #[test]
 fn another_thread_may_set_and_ask_anything_while_playing() {

@@ -16,7 +16,7 @@
 //! comes out, unless `state-out` is set: then it goes into the snapshot, and a run that starts with it as `state-in`
 //! continues to the bit.
 
-use crate::base::{Base, lock, metadata, templates};
+use crate::base::{Base, lock, metadata, templates, text};
 use crate::ear::{self, TOLERANCE};
 use crate::model::{Counters, ModelSettings};
 use crate::reload::{self, Holds, Modelled, Reload};
@@ -248,6 +248,7 @@ impl Denoise {
         };
         let restored = self.base.restored(&engine).map(|restored| restored.or_else(goes_on));
         if let Err(error) = restored.and_then(|s| s.map_or(Ok(()), |s| audio.restore(s))) {
+            let error = text(&error);
             gst::element_imp_error!(self, gst::ResourceError::Settings, ("state-in: {error}"));
             return Err(gst::loggable_error!(CAT, "state-in: {error}"));
         }
