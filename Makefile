@@ -25,7 +25,7 @@ TOOLS := target/tools/bin
 tool = @test -x $(TOOLS)/$(1) || $(CARGO) install -q --locked --debug --root target/tools $(2)
 
 .PHONY: help deps build lint test soak train-smoke bench demo share install uninstall deb quality ptx clean reference book \
-  deny fuzz coverage
+  deny fuzz miri coverage
 
 help:
 	@echo "make demo     install what is missing, build, run real sound and real video through the elements"
@@ -42,6 +42,7 @@ help:
 	@echo "make reference  write docs/reference and docs/interface.txt from the registry"
 	@echo "make deny     licences, sources and known weaknesses of what is built in"
 	@echo "make fuzz     every fuzz target for SECONDS_EACH=60; PLANTED=1 looks whether they find a bug"
+	@echo "make miri     tests of the scalar kernels, interpreted; needs a nightly compiler with miri"
 	@echo "make coverage how much of the code the tests run"
 	@echo "make quality  PESQ and STOI for ssm eval-denoise, into .venv"
 
@@ -126,6 +127,11 @@ deny:
 fuzz: deps
 	$(call tool,cargo-fuzz,cargo-fuzz@0.13.2)
 	@PATH=$$PWD/$(TOOLS):$$PATH tests/fuzz/run.sh
+
+# The interpreter adds errors of rounding of its own unless it is told not to; the tests allow theirs only.
+miri:
+	cd kernels && MIRIFLAGS="-Zmiri-disable-isolation -Zmiri-deterministic-floats" SSM_CPU=scalar RUST_BACKTRACE=0 \
+	  $(CARGO) +nightly miri test --target-dir ../target/miri --lib -- activation:: patch:: cross_scan:: causal_conv1d::
 
 coverage: deps
 	$(call tool,cargo-llvm-cov,cargo-llvm-cov@0.9.1)
