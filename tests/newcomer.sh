@@ -19,10 +19,14 @@ mount --bind -o ro "$(git -C "$here" rev-parse --path-format=absolute --git-comm
 cp /etc/resolv.conf "$root/etc/resolv.conf"
 commit=$(git -C "$here" rev-parse HEAD)
 within() {
-  chroot "$root" env -i PATH=/opt/rust/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root DEBIAN_FRONTEND=noninteractive bash -euc "$1"
+  chroot "$root" env -i PATH=/opt/rust/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root DEBIAN_FRONTEND=noninteractive \
+    PIP_CERT=/etc/ssl/certs/ca-certificates.crt bash -euc "$1"
 }
 within 'apt-get update -qq && apt-get install -y -qq --no-install-recommends git ca-certificates make >/dev/null
   git config --global --add safe.directory "*"'
+# Authorities that this machine trusts beside Debian's, such as a company's.
+cp /usr/local/share/ca-certificates/*.crt "$root/usr/local/share/ca-certificates/" 2>/dev/null || true
+within 'update-ca-certificates >/dev/null 2>&1'
 
 start=$SECONDS
 within "rm -rf /root/gst-plugin-ssm && git clone -q /opt/source /root/gst-plugin-ssm && cd /root/gst-plugin-ssm &&
