@@ -1,7 +1,7 @@
 //! A few threads that split one op: fork and join in about a microsecond while the work keeps coming.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 /// Turns a worker spins before it sleeps; about 50 µs. Between the ops of one forward pass it never sleeps, between
@@ -16,22 +16,27 @@ pub struct Team {
     busy: AtomicBool,
 }
 
+const OPEN: u64 = 1 << 31;
+const INSIDE: u64 = OPEN - 1;
+const ONE_TURN: u64 = 1 << 32;
+
 type Job = *const (dyn Fn(usize) + Sync);
 
 struct Shared {
-    /// The job of the current turn; written before `turn` moves, read after it is seen to move.
+    /// The job of the current turn; written before the turn opens, read by those who have entered it.
     job: std::cell::UnsafeCell<Option<Job>>,
     parts: AtomicUsize,
     next: AtomicUsize,
-    turn: AtomicUsize,
-    /// Workers that have not finished the current turn.
-    running: AtomicUsize,
+    /// The turn's number in the upper half, [`OPEN`] while it may be entered, and in the low bits how many workers are in
+    /// it. The caller closes the turn when no part is left and waits for those inside only: a worker that the machine did
+    /// not let run keeps nobody waiting.
+    turn: AtomicU64,
     panicked: AtomicBool,
     stop: AtomicBool,
 }
 
-// SAFETY: `job` is written only by the holder of `busy` while `running` is 0, and read only by workers between the
-// release of `turn` and their release of `running`; the pointee is Sync and outlives that time (see `split`).
+// SAFETY: `job` is written only by the holder of `busy` while the turn is closed with nobody inside, and read only by
+// workers inside an open turn; the pointee is Sync and outlives that time (see `split`).
 unsafe impl Sync for Shared {}
 // SAFETY: as above; the raw pointer is never used by a thread after `split` returned.
 unsafe impl Send for Shared {}
@@ -43,8 +48,7 @@ impl Team {
             job: std::cell::UnsafeCell::new(None),
             parts: AtomicUsize::new(0),
             next: AtomicUsize::new(0),
-            turn: AtomicUsize::new(0),
-            running: AtomicUsize::new(0),
+            turn: AtomicU64::new(0),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
         });
@@ -80,13 +84,12 @@ impl Team {
         // SAFETY: only the lifetime is erased. `finish` below waits, also on a panic, until no worker can read the
         // pointer any more, and that is before `f` goes out of scope.
         let job: Job = unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), Job>(job) };
-        // SAFETY: `busy` is held and `running` is 0, so no thread reads `job` now.
+        // SAFETY: `busy` is held and the turn is closed with nobody inside, so no thread reads `job` now.
         unsafe { *s.job.get() = Some(job) };
         s.parts.store(parts, Ordering::Relaxed);
         s.next.store(0, Ordering::Relaxed);
         s.panicked.store(false, Ordering::Relaxed);
-        s.running.store(self.threads.len(), Ordering::Relaxed);
-        s.turn.fetch_add(1, Ordering::Release);
+        s.turn.fetch_add(ONE_TURN | OPEN, Ordering::Release);
         for t in &self.threads {
             t.thread().unpark();
         }
@@ -101,16 +104,32 @@ impl Team {
         drop(finish);
         assert!(!s.panicked.load(Ordering::Relaxed), "a thread of the team panicked");
     }
+
+    /// Runs `a` and `b`, at the same time if the team has a thread to spare; what they split runs on their own thread then.
+    ///
+    /// # Panics
+    /// If one of them panics.
+    pub fn both(&self, a: impl FnOnce() + Send, b: impl FnOnce() + Send) {
+        let (a, b) = (Mutex::new(Some(a)), Mutex::new(Some(b)));
+        self.split(2, |part| {
+            if part == 0 {
+                a.lock().unwrap_or_else(PoisonError::into_inner).take().into_iter().for_each(|a| a());
+            } else {
+                b.lock().unwrap_or_else(PoisonError::into_inner).take().into_iter().for_each(|b| b());
+            }
+        });
+    }
 }
 
-/// Waits for the workers of the turn, however the caller's own part ended.
+/// Closes the turn and waits for the workers inside, however the caller's own part ended.
 struct Finish<'a>(&'a Team);
 
 impl Drop for Finish<'_> {
     fn drop(&mut self) {
         let s = &self.0.shared;
         let mut spins = 0;
-        while s.running.load(Ordering::Acquire) != 0 {
+        s.turn.fetch_and(!OPEN, Ordering::Relaxed);
+        while s.turn.load(Ordering::Acquire) & INSIDE != 0 {
             spins += 1;
             if spins < SPINS { std::hint::spin_loop() } else { std::thread::yield_now() }
         }
@@ -119,20 +138,26 @@ impl Drop for Finish<'_> {
 }
 
 fn work(s: &Shared) {
+    // The turn that this worker was in last, its upper half.
     let mut seen = 0;
     loop {
         let mut spins = 0;
-        while s.turn.load(Ordering::Acquire) == seen {
+        loop {
             if s.stop.load(Ordering::Relaxed) {
                 return;
+            }
+            let turn = s.turn.load(Ordering::Relaxed);
+            let fresh = turn & OPEN != 0 && turn / ONE_TURN != seen;
+            if fresh && s.turn.compare_exchange(turn, turn + 1, Ordering::Acquire, Ordering::Relaxed).is_ok() {
+                seen = turn / ONE_TURN;
+                break;
             }
             spins += 1;
             if spins < SPINS { std::hint::spin_loop() } else { std::thread::park() }
         }
-        seen = seen.wrapping_add(1);
         let parts = s.parts.load(Ordering::Relaxed);
-        // SAFETY: `turn` moved, so `job` was written before; the caller waits for `running`, which this thread has not
-        // yet lowered, so the job is alive and unchanged.
+        // SAFETY: the turn was open, so `job` was written before; the caller waits until this thread is no longer inside,
+        // so the job is alive and unchanged.
         let job = unsafe { (*s.job.get()).map(|j| &*j) };
         if let Some(job) = job {
             let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
@@ -148,7 +173,7 @@ fn work(s: &Shared) {
                 s.panicked.store(true, Ordering::Relaxed);
             }
         }
-        s.running.fetch_sub(1, Ordering::Release);
+        s.turn.fetch_sub(1, Ordering::Release);
     }
 }
 
@@ -199,6 +224,43 @@ mod tests {
             }
         });
         assert_eq!(count.load(Ordering::Relaxed), 4 * 200 * 4 * 3);
+    }
+
+    #[test]
+    fn a_worker_that_does_not_run_keeps_nobody_waiting() {
+        let mut team = Team::new(1);
+        let shared = team.shared.clone();
+        let idle = move || {
+            while !shared.stop.load(Ordering::Relaxed) {
+                std::thread::park()
+            }
+        };
+        team.threads.push(std::thread::spawn(idle));
+        let count = AtomicU32::new(0);
+        for _ in 0..10 {
+            team.split(7, |_| {
+                count.fetch_add(1, Ordering::Relaxed);
+            });
+        }
+        assert_eq!(count.into_inner(), 70);
+    }
+
+    #[test]
+    fn both_run_once_and_may_write() {
+        for threads in [1, 2, 3] {
+            let team = Team::new(threads);
+            for _ in 0..100 {
+                let (mut a, mut b) = (0, vec![1, 2]);
+                team.both(
+                    || {
+                        team.split(3, |_| ());
+                        a += 1;
+                    },
+                    || b.push(3),
+                );
+                assert_eq!((a, b), (1, vec![1, 2, 3]), "{threads} threads");
+            }
+        }
     }
 
     #[test]

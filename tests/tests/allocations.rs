@@ -11,6 +11,8 @@ use ssm_tests::audio::{bytes, caps};
 use ssm_tests::element::{Folder, init, make};
 use ssm_tests::fabricate::FAMILIES;
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::collections::HashSet;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -56,14 +58,24 @@ fn the_counter_counts() {
     assert_eq!(allocations(|| drop(std::hint::black_box(vec![1u8; 100]))), 1);
 }
 
+/// A thread allocates when it starts, and nobody waits for it: gives the team work until all its threads took of it.
+fn wait_for_the_workers(cx: &Cx) {
+    let seen = Mutex::new(HashSet::new());
+    while seen.lock().expect("no panic").len() < cx.team.threads() {
+        cx.team.split(8, |_| {
+            seen.lock().expect("no panic").insert(std::thread::current().id());
+            std::thread::sleep(Duration::from_micros(50));
+        });
+    }
+}
+
 fn forward_passes_allocate_nothing() {
     for (name, draw) in FAMILIES {
         for (seed, threads) in [(1, 1), (2, 2), (3, 1)] {
             let mut rng = Rng::new(seed);
             let model = draw(&mut rng).open(CpuLevel::best()).expect("it opens");
             let (cx, mut scratch) = (Cx::at(CpuLevel::best(), threads), Scratch::default());
-            // A thread allocates when it starts; a turn of the team ends when all its threads have taken it.
-            cx.team.split(2, |_| ());
+            wait_for_the_workers(&cx);
             let len = if matches!(model.info().input, Signal::Image { .. }) { 2 } else { 7 };
             let mut rows = [Row::new(&*model, len), Row::new(&*model, len)];
             let mut pass = |rows: &mut [Row]| model.forward(&cx, rows, len, &mut scratch);
