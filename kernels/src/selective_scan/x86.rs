@@ -68,7 +68,7 @@ unsafe fn states<S: Simd, const G: usize>(
             let c = s.c.ptr().add(strip.row[t] * s.c.stride() + column);
             let mut y = strip.y[t];
             for g in 0..G {
-                let da = simd::exp2_neg(delta.mul(a[g]));
+                let da = delta.mul(a[g]).exp2_neg();
                 h[g] = da.mul_add(h[g], du.mul_add(S::splat(*b.add(g)), tiny));
                 y = h[g].mul_add(S::splat(*c.add(g)), y);
             }
@@ -195,7 +195,7 @@ unsafe fn step_one<S: Simd>(s: &Scan<'_>, group: usize, row: usize, e: usize, le
         let skip = s.d.map_or(zero, |d| load(d.as_ptr().add(e), lanes));
         let dt = load::<S>(s.dt.ptr().add(row * s.dt.stride() + e), lanes).add(bias);
         let delta = scale.mul(if s.softplus { simd::softplus(dt) } else { dt });
-        let da = simd::exp2_neg(delta.mul(S::splat(LOG2_E)).mul(load(s.a.as_ptr().add(e), lanes)));
+        let da = delta.mul(S::splat(LOG2_E)).mul(load(s.a.as_ptr().add(e), lanes)).exp2_neg();
         let h = da.mul_add(load(io.h.add(e), lanes), delta.mul(u).mul_add(b, S::splat(TINY)));
         store(h, io.h.add(e), lanes);
         let mut y = skip.mul_add(u, h.mul_add(c, zero));

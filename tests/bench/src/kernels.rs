@@ -95,7 +95,7 @@ fn products(roof: &Roof, threads: usize) {
     }
 }
 
-fn scans() {
+pub fn scans() {
     println!("\nselective scan, one thread: microseconds, 10⁹ state updates a second");
     for (len, d, n, what) in [(197, 384, 16, "Vim-Ti"), (3136, 96, 1, "VMamba-T"), (1, 1536, 16, "Mamba-130m step")] {
         let (u, dt, z) = (values(len * d, 1.0), values(len * d, 1.0), values(len * d, 1.0));

@@ -1,6 +1,6 @@
 //! `make bench`: kernels against the machine's own roof and against other crates, whole models, and a stream of a
 //! million steps. With the argument `long` only the last; with `streams` only sixteen streams at once, with
-//! `model FILE` only that file.
+//! `scans` only the scan, with `model FILE` only that file.
 //!
 //! Every figure is the median of runs that alternate with their peers in one sitting. A rate above the measured roof is a
 //! mistake of the benchmark and ends it.
@@ -88,6 +88,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         };
     }
     let roof = roof::measure();
+    if args.first().is_some_and(|a| a == "scans") {
+        kernels::scans();
+        return Ok(());
+    }
     println!(
         "roof of one core: {:.0} GFLOP/s (f32 multiply-add), {:.1} GB/s (read)",
         roof.flops / 1e9,
