@@ -9,7 +9,7 @@ fn levels_agree_with_the_definition() {
     let mut rng = Rng::new(9);
     for level in levels() {
         let cx = Cx::at(level, 1);
-        for (len, d, k) in [(0, 3, 4), (1, 1, 1), (2, 5, 4), (3, 17, 4), (9, 33, 2), (40, 7, 7)] {
+        for (len, d, k) in [(0, 3, 4), (1, 1, 1), (2, 5, 4), (3, 17, 4), (9, 33, 2), (40, 7, 7), (20, 35, 18)] {
             for time in [Time::Forward, Time::Reverse] {
                 let (w, bias, x) = (rng.vec(d * k), rng.vec(d), rng.vec(len * d));
                 let old = rng.vec((k - 1) * d);
