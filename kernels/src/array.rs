@@ -136,6 +136,17 @@ impl<'a> MatMut<'a> {
         Mat { data: self.data, rows: self.rows, cols: self.cols, stride: self.stride }
     }
 
+    /// Rows `.. at` and the rest.
+    ///
+    /// # Panics
+    /// There are fewer rows.
+    pub fn split_rows(self, at: usize) -> (MatMut<'a>, MatMut<'a>) {
+        assert!(at <= self.rows, "row {at} of {}", self.rows);
+        let (front, back) = self.data.split_at_mut((at * self.stride).min(self.data.len()));
+        let of = |data, rows| MatMut { data, rows, cols: self.cols, stride: self.stride };
+        (of(front, at), of(back, self.rows - at))
+    }
+
     /// The same matrix for a shorter time.
     pub fn reborrow(&mut self) -> MatMut<'_> {
         MatMut { data: self.data, rows: self.rows, cols: self.cols, stride: self.stride }

@@ -366,12 +366,12 @@ impl Model for BandMask {
         for ((along, across), (band, full)) in self.blocks.iter().zip(&self.places.blocks) {
             // along time: x_k += mixer(norm(x_k))
             let (sum, n) = (MatMut::new(x, tokens, d), MatMut::new(normed, tokens, d));
-            add_norm(cx.level, &along.norm, Mat::new(hidden, tokens, d), sum, n);
+            add_norm(cx, &along.norm, Mat::new(hidden, tokens, d), sum, n);
             let (n, out) = (Mat::new(normed, tokens, d), MatMut::new(hidden, tokens, d));
             along.mixer.forward_lanes(cx, n, rows, bands, len, Some(band), s, out);
             // across: u = in_proj norm(x); u += mixer(norm(u)); x += out_proj silu(u)
             let (sum, n) = (MatMut::new(x, tokens, d), MatMut::new(normed, tokens, d));
-            add_norm(cx.level, &across.norm, Mat::new(hidden, tokens, d), sum, n);
+            add_norm(cx, &across.norm, Mat::new(hidden, tokens, d), sum, n);
             linear(cx, Mat::new(normed, m, wide), &across.in_proj, Act::None, Store::Set, MatMut::new(path, m, u));
             norm(cx.level, &across.norm_full, Mat::new(path, m, u), MatMut::new(narrow, m, u));
             across.mixer.forward(cx, Mat::new(narrow, m, u), rows, len, Some(full), s, MatMut::new(change, m, u));
@@ -397,7 +397,7 @@ impl Model for BandMask {
             }
         };
         let (sum, n) = (MatMut::new(x, tokens, d), MatMut::new(normed, tokens, d));
-        add_norm(cx.level, norm_f, Mat::new(hidden, tokens, d), sum, n);
+        add_norm(cx, norm_f, Mat::new(hidden, tokens, d), sum, n);
         let (mut at, normed) = (0, Mat::new(normed, m, wide));
         for (k, w) in decode.iter().enumerate() {
             let out = MatMut::strided(&mut values[at..], m, w.n(), 2 * f);

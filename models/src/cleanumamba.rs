@@ -363,7 +363,7 @@ impl CleanUMamba {
         residual.fill(0.0);
         let norm = |norm: &Norm, hidden: &[f32], residual: &mut [f32], normed: &mut [f32]| {
             let (r, n) = (MatMut::new(residual, hops, d), MatMut::new(normed, hops, d));
-            add_norm(cx.level, norm, Mat::new(hidden, hops, d), r, n);
+            add_norm(cx, norm, Mat::new(hidden, hops, d), r, n);
         };
         for (layer, at) in self.layers.iter().zip(&self.places.layers) {
             norm(&layer.norm, hidden, residual, normed);

@@ -255,7 +255,7 @@ impl Core {
                 residual.fill(0.0);
                 stack.forward(cx, [&mut *residual, &mut *x, &mut *y], rows, len, scratch, &mut |_| ());
                 let (r, y) = (MatMut::new(residual, m, d), MatMut::new(y, m, d));
-                add_norm(cx.level, norm_f, Mat::new(x, m, d), r, y);
+                add_norm(cx, norm_f, Mat::new(x, m, d), r, y);
             }
             Self::Bst(core) => core.forward(cx, x, y, rows, len, scratch),
         }

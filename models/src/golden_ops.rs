@@ -308,7 +308,7 @@ fn add_norms(g: &mut Golden<'_>) -> Result<(), Error> {
         let w = Norm::new(kind, weight.clone(), bias, eps);
         let (mut sum, mut y) = (residual.clone(), vec![0.0; x.len()]);
         let (s, out) = (MatMut::new(&mut sum, rows, d), MatMut::new(&mut y, rows, d));
-        add_norm(g.cx().level, &w, Mat::new(&x, rows, d), s, out);
+        add_norm(g.cx(), &w, Mat::new(&x, rows, d), s, out);
         g.check(&format!("{prefix}_out"), &y, 2e-6)?;
         g.check(&format!("{prefix}_residual_out"), &sum, 0.0)?;
     }

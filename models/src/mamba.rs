@@ -203,7 +203,7 @@ impl Model for MambaLm {
         residual.fill(0.0);
         self.stack.forward(cx, [&mut *residual, &mut *hidden, &mut *normed], rows, len, s, &mut |_| ());
         let (r, n) = (MatMut::new(residual, m, d), MatMut::new(normed, m, d));
-        add_norm(cx.level, &self.norm_f, Mat::new(hidden, m, d), r, n);
+        add_norm(cx, &self.norm_f, Mat::new(hidden, m, d), r, n);
         head(cx, &self.lm_head, normed, rows, len, s);
         rows.iter_mut().for_each(|r| r.state.steps += len as u64);
     }

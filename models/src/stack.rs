@@ -189,7 +189,7 @@ impl Stack {
         for layer in &self.layers {
             // residual += hidden; hidden = Σ part(norm(residual))
             let (r, n) = (MatMut::new(residual, m, d), MatMut::new(normed, m, d));
-            add_norm(cx.level, &layer.norm, Mat::new(hidden, m, d), r, n);
+            add_norm(cx, &layer.norm, Mat::new(hidden, m, d), r, n);
             let x = Mat::new(normed, m, d);
             let mut store = Store::Set;
             if let Some((mixer, at)) = &layer.mixer {

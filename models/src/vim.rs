@@ -354,7 +354,7 @@ impl Vim {
         for (i, layer) in self.layers.iter().enumerate() {
             // residual += hidden; hidden = mixer(norm(residual))
             let (h, r) = (Mat::new(hidden, m, d), MatMut::new(residual, m, d));
-            add_norm(cx.level, &layer.norm, h, r, MatMut::new(normed, m, d));
+            add_norm(cx, &layer.norm, h, r, MatMut::new(normed, m, d));
             let out = MatMut::new(hidden, m, d);
             layer.mixer.forward(cx, Mat::new(normed, m, d), rows, l, self.state.get(i), s, out);
         }
@@ -383,7 +383,7 @@ impl Vim {
         let (d, l, k) = (c.embed_dim, c.tokens(), c.num_classes);
         let mut norm_row = |row: usize, out: &mut [f32]| {
             let x = Mat::new(&hidden[row * d..], 1, d);
-            add_norm(cx.level, &self.norm_f, x, MatMut::new(&mut residual[row * d..], 1, d), MatMut::new(out, 1, d));
+            add_norm(cx, &self.norm_f, x, MatMut::new(&mut residual[row * d..], 1, d), MatMut::new(out, 1, d));
         };
         let head = |x: &[f32], rows: usize, y: &mut [f32]| match &self.head {
             Some(head) => linear(cx, Mat::new(x, rows, d), head, Act::None, Store::Set, MatMut::new(y, rows, k)),

@@ -37,7 +37,7 @@ pub(super) fn native() -> bool {
 }
 
 thread_local! {
-    /// Rounded inputs; grown to the largest product of the thread and then kept.
+    /// Rounded inputs of a block of rows; large enough from the start for all but the widest products, then grown and kept.
     static ROUNDED: RefCell<Slab> = RefCell::new(Slab::zeros(0));
 }
 
@@ -75,7 +75,7 @@ pub(super) fn rounded(level: CpuLevel, x: Mat<'_>, f: impl FnOnce(Mat<'_>)) {
     let pairs = k.div_ceil(2);
     let mut slab = ROUNDED.replace(Slab::zeros(0));
     if slab.len() < m * pairs {
-        slab = Slab::zeros(m * pairs);
+        slab = Slab::zeros((m * pairs).max(super::ROWS * 2048));
     }
     let out = &mut slab[..m * pairs];
     match level {

@@ -14,6 +14,7 @@ mod half;
 use crate::activation::Act;
 use crate::array::{Mat, MatMut, Slab};
 use crate::{CpuLevel, Cx};
+use std::ops::Range;
 
 /// Weights of a linear map from `k` to `n` values, packed for one instruction level.
 ///
@@ -170,22 +171,13 @@ impl Linear {
 ///
 /// # Panics
 /// The shapes of `x`, `w` and `y` do not fit.
-pub fn linear(cx: &Cx, x: Mat<'_>, w: &Linear, act: Act, store: Store, y: MatMut<'_>) {
+pub fn linear(cx: &Cx, x: Mat<'_>, w: &Linear, act: Act, store: Store, mut y: MatMut<'_>) {
     let m = x.rows();
     assert!(x.cols() == w.k, "linear: expected {} input columns, got {}", w.k, x.cols());
     assert!(y.rows() == m && y.cols() == w.n, "linear: expected output {m}x{}, got {}x{}", w.n, y.rows(), y.cols());
     if m == 0 || w.n == 0 {
         return;
     }
-    match w.precision {
-        Precision::F32 => run(cx, x, w, act, store, y),
-        Precision::Bf16 => half::rounded(w.level, x, |x| run(cx, x, w, act, store, y)),
-    }
-}
-
-/// `linear` of checked shapes; in bf16 `x` holds pairs, as the panels do.
-fn run(cx: &Cx, x: Mat<'_>, w: &Linear, act: Act, store: Store, mut y: MatMut<'_>) {
-    let m = x.rows();
     let p = w.level.panel();
     let panels = w.n.div_ceil(p);
     // Blocks of rows by groups of panels; small products stay on one thread.
@@ -201,23 +193,39 @@ fn run(cx: &Cx, x: Mat<'_>, w: &Linear, act: Act, store: Store, mut y: MatMut<'_
     cx.team.split(m.div_ceil(row_block) * groups, |part| {
         let rows = part / groups * row_block..(part / groups * row_block + row_block).min(m);
         let cols = part % groups * panel_group..(part % groups * panel_group + panel_group).min(panels);
-        match w.level {
-            CpuLevel::Scalar => scalar(x, w, rows, cols, &out),
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: `pack_with` bounds the level by what the machine has; `linear` checked the shapes.
-            level => unsafe {
-                match (level, w.precision) {
-                    (CpuLevel::Avx512, Precision::F32) => x86::avx512(x, w, rows, cols, &out),
-                    (CpuLevel::Avx512, Precision::Bf16) if half::native() => x86::avx512_bf16(x, w, rows, cols, &out),
-                    (CpuLevel::Avx512, Precision::Bf16) => x86::avx512_half(x, w, rows, cols, &out),
-                    (_, Precision::F32) => x86::avx2(x, w, rows, cols, &out),
-                    (_, Precision::Bf16) => x86::avx2_half(x, w, rows, cols, &out),
+        match w.precision {
+            Precision::F32 => block(x, 0, w, rows, cols, &out),
+            // Each part rounds its own rows: several parts may round the same ones, but none waits for another.
+            Precision::Bf16 => {
+                for first in rows.clone().step_by(ROWS) {
+                    let rows = first..rows.end.min(first + ROWS);
+                    half::rounded(w.level, x.sub_rows(rows.clone()), |x| block(x, first, w, rows, cols.clone(), &out));
                 }
-            },
-            #[cfg(not(target_arch = "x86_64"))]
-            _ => scalar(x, w, rows, cols, &out),
+            }
         }
     });
+}
+
+/// Output rows `rows` of the panels `panels`; row 0 of `x` is row `first`. In bf16 `x` holds pairs, as the panels do.
+fn block(x: Mat<'_>, first: usize, w: &Linear, rows: Range<usize>, panels: Range<usize>, out: &Out) {
+    let out = &out.from(first);
+    let rows = rows.start - first..rows.end - first;
+    match w.level {
+        CpuLevel::Scalar => scalar(x, w, rows, panels, out),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `pack_with` bounds the level by what the machine has; `linear` checked the shapes.
+        level => unsafe {
+            match (level, w.precision) {
+                (CpuLevel::Avx512, Precision::F32) => x86::avx512(x, w, rows, panels, out),
+                (CpuLevel::Avx512, Precision::Bf16) if half::native() => x86::avx512_bf16(x, w, rows, panels, out),
+                (CpuLevel::Avx512, Precision::Bf16) => x86::avx512_half(x, w, rows, panels, out),
+                (_, Precision::F32) => x86::avx2(x, w, rows, panels, out),
+                (_, Precision::Bf16) => x86::avx2_half(x, w, rows, panels, out),
+            }
+        },
+        #[cfg(not(target_arch = "x86_64"))]
+        _ => scalar(x, w, rows, panels, out),
+    }
 }
 
 /// Rows that one task takes: a multiple of both tile heights, small enough that they stay in the second-level cache.
@@ -231,10 +239,17 @@ struct Out {
     store: Store,
 }
 
+impl Out {
+    /// The same with row `first` in place of row 0.
+    fn from(&self, first: usize) -> Self {
+        Self { ptr: self.ptr.wrapping_add(first * self.stride), ..*self }
+    }
+}
+
 // SAFETY: each part of `linear` writes only its own rows and columns of the exclusively borrowed output.
 unsafe impl Sync for Out {}
 
-fn scalar(x: Mat<'_>, w: &Linear, rows: std::ops::Range<usize>, panels: std::ops::Range<usize>, out: &Out) {
+fn scalar(x: Mat<'_>, w: &Linear, rows: Range<usize>, panels: Range<usize>, out: &Out) {
     let p = w.level.panel();
     for r in rows {
         let x = x.row(r);

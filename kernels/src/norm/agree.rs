@@ -7,15 +7,16 @@ use crate::testing::{Rng, levels};
 #[test]
 fn levels_agree_with_the_definition() {
     let mut rng = Rng::new(11);
-    for level in levels() {
-        for (rows, d) in [(0, 4), (1, 1), (3, 31), (2, 32), (5, 33), (4, 192), (1, 1000)] {
+    for (level, threads) in levels().into_iter().flat_map(|level| [(level, 1), (level, 2)]) {
+        let cx = Cx::at(level, threads);
+        for (rows, d) in [(0, 4), (1, 1), (3, 31), (2, 32), (5, 33), (4, 192), (1, 1000), (101, 192)] {
             for kind in [Kind::Rms, Kind::Layer] {
                 let w = Norm::new(kind, rng.vec(d), Some(rng.vec(d)), 1e-5);
                 let x: Vec<f32> = rng.vec(rows * d).iter().map(|v| v + 0.5).collect();
                 let start = rng.vec(rows * d);
                 let (mut residual, mut y) = (start.clone(), vec![0.0; rows * d]);
                 let x_mat = Mat::new(&x, rows, d);
-                add_norm(level, &w, x_mat, MatMut::new(&mut residual, rows, d), MatMut::new(&mut y, rows, d));
+                add_norm(&cx, &w, x_mat, MatMut::new(&mut residual, rows, d), MatMut::new(&mut y, rows, d));
                 let mut plain = vec![0.0; rows * d];
                 norm(level, &w, Mat::new(&residual, rows, d), MatMut::new(&mut plain, rows, d));
                 assert_eq!(plain, y, "{level}: norm and add_norm differ");

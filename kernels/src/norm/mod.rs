@@ -5,8 +5,11 @@
 
 mod agree;
 
-use crate::CpuLevel;
 use crate::array::{Mat, MatMut};
+use crate::{CpuLevel, Cx};
+
+/// Values from which on two threads are faster than one.
+const WORTH_TWO: usize = 1 << 14;
 
 /// Which statistics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,9 +60,21 @@ pub fn norm(level: CpuLevel, w: &Norm, x: Mat<'_>, mut y: MatMut<'_>) {
 ///
 /// # Panics
 /// A shape does not fit.
-pub fn add_norm(level: CpuLevel, w: &Norm, x: Mat<'_>, mut residual: MatMut<'_>, mut y: MatMut<'_>) {
+pub fn add_norm(cx: &Cx, w: &Norm, x: Mat<'_>, residual: MatMut<'_>, y: MatMut<'_>) {
     check(w, x.rows(), x.cols(), &y);
     check(w, x.rows(), x.cols(), &residual);
+    if cx.team.threads() == 1 || x.rows() * x.cols() < WORTH_TWO {
+        return add_norm_rows(cx.level, w, x, residual, y);
+    }
+    let half = x.rows() / 2;
+    let ((r0, r1), (y0, y1)) = (residual.split_rows(half), y.split_rows(half));
+    cx.team.both(
+        || add_norm_rows(cx.level, w, x.sub_rows(0..half), r0, y0),
+        || add_norm_rows(cx.level, w, x.sub_rows(half..x.rows()), r1, y1),
+    );
+}
+
+fn add_norm_rows(level: CpuLevel, w: &Norm, x: Mat<'_>, mut residual: MatMut<'_>, mut y: MatMut<'_>) {
     for r in 0..x.rows() {
         let sum = residual.row(r);
         sum.iter_mut().zip(x.row(r)).for_each(|(s, x)| *s += x);
