@@ -58,6 +58,66 @@ fn part(range: &Range<usize>, i: usize, n: usize) -> Range<usize> {
     range.start + i * each..range.start + (i + 1) * each
 }
 
+/// Where a pass finds its steps.
+struct Place<'a> {
+    /// `[x | z]` of every lane, a row for each step of every sequence.
+    xz: Mat<'a>,
+    lanes: usize,
+    len: usize,
+}
+
+/// What a direction computes on its way.
+struct Room<'a> {
+    c: &'a mut [f32],
+    dbc: &'a mut [f32],
+    dt: &'a mut [f32],
+    y: &'a mut [f32],
+    /// The convolution's tail and h where no state is carried.
+    tail: &'a mut [f32],
+    h: &'a mut [f32],
+}
+
+/// Where the sequences of a direction begin and end.
+enum Ends<'a> {
+    /// Forward, from the rows' state if there is one.
+    Rows(&'a mut [Row], Option<&'a MixerState>),
+    /// Backward from zero, at these rates.
+    Backward(&'a [f32]),
+}
+
+impl Ends<'_> {
+    fn rows(&self) -> usize {
+        match self {
+            Self::Rows(rows, _) => rows.len(),
+            Self::Backward(rates) => rates.len(),
+        }
+    }
+
+    fn rate(&self, i: usize) -> f32 {
+        match self {
+            Self::Rows(rows, _) => rows[i].rate,
+            Self::Backward(rates) => rates[i],
+        }
+    }
+
+    fn time(&self) -> Time {
+        if matches!(self, Self::Rows(..)) { Time::Forward } else { Time::Reverse }
+    }
+
+    /// A span of sequence i's carried state.
+    fn span(&mut self, i: usize, span: impl Fn(&MixerState) -> Range<usize>) -> Option<&mut [f32]> {
+        match self {
+            Self::Rows(rows, Some(at)) => Some(&mut rows[i].state.data[span(at)]),
+            _ => None,
+        }
+    }
+}
+
+/// `y += x`.
+fn add(y: &mut [f32], x: &[f32]) {
+    y.iter_mut().zip(x).for_each(|(y, x)| *y += x);
+}
+
 /// What a mixer computes on its way, a row per step.
 pub(crate) struct Taps<'a> {
     /// `silu(conv1d(x))`, (E).
@@ -189,11 +249,14 @@ impl Mixer {
     /// Working memory for `rows` rows.
     pub(crate) fn scratch_len(&self, rows: usize) -> usize {
         let (e, k) = (self.e, self.forward.conv1d.width());
-        line(rows * 2 * e)
-            + 3 * line(rows * e)
-            + line(rows * (self.r + 2 * self.n))
-            + line((k - 1) * e)
-            + line(self.n * e)
+        let direction = 3 * line(rows * e) + line(rows * (self.r + 2 * self.n)) + line((k - 1) * e) + line(self.n * e);
+        let backward = match self.backward {
+            Backward::None => 0,
+            // The rates, of at most as many sequences as there are rows.
+            Backward::OwnA(_) => line(rows),
+            Backward::Own(_) => direction + line(rows),
+        };
+        line(rows * 2 * e) + direction + backward
     }
 
     /// `out = mixer(x)` for `rows.len()` sequences of `len` steps each, x and out (rows · len, D). With `state`, each
@@ -225,80 +288,122 @@ impl Mixer {
         mut scratch: &mut [f32],
         out: MatMut<'_>,
     ) {
-        let (e, n, r) = (self.e, self.n, self.r);
-        let (steps, w3) = (rows.len() * len, self.r + 2 * self.n);
+        let e = self.e;
+        let (steps, s) = (rows.len() * len, &mut scratch);
         let m = steps * lanes;
-        let s = &mut scratch;
-        let (xz, c) = (carve(s, m * 2 * e), carve(s, m * e));
-        let (dbc, dt, y) = (carve(s, m * w3), carve(s, m * e), carve(s, m * e));
-        let (tail, h) = (carve(s, (self.forward.conv1d.width() - 1) * e), carve(s, n * e));
+        let xz = carve(s, m * 2 * e);
+        let mut room = self.room(s, m);
 
         // [x | z] = in_proj u
         linear(cx, x, &self.in_proj, Act::None, Store::Set, MatMut::new(xz, m, 2 * e));
-        let xz = Mat::new(xz, steps, lanes * 2 * e);
-        for time in [Time::Forward, Time::Reverse] {
-            let (w, a, fresh) = match (time, &self.backward) {
-                (Time::Forward, _) => (&self.forward, &self.forward.a, true),
-                (Time::Reverse, Backward::None) => break,
-                (Time::Reverse, Backward::OwnA(a)) => (&self.forward, a, false),
-                (Time::Reverse, Backward::Own(branch)) => (&**branch, &branch.a, true),
-            };
-            if fresh {
-                // c = silu(conv1d(x)); [dt | b | c] = x_proj c; dt = dt_proj dt
-                for (i, row) in rows.iter_mut().enumerate() {
-                    for l in 0..lanes {
-                        let x = sub(xz, i * len, len).columns(2 * l * e..(2 * l + 1) * e);
-                        let c = MatMut::strided(&mut c[(i * len * lanes + l) * e..], len, e, lanes * e);
-                        let tail = match (time, state) {
-                            (Time::Forward, Some(at)) => &mut row.state.data[part(&at.conv, l, lanes)],
-                            _ => {
-                                tail.fill(0.0);
-                                &mut *tail
-                            }
-                        };
-                        causal_conv1d(cx, &w.conv1d, x, Act::Silu, time, tail, c);
-                    }
-                }
-                let c = Mat::new(c, m, e);
-                linear(cx, c, &w.x_proj, Act::None, Store::Set, MatMut::new(dbc, m, w3));
-                let dbc = Mat::new(dbc, m, w3);
-                linear(cx, dbc.columns(0..r), &w.dt_proj, Act::None, Store::Set, MatMut::new(dt, m, e));
+        let at = Place { xz: Mat::new(xz, steps, lanes * 2 * e), lanes, len };
+        match &self.backward {
+            Backward::Own(w) if cx.team.threads() == 2 => {
+                // Each direction on a thread of its own, which then waits for the other once.
+                let (mut own, rates) = (self.room(s, m), carve(s, rows.len()));
+                rates.iter_mut().zip(rows.iter()).for_each(|(rate, row)| *rate = row.rate);
+                let (forward, backward) = (&mut room, &mut own);
+                cx.team.both(
+                    || {
+                        self.inputs(cx, &self.forward, &at, Ends::Rows(rows, state), forward);
+                        self.scan(cx, &self.forward, &self.forward.a, &at, Ends::Rows(rows, state), false, forward);
+                    },
+                    || {
+                        self.inputs(cx, w, &at, Ends::Backward(rates), backward);
+                        self.scan(cx, w, &w.a, &at, Ends::Backward(rates), false, backward);
+                    },
+                );
+                let (y, other, half) = (&mut *room.y, &*own.y, m / 2 * e);
+                let (front, back) = y.split_at_mut(half);
+                cx.team.both(|| add(front, &other[..half]), || add(back, &other[half..]));
             }
-            // y = scan(c) · silu(z), the second direction added to the first
-            for (i, row) in rows.iter_mut().enumerate() {
-                for l in 0..lanes {
-                    // A lane is some columns of a matrix that has a row for each step.
-                    let of = |x, width: usize| {
-                        sub(Mat::new(x, steps, lanes * width), i * len, len).columns(l * width..(l + 1) * width)
-                    };
-                    let dbc = of(dbc, w3);
-                    let scan = Scan {
-                        u: of(c, e),
-                        dt: of(dt, e),
-                        dt_bias: Some(&w.dt_bias),
-                        softplus: true,
-                        scale: row.rate,
-                        a,
-                        b: dbc.columns(r..r + n),
-                        c: dbc.columns(r + n..w3),
-                        d: Some(&w.d),
-                        z: Some(sub(xz, i * len, len).columns((2 * l + 1) * e..(2 * l + 2) * e)),
-                        order: if time == Time::Forward { Order::Forward } else { Order::Reverse },
-                        add: time == Time::Reverse,
-                    };
-                    let h = match (time, state) {
-                        (Time::Forward, Some(at)) => &mut row.state.data[part(&at.h, l, lanes)],
-                        _ => {
-                            h.fill(0.0);
-                            &mut *h
-                        }
-                    };
-                    let y = MatMut::strided(&mut y[(i * len * lanes + l) * e..], len, e, lanes * e);
-                    selective_scan(cx, &scan, h, y);
+            backward => {
+                self.inputs(cx, &self.forward, &at, Ends::Rows(rows, state), &mut room);
+                self.scan(cx, &self.forward, &self.forward.a, &at, Ends::Rows(rows, state), false, &mut room);
+                let (w, a) = match backward {
+                    Backward::None => (None, None),
+                    Backward::OwnA(a) => (None, Some(a)),
+                    Backward::Own(w) => (Some(&**w), Some(&w.a)),
+                };
+                if let Some(a) = a {
+                    let rates = carve(s, rows.len());
+                    rates.iter_mut().zip(rows.iter()).for_each(|(rate, row)| *rate = row.rate);
+                    if let Some(w) = w {
+                        self.inputs(cx, w, &at, Ends::Backward(rates), &mut room);
+                    }
+                    self.scan(cx, w.unwrap_or(&self.forward), a, &at, Ends::Backward(rates), true, &mut room);
                 }
             }
         }
-        linear(cx, Mat::new(y, m, e), &self.out_proj, Act::None, Store::Set, out);
+        linear(cx, Mat::new(room.y, m, e), &self.out_proj, Act::None, Store::Set, out);
+    }
+
+    /// Working memory of a direction, `m` steps.
+    fn room<'a>(&self, s: &mut &'a mut [f32], m: usize) -> Room<'a> {
+        let e = self.e;
+        Room {
+            c: carve(s, m * e),
+            dbc: carve(s, m * (self.r + 2 * self.n)),
+            dt: carve(s, m * e),
+            y: carve(s, m * e),
+            tail: carve(s, (self.forward.conv1d.width() - 1) * e),
+            h: carve(s, self.n * e),
+        }
+    }
+
+    /// `c = silu(conv1d(x)); [dt | b | c] = x_proj c; dt = dt_proj dt` of a direction.
+    fn inputs(&self, cx: &Cx, w: &Branch, at: &Place<'_>, mut ends: Ends<'_>, room: &mut Room<'_>) {
+        let (e, r, w3, lanes, len) = (self.e, self.r, self.r + 2 * self.n, at.lanes, at.len);
+        let (m, time) = (at.xz.rows() * lanes, ends.time());
+        for i in 0..ends.rows() {
+            for l in 0..lanes {
+                let x = sub(at.xz, i * len, len).columns(2 * l * e..(2 * l + 1) * e);
+                let c = MatMut::strided(&mut room.c[(i * len * lanes + l) * e..], len, e, lanes * e);
+                let tail = ends.span(i, |at| part(&at.conv, l, lanes)).unwrap_or_else(|| {
+                    room.tail.fill(0.0);
+                    &mut *room.tail
+                });
+                causal_conv1d(cx, &w.conv1d, x, Act::Silu, time, tail, c);
+            }
+        }
+        linear(cx, Mat::new(room.c, m, e), &w.x_proj, Act::None, Store::Set, MatMut::new(room.dbc, m, w3));
+        let dt = Mat::new(room.dbc, m, w3).columns(0..r);
+        linear(cx, dt, &w.dt_proj, Act::None, Store::Set, MatMut::new(room.dt, m, e));
+    }
+
+    /// `y = scan(c) · silu(z)` of a direction, or added to y.
+    fn scan(&self, cx: &Cx, w: &Branch, a: &[f32], at: &Place<'_>, mut ends: Ends<'_>, add: bool, room: &mut Room<'_>) {
+        let (e, n, r, w3, lanes, len) = (self.e, self.n, self.r, self.r + 2 * self.n, at.lanes, at.len);
+        let steps = at.xz.rows();
+        for i in 0..ends.rows() {
+            for l in 0..lanes {
+                // A lane is some columns of a matrix that has a row for each step.
+                let of = |x, width: usize| {
+                    sub(Mat::new(x, steps, lanes * width), i * len, len).columns(l * width..(l + 1) * width)
+                };
+                let dbc = of(room.dbc, w3);
+                let scan = Scan {
+                    u: of(room.c, e),
+                    dt: of(room.dt, e),
+                    dt_bias: Some(&w.dt_bias),
+                    softplus: true,
+                    scale: ends.rate(i),
+                    a,
+                    b: dbc.columns(r..r + n),
+                    c: dbc.columns(r + n..w3),
+                    d: Some(&w.d),
+                    z: Some(sub(at.xz, i * len, len).columns((2 * l + 1) * e..(2 * l + 2) * e)),
+                    order: if ends.time() == Time::Forward { Order::Forward } else { Order::Reverse },
+                    add,
+                };
+                let h = ends.span(i, |at| part(&at.h, l, lanes)).unwrap_or_else(|| {
+                    room.h.fill(0.0);
+                    &mut *room.h
+                });
+                let y = MatMut::strided(&mut room.y[(i * len * lanes + l) * e..], len, e, lanes * e);
+                selective_scan(cx, &scan, h, y);
+            }
+        }
     }
 
     /// What the last [`Mixer::forward`] of `m` steps of a mixer without backward direction left in its working memory.
