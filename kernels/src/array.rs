@@ -157,6 +157,12 @@ impl<'a> MatMut<'a> {
     }
 }
 
+/// Working memory as bytes, which overwrite what it held.
+pub(crate) fn as_bytes(values: &mut [f32]) -> &mut [u8] {
+    // SAFETY: a float is four plain bytes, every pattern of bits is one, and the exclusive borrow passes on.
+    unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), 4 * values.len()) }
+}
+
 /// Working memory as places for whole numbers; their bits overwrite what it held.
 pub(crate) fn as_indices(values: &mut [f32]) -> &mut [u32] {
     // SAFETY: f32 and u32 have the same size and alignment, every pattern of bits is a value of both, and the exclusive

@@ -142,7 +142,11 @@ pub fn open(model: &str, options: &Options) -> Result<Arc<dyn Model>, Error> {
 
 /// What a precision adds to a model's hash.
 pub(crate) fn lowered(precision: Precision) -> &'static str {
-    if precision == Precision::F32 { "" } else { " bf16" }
+    match precision {
+        Precision::F32 => "",
+        Precision::Bf16 => " bf16",
+        Precision::Int8 => " int8",
+    }
 }
 
 /// Reads the tensors of a file, a folder or a builtin name.

@@ -23,6 +23,8 @@ pub(crate) enum Precision {
     F32,
     #[enum_value(name = "bfloat16: Vim, VMamba and Mamba, faster, rounded to 3 digits", nick = "bf16")]
     Bf16,
+    #[enum_value(name = "8-bit integers: Vim, VMamba and Mamba, fastest, rounded to 2 digits", nick = "int8")]
+    Int8,
 }
 
 /// The common properties. Texts are shared: streaming threads copy this for each buffer.
@@ -250,6 +252,7 @@ impl ModelSettings {
         options.precision = match self.precision {
             Precision::F32 => linear::Precision::F32,
             Precision::Bf16 => linear::Precision::Bf16,
+            Precision::Int8 => linear::Precision::Int8,
         };
         // A file that was replaced since is another model.
         let written = std::fs::metadata(name).and_then(|m| m.modified()).ok();

@@ -100,11 +100,61 @@ fn bf16_is_the_product_of_rounded_factors() {
     }
 }
 
+#[test]
+fn int8_is_the_exact_product_of_integers() {
+    let mut rng = Rng::new(21);
+    for level in levels() {
+        for (m, n, k) in
+            [(1, 33, 7), (1, 200, 64), (2, 97, 12), (5, 31, 192), (13, 17, 9), (50, 70, 33), (197, 100, 192)]
+        {
+            let (w, bias, mut x) = (rng.vec(n * k), rng.vec(n), rng.vec(m * k));
+            // Rows of different sizes, one of zeros.
+            x.chunks_exact_mut(k).enumerate().for_each(|(r, x)| x.iter_mut().for_each(|v| *v *= (r % 5) as f32));
+            let mut packed = Linear::pack(level, &w, n, k, Some(&bias));
+            packed.lower(Precision::Int8);
+            let mut y = vec![0.0; m * n];
+            linear(&Cx::at(level, 2), Mat::new(&x, m, k), &packed, Act::None, Store::Set, MatMut::new(&mut y, m, n));
+            let integers = |v: &[f32]| {
+                let unit = v.iter().fold(0f32, |m, v| m.max(v.abs())) / 127.0;
+                let whole = move |v: &f32| if unit > 0.0 { (v * (1.0 / unit)).round_ties_even() as i64 } else { 0 };
+                (unit, v.iter().map(whole).collect::<Vec<i64>>())
+            };
+            for (i, got) in y.iter().enumerate() {
+                let ((xu, x), (wu, w)) = (integers(&x[i / n * k..][..k]), integers(&w[i % n * k..][..k]));
+                let sum: i64 = x.iter().zip(&w).map(|(x, w)| x * w).sum();
+                let want = sum as f32 * (wu * xu) + bias[i % n];
+                assert_eq!(*got, want, "{level} {m}x{n}x{k} at {i}");
+            }
+            let mut row = vec![0.0; k];
+            packed.row(n - 1, &mut row);
+            let (unit, whole) = integers(&w[(n - 1) * k..]);
+            assert!(row.iter().zip(whole).all(|(got, w)| *got == w as f32 * unit), "{level}: row");
+        }
+    }
+}
+
+#[test]
+fn int8_keeps_what_is_not_finite() {
+    for level in levels() {
+        let mut packed = Linear::pack(level, &[1.0; 40 * 5], 40, 5, None);
+        packed.lower(Precision::Int8);
+        for bad in [f32::NAN, f32::INFINITY] {
+            let x = [1.0, bad, 0.0, 2.0, 3.0, 1.0, 1.0, 1.0, 1.0, 1.0];
+            let mut y = vec![0.0; 80];
+            let x = Mat::new(&x, 2, 5);
+            linear(&Cx::at(level, 1), x, &packed, Act::None, Store::Set, MatMut::new(&mut y, 2, 40));
+            assert!(y[..40].iter().all(|v| v.is_nan()), "{level}: {bad} is lost");
+            assert!(y[40..].iter().all(|v| (v - 5.0).abs() < 1e-4), "{level}: the row beside it");
+        }
+    }
+}
+
 /// The property that the split law and batching stand on.
 #[test]
 fn a_row_does_not_depend_on_its_neighbours() {
     let mut rng = Rng::new(4);
-    for (level, precision) in levels().into_iter().flat_map(|l| [(l, Precision::F32), (l, Precision::Bf16)]) {
+    let all = [Precision::F32, Precision::Bf16, Precision::Int8];
+    for (level, precision) in levels().into_iter().flat_map(|l| all.map(|p| (l, p))) {
         let (m, n, k) = (61, 75, 51);
         let (x, w) = (rng.vec(m * k), rng.vec(n * k));
         let mut packed = Linear::pack(level, &w, n, k, None);

@@ -3,7 +3,6 @@
 use crate::CpuLevel;
 use crate::array::{Mat, Slab};
 use std::cell::RefCell;
-use std::sync::OnceLock;
 
 /// A float rounded to bfloat16, to nearest and even; NaN stays NaN.
 #[inline(always)]
@@ -23,17 +22,6 @@ pub(super) fn put(pair: f32, i: usize, v: f32) -> f32 {
 pub(super) fn get(pair: f32, i: usize) -> f32 {
     let bits = pair.to_bits();
     f32::from_bits(if i == 0 { bits << 16 } else { bits & 0xffff_0000 })
-}
-
-/// Whether the processor multiplies pairs.
-pub(super) fn native() -> bool {
-    static NATIVE: OnceLock<bool> = OnceLock::new();
-    *NATIVE.get_or_init(|| {
-        #[cfg(target_arch = "x86_64")]
-        return std::arch::is_x86_feature_detected!("avx512bf16");
-        #[cfg(not(target_arch = "x86_64"))]
-        false
-    })
 }
 
 thread_local! {

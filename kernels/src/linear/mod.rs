@@ -6,20 +6,24 @@
 //!
 //! In [`Precision::Bf16`] both factors are rounded to bfloat16 (8 bits of mantissa), their products are exact and summed in
 //! f32, of each pair of inputs the second first: half the weights to read, and twice the rate where the processor has
-//! AVX512-BF16.
+//! AVX512-BF16. In [`Precision::Int8`] both are integers of 8 bits in units of their row, summed exactly: a quarter of the
+//! weights to read, and four times the rate with AVX512-VNNI. Every level gives the same bits then, up to the activation.
 
 mod agree;
 mod half;
+mod int8;
 
 use crate::activation::Act;
 use crate::array::{Mat, MatMut, Slab};
 use crate::{CpuLevel, Cx};
 use std::ops::Range;
+#[cfg(target_arch = "x86_64")]
+use std::sync::OnceLock;
 
 /// Weights of a linear map from `k` to `n` values, packed for one instruction level.
 ///
 /// Layout: panels of P output columns (P = 8 scalar, 16 AVX2, 32 AVX-512), each panel `k` rows of P weights, zeros in
-/// the columns past `n`. In bf16 a value holds the weights of two inputs, the first in its low half.
+/// the columns past `n`. In bf16 a value holds the weights of two inputs, the first in its low half; in int8 those of four.
 #[derive(Clone)]
 pub struct Linear {
     level: CpuLevel,
@@ -28,6 +32,9 @@ pub struct Linear {
     k: usize,
     packed: Slab,
     bias: Slab,
+    /// In int8, of each output: what 1 stands for, and the bits of the integer that its sums have too much.
+    unit: Slab,
+    offset: Slab,
 }
 
 /// How the factors of a product are held.
@@ -38,6 +45,8 @@ pub enum Precision {
     F32,
     /// bfloat16: the upper half of a 32-bit float, rounded to nearest.
     Bf16,
+    /// Integers of 8 bits: weights in 127ths of the largest of their output, inputs of the largest of their row.
+    Int8,
 }
 
 impl std::fmt::Display for Precision {
@@ -45,6 +54,7 @@ impl std::fmt::Display for Precision {
         f.write_str(match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
         })
     }
 }
@@ -94,39 +104,71 @@ impl Linear {
             assert!(b.len() == n, "linear: expected {n} bias values, got {}", b.len());
             padded[..n].copy_from_slice(b);
         }
-        Self { level, precision: Precision::F32, n, k, packed, bias: padded }
+        let (unit, offset) = (Slab::zeros(0), Slab::zeros(0));
+        Self { level, precision: Precision::F32, n, k, packed, bias: padded, unit, offset }
     }
 
-    /// Rounds the weights to a lower precision; f32 leaves them as they are.
+    /// Rounds the weights, once, to a lower precision; f32 leaves them as they are.
     pub fn lower(&mut self, precision: Precision) {
-        if precision == Precision::F32 || self.precision == precision {
+        if precision == Precision::F32 || self.precision != Precision::F32 {
             return;
         }
-        let (p, pairs) = (self.level.panel(), self.k.div_ceil(2));
+        let (p, k) = (self.level.panel(), self.k);
         let panels = self.n.div_ceil(p);
-        let mut packed = Slab::zeros(panels * pairs * p);
-        for (panel, half) in self.packed.chunks_exact(self.k * p).zip(packed.chunks_exact_mut(pairs * p)) {
+        if precision == Precision::Int8 {
+            (self.unit, self.offset) = (Slab::zeros(panels * p), Slab::zeros(panels * p));
+            for column in 0..panels * p {
+                let weights = || (0..k).map(|i| self.packed[(column / p * k + i) * p + column % p]);
+                let unit = int8::unit(weights().fold(0.0, |most: f32, w| most.max(w.abs())));
+                let n = int8::per_unit(unit);
+                self.unit[column] = unit;
+                self.offset[column] = int8::offset(weights().map(|w| i32::from(int8::whole(w, n))).sum());
+            }
+        }
+        let full = std::mem::replace(&mut self.packed, Slab::zeros(0));
+        self.precision = precision;
+        let (depth, together) = (self.depth(), self.together());
+        let mut packed = Slab::zeros(panels * depth * p);
+        for (j, (panel, lower)) in
+            full.chunks_exact((k * p).max(1)).zip(packed.chunks_exact_mut((depth * p).max(1))).enumerate()
+        {
             for (i, row) in panel.chunks_exact(p).enumerate() {
-                for (pair, w) in half[i / 2 * p..][..p].iter_mut().zip(row) {
-                    *pair = half::put(*pair, i % 2, *w);
+                for (c, (v, w)) in lower[i / together * p..][..p].iter_mut().zip(row).enumerate() {
+                    *v = match precision {
+                        Precision::Int8 => {
+                            let n = int8::per_unit(self.unit[j * p + c]);
+                            int8::put(*v, i % together, int8::whole(*w, n))
+                        }
+                        _ => half::put(*v, i % together, *w),
+                    };
                 }
             }
         }
-        (self.packed, self.precision) = (packed, precision);
+        self.packed = packed;
     }
 
-    /// Rows of a panel: inputs, or pairs of them.
-    fn depth(&self) -> usize {
-        if self.precision == Precision::F32 { self.k } else { self.k.div_ceil(2) }
-    }
-
-    /// Weight of input `i` in a panel's column.
-    #[inline(always)]
-    fn weight(&self, panel: &[f32], column: usize, i: usize) -> f32 {
-        let p = self.level.panel();
+    /// Inputs whose weights lie in one value.
+    fn together(&self) -> usize {
         match self.precision {
-            Precision::F32 => panel[i * p + column],
-            Precision::Bf16 => half::get(panel[i / 2 * p + column], i % 2),
+            Precision::F32 => 1,
+            Precision::Bf16 => 2,
+            Precision::Int8 => 4,
+        }
+    }
+
+    /// Rows of a panel: inputs, or pairs or fours of them.
+    fn depth(&self) -> usize {
+        self.k.div_ceil(self.together())
+    }
+
+    /// Weight of input `i` of output `column`.
+    fn weight(&self, column: usize, i: usize) -> f32 {
+        let (p, t) = (self.level.panel(), self.together());
+        let v = self.packed[(column / p * self.depth() + i / t) * p + column % p];
+        match self.precision {
+            Precision::F32 => v,
+            Precision::Bf16 => half::get(v, i % t),
+            Precision::Int8 => f32::from(int8::get(v, i % t).cast_signed()) * self.unit[column],
         }
     }
 
@@ -146,9 +188,7 @@ impl Linear {
     /// There is no such output, or `out` has not `k` values.
     pub fn row(&self, col: usize, out: &mut [f32]) {
         assert!(col < self.n && out.len() == self.k, "linear: row {col} of {}, {} values", self.n, out.len());
-        let p = self.level.panel();
-        let panel = &self.packed[col / p * self.depth() * p..];
-        out.iter_mut().enumerate().for_each(|(i, v)| *v = self.weight(panel, col % p, i));
+        out.iter_mut().enumerate().for_each(|(i, v)| *v = self.weight(col, i));
     }
 
     /// The bias, `n` values; zeros where there is none.
@@ -163,7 +203,7 @@ impl Linear {
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        4 * (self.packed.len() + self.bias.len())
+        4 * (self.packed.len() + self.bias.len() + self.unit.len() + self.offset.len())
     }
 }
 
@@ -189,36 +229,42 @@ pub fn linear(cx: &Cx, x: Mat<'_>, w: &Linear, act: Act, store: Store, mut y: Ma
         (m, panels.div_ceil(2 * cx.team.threads()))
     };
     let groups = panels.div_ceil(panel_group);
-    let out = Out { ptr: y.ptr(), stride: y.stride(), act, store };
+    let out = Out { ptr: y.ptr(), stride: y.stride(), act, store, units: &[] };
     cx.team.split(m.div_ceil(row_block) * groups, |part| {
         let rows = part / groups * row_block..(part / groups * row_block + row_block).min(m);
         let cols = part % groups * panel_group..(part % groups * panel_group + panel_group).min(panels);
-        match w.precision {
-            Precision::F32 => block(x, 0, w, rows, cols, &out),
-            // Each part rounds its own rows: several parts may round the same ones, but none waits for another.
-            Precision::Bf16 => {
-                for first in rows.clone().step_by(ROWS) {
-                    let rows = first..rows.end.min(first + ROWS);
-                    half::rounded(w.level, x.sub_rows(rows.clone()), |x| block(x, first, w, rows, cols.clone(), &out));
+        if w.precision == Precision::F32 {
+            return block(x, w, rows, cols, &out);
+        }
+        // Each part rounds its own rows: several parts may round the same ones, but none waits for another.
+        for first in rows.clone().step_by(ROWS) {
+            let rows = first..rows.end.min(first + ROWS);
+            let (x, here, out) = (x.sub_rows(rows.clone()), 0..rows.len(), out.from(first));
+            match w.precision {
+                Precision::Int8 => {
+                    int8::rounded(w.level, x, |x, units| block(x, w, here, cols.clone(), &Out { units, ..out }))
                 }
+                _ => half::rounded(w.level, x, |x| block(x, w, here, cols.clone(), &out)),
             }
         }
     });
 }
 
-/// Output rows `rows` of the panels `panels`; row 0 of `x` is row `first`. In bf16 `x` holds pairs, as the panels do.
-fn block(x: Mat<'_>, first: usize, w: &Linear, rows: Range<usize>, panels: Range<usize>, out: &Out) {
-    let out = &out.from(first);
-    let rows = rows.start - first..rows.end - first;
+/// Output rows `rows` of the panels `panels`. Below f32 `x` holds pairs or fours, as the panels do.
+fn block(x: Mat<'_>, w: &Linear, rows: Range<usize>, panels: Range<usize>, out: &Out<'_>) {
     match w.level {
         CpuLevel::Scalar => scalar(x, w, rows, panels, out),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `pack_with` bounds the level by what the machine has; `linear` checked the shapes.
         level => unsafe {
+            let native = native();
             match (level, w.precision) {
                 (CpuLevel::Avx512, Precision::F32) => x86::avx512(x, w, rows, panels, out),
-                (CpuLevel::Avx512, Precision::Bf16) if half::native() => x86::avx512_bf16(x, w, rows, panels, out),
+                (CpuLevel::Avx512, Precision::Bf16) if native.bf16 => x86::avx512_bf16(x, w, rows, panels, out),
                 (CpuLevel::Avx512, Precision::Bf16) => x86::avx512_half(x, w, rows, panels, out),
+                (CpuLevel::Avx512, Precision::Int8) if native.vnni => x86::avx512_vnni(x, w, rows, panels, out),
+                (CpuLevel::Avx512, Precision::Int8) => x86::avx512_int8(x, w, rows, panels, out),
+                (_, Precision::Int8) => x86::avx2_int8(x, w, rows, panels, out),
                 (_, Precision::F32) => x86::avx2(x, w, rows, panels, out),
                 (_, Precision::Bf16) => x86::avx2_half(x, w, rows, panels, out),
             }
@@ -231,15 +277,35 @@ fn block(x: Mat<'_>, first: usize, w: &Linear, rows: Range<usize>, panels: Range
 /// Rows that one task takes: a multiple of both tile heights, small enough that they stay in the second-level cache.
 const ROWS: usize = 48;
 
+/// Products below f32 that the processor has instructions for.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+struct Native {
+    bf16: bool,
+    vnni: bool,
+}
+
+#[cfg(target_arch = "x86_64")]
+fn native() -> Native {
+    static NATIVE: OnceLock<Native> = OnceLock::new();
+    *NATIVE.get_or_init(|| Native {
+        bf16: std::arch::is_x86_feature_detected!("avx512bf16"),
+        vnni: std::arch::is_x86_feature_detected!("avx512vnni"),
+    })
+}
+
 /// Where the parts write: disjoint rectangles of one matrix.
-struct Out {
+#[derive(Clone, Copy)]
+struct Out<'a> {
     ptr: *mut f32,
     stride: usize,
     act: Act,
     store: Store,
+    /// In int8, what 1 stands for in each row of inputs.
+    units: &'a [f32],
 }
 
-impl Out {
+impl Out<'_> {
     /// The same with row `first` in place of row 0.
     fn from(&self, first: usize) -> Self {
         Self { ptr: self.ptr.wrapping_add(first * self.stride), ..*self }
@@ -247,24 +313,29 @@ impl Out {
 }
 
 // SAFETY: each part of `linear` writes only its own rows and columns of the exclusively borrowed output.
-unsafe impl Sync for Out {}
+unsafe impl Sync for Out<'_> {}
 
-fn scalar(x: Mat<'_>, w: &Linear, rows: Range<usize>, panels: Range<usize>, out: &Out) {
+fn scalar(x: Mat<'_>, w: &Linear, rows: Range<usize>, panels: Range<usize>, out: &Out<'_>) {
     let p = w.level.panel();
     for r in rows {
         let x = x.row(r);
         for col in panels.start * p..(panels.end * p).min(w.n) {
             let panel = &w.packed[col / p * w.depth() * p..];
-            let mut sum = 0.0;
-            for (i, x) in x.iter().enumerate() {
-                let w_at = panel[i * p + col % p];
-                if w.precision == Precision::F32 {
-                    sum += x * w_at;
-                } else {
-                    sum += half::get(*x, 1) * half::get(w_at, 1);
-                    sum += half::get(*x, 0) * half::get(w_at, 0);
+            let terms = x.iter().zip(panel.iter().skip(col % p).step_by(p));
+            let sum = match w.precision {
+                Precision::F32 => terms.fold(0.0, |sum, (x, w)| sum + x * w),
+                Precision::Bf16 => terms.fold(0.0, |sum, (x, w)| {
+                    let sum = sum + half::get(*x, 1) * half::get(*w, 1);
+                    sum + half::get(*x, 0) * half::get(*w, 0)
+                }),
+                Precision::Int8 => {
+                    let four = |x, w| {
+                        (0..4).map(move |i| i32::from(int8::get(x, i)) * i32::from(int8::get(w, i).cast_signed()))
+                    };
+                    let sum = terms.flat_map(|(x, w)| four(*x, *w)).sum();
+                    int8::value(sum, w.offset[col]) * (w.unit[col] * out.units[r])
                 }
-            }
+            };
             let v = out.act.scalar(sum + w.bias[col]);
             // SAFETY: r < m and col < n, inside the output whose shape `linear` checked; see `Out`.
             unsafe {
@@ -286,14 +357,23 @@ mod x86 {
     use crate::activation::x86::act;
     use crate::array::Mat;
     use crate::simd::Simd;
-    use std::arch::x86_64::{__m256, __m512, __m512bh, _mm512_dpbf16_ps};
+    use std::arch::x86_64::*;
     use std::ops::Range;
 
-    /// What one entry of x and a vector of weights add to a vector of sums.
+    /// What one entry of x and a vector of weights add to a vector of sums, and what the sums stand for.
     trait Product<S> {
         /// # Safety
         /// The features of the product.
         unsafe fn add(x: S, w: S, sum: S) -> S;
+
+        /// The sums of row `row` and the outputs from `col` on.
+        ///
+        /// # Safety
+        /// The features of the product; the row is one of the block, the outputs lie in a panel.
+        #[inline(always)]
+        unsafe fn value(sum: S, _w: &Linear, _col: usize, _out: &Out<'_>, _row: usize) -> S {
+            sum
+        }
     }
 
     /// Of floats.
@@ -302,6 +382,10 @@ mod x86 {
     struct Apart;
     /// Of pairs of bfloat16, by AVX512-BF16.
     struct Pairs;
+    /// Of fours of bytes, taken apart.
+    struct Bytes;
+    /// Of fours of bytes, by AVX512-VNNI.
+    struct Fours;
 
     impl<S: Simd> Product<S> for Single {
         #[inline(always)]
@@ -330,6 +414,76 @@ mod x86 {
         }
     }
 
+    impl Product<__m256> for Bytes {
+        #[inline(always)]
+        unsafe fn add(x: __m256, w: __m256, sum: __m256) -> __m256 {
+            // SAFETY: the caller has AVX2.
+            unsafe {
+                let (x, w, low) = (_mm256_castps_si256(x), _mm256_castps_si256(w), _mm256_set1_epi16(0xff));
+                // Bytes 0 and 2 of each four, then 1 and 3, as 16-bit integers.
+                let even =
+                    _mm256_madd_epi16(_mm256_and_si256(x, low), _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(w)));
+                let odd = _mm256_madd_epi16(_mm256_srli_epi16::<8>(x), _mm256_srai_epi16::<8>(w));
+                let sum = _mm256_add_epi32(_mm256_castps_si256(sum), even);
+                _mm256_castsi256_ps(_mm256_add_epi32(sum, odd))
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn value(sum: __m256, w: &Linear, col: usize, out: &Out<'_>, row: usize) -> __m256 {
+            // SAFETY: the caller has AVX2; a panel's columns all have a unit and an offset, a row its unit.
+            unsafe {
+                let offset = _mm256_loadu_si256(w.offset.as_ptr().add(col).cast());
+                let unit = _mm256_loadu_ps(w.unit.as_ptr().add(col));
+                let sum = _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_castps_si256(sum), offset));
+                _mm256_mul_ps(sum, _mm256_mul_ps(unit, _mm256_set1_ps(*out.units.get_unchecked(row))))
+            }
+        }
+    }
+
+    impl Product<__m512> for Bytes {
+        #[inline(always)]
+        unsafe fn add(x: __m512, w: __m512, sum: __m512) -> __m512 {
+            // SAFETY: the caller has AVX512BW; as for 256 bits.
+            unsafe {
+                let (x, w, low) = (_mm512_castps_si512(x), _mm512_castps_si512(w), _mm512_set1_epi16(0xff));
+                let even =
+                    _mm512_madd_epi16(_mm512_and_si512(x, low), _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(w)));
+                let odd = _mm512_madd_epi16(_mm512_srli_epi16::<8>(x), _mm512_srai_epi16::<8>(w));
+                let sum = _mm512_add_epi32(_mm512_castps_si512(sum), even);
+                _mm512_castsi512_ps(_mm512_add_epi32(sum, odd))
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn value(sum: __m512, w: &Linear, col: usize, out: &Out<'_>, row: usize) -> __m512 {
+            // SAFETY: the caller has AVX512F; as for 256 bits.
+            unsafe {
+                let offset = _mm512_loadu_si512(w.offset.as_ptr().add(col).cast());
+                let unit = _mm512_loadu_ps(w.unit.as_ptr().add(col));
+                let sum = _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_castps_si512(sum), offset));
+                _mm512_mul_ps(sum, _mm512_mul_ps(unit, _mm512_set1_ps(*out.units.get_unchecked(row))))
+            }
+        }
+    }
+
+    impl Product<__m512> for Fours {
+        #[inline(always)]
+        unsafe fn add(x: __m512, w: __m512, sum: __m512) -> __m512 {
+            // SAFETY: the caller has AVX512-VNNI.
+            unsafe {
+                let (x, w) = (_mm512_castps_si512(x), _mm512_castps_si512(w));
+                _mm512_castsi512_ps(_mm512_dpbusd_epi32(_mm512_castps_si512(sum), x, w))
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn value(sum: __m512, w: &Linear, col: usize, out: &Out<'_>, row: usize) -> __m512 {
+            // SAFETY: the caller's promise is the same.
+            unsafe { <Bytes as Product<__m512>>::value(sum, w, col, out, row) }
+        }
+    }
+
     /// # Safety
     /// The features of S and P; `panel .. panel + NP` are panels of `w`, `row .. row + MR` rows of `x` and of the output.
     #[inline(always)]
@@ -338,7 +492,7 @@ mod x86 {
         w: &Linear,
         row: usize,
         panel: usize,
-        out: &Out,
+        out: &Out<'_>,
     ) {
         let (p, depth) = (2 * S::LANES, w.depth());
         // SAFETY: for i < depth the loads lie in x's rows and in w's panels; the stores are bounded by n below.
@@ -365,7 +519,7 @@ mod x86 {
                     }
                     let bias = S::load(w.bias.as_ptr().add(col));
                     for (r, sum) in sum.iter().enumerate() {
-                        let mut v = act(out.act, sum[h].add(bias));
+                        let mut v = act(out.act, P::value(sum[h], w, col, out, row + r).add(bias));
                         let y = out.ptr.add((row + r) * out.stride + col);
                         let n = w.n - col;
                         if n >= S::LANES {
@@ -388,7 +542,7 @@ mod x86 {
     macro_rules! level {
         ($name:ident, $vector:ty, $product:ty, $features:literal, $wide:literal, $tall:literal, [$($mr:literal),*]) => {
             #[target_feature(enable = $features)]
-            pub(super) fn $name(x: Mat<'_>, w: &Linear, rows: Range<usize>, panels: Range<usize>, out: &Out) {
+            pub(super) fn $name(x: Mat<'_>, w: &Linear, rows: Range<usize>, panels: Range<usize>, out: &Out<'_>) {
                 let m = rows.len();
                 if m == 0 {
                     return;
@@ -437,8 +591,11 @@ mod x86 {
     }
 
     level!(avx2, __m256, Single, "avx2,fma", 3, 6, [1, 2, 3, 4, 5, 6]);
+    level!(avx2_int8, __m256, Bytes, "avx2,fma", 3, 6, [1, 2, 3, 4, 5, 6]);
     level!(avx2_half, __m256, Apart, "avx2,fma", 3, 6, [1, 2, 3, 4, 5, 6]);
     avx512!(avx512, Single, "avx512f,avx512vl,avx512bw,avx512dq,fma");
+    avx512!(avx512_int8, Bytes, "avx512f,avx512vl,avx512bw,avx512dq,fma");
+    avx512!(avx512_vnni, Fours, "avx512f,avx512vl,avx512bw,avx512dq,avx512vnni,fma");
     avx512!(avx512_half, Apart, "avx512f,avx512vl,avx512bw,avx512dq,fma");
     avx512!(avx512_bf16, Pairs, "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16,fma");
 }

@@ -65,7 +65,9 @@ impl Device {
             Self::Auto => 0,
             Self::Cuda(index) => index,
         };
+        let integers = model.info().facts.precision == Precision::Int8;
         let why = match Card::open(index).and_then(|card| OnCard::new(card, model.clone())) {
+            Ok(_) if integers => "precision=int8 runs on the processor only: device=cpu, or precision=bf16".to_owned(),
             Ok(Some(model)) => return Ok(Placed { model: Arc::new(model), note: None }),
             Ok(None) => format!("this {} model runs on the processor only: device=cpu", model.info().family),
             Err(CardError::NoDriver) => format!("{}; use device=cpu or device=auto", CardError::NoDriver),

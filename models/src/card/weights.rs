@@ -35,7 +35,8 @@ pub(crate) struct NormAt {
 /// The kind of numbers between the large products of a precision.
 pub(crate) fn kind(precision: Precision) -> Kind {
     match precision {
-        Precision::F32 => Kind::F32,
+        // A model in int8 is not placed on a card (`Device::place`).
+        Precision::F32 | Precision::Int8 => Kind::F32,
         Precision::Bf16 => Kind::Bf16,
     }
 }

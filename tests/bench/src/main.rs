@@ -72,8 +72,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let file = args.get(1).ok_or("model: expected a file")?;
         let threads = option(&args, "--threads").map_or(Ok(cores), |n| n.parse())?;
         let seconds = option(&args, "--seconds").map_or(Ok(2.0), |s| s.parse())?;
-        let bf16 = option(&args, "--precision").is_some_and(|p| p == "bf16");
-        let precision = if bf16 { Precision::Bf16 } else { Precision::F32 };
+        let precision = match option(&args, "--precision").as_deref() {
+            None | Some("f32") => Precision::F32,
+            Some("bf16") => Precision::Bf16,
+            Some("int8") => Precision::Int8,
+            Some(other) => return Err(format!("--precision: expected f32, bf16 or int8, got {other}").into()),
+        };
         let device = option(&args, "--device").as_deref().unwrap_or("cpu").parse()?;
         let batch = option(&args, "--batch").map_or(Ok(1), |b| b.parse())?;
         let input = option(&args, "--input");
