@@ -25,7 +25,9 @@ pub struct ManArgs {
 }
 
 pub fn run(args: &Args) {
-    clap_complete::generate(args.shell, &mut crate::Args::command(), "ssm", &mut std::io::stdout());
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut crate::Args::command(), "ssm", &mut script);
+    crate::say::print(format_args!("{}", String::from_utf8_lossy(&script)));
 }
 
 pub fn man(args: &ManArgs) -> Result<(), Failure> {

@@ -142,7 +142,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     }
     let mut quality = Quality::start(args.python.as_deref());
     let heads: Vec<String> = COLUMNS.iter().map(|c| format!("{c:>18}  ")).collect();
-    println!("{:<28}{}", "before, after", heads.concat().trim_end());
+    say!("{:<28}{}", "before, after", heads.concat().trim_end());
     let (mut before, mut after) = (Vec::new(), Vec::new());
     for pair in &pairs {
         let (clean, noisy) = (samples(&pair.clean, "", &[])?, samples(&pair.noisy, "", &[])?);
@@ -169,11 +169,11 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
         let all = |x: &[f32], [a, b, c]: [Option<f64>; 3]| [Some(si_sdr(&clean[..n], x)), a, b, c];
         before.push(all(&noisy, old));
         after.push(all(&result, new));
-        println!("{}", line(&pair.name, &before[before.len() - 1], &after[after.len() - 1]));
+        say!("{}", line(&pair.name, &before[before.len() - 1], &after[after.len() - 1]));
     }
-    println!("{}", line(&format!("mean of {}", pairs.len()), &mean(&before), &mean(&after)));
+    say!("{}", line(&format!("mean of {}", pairs.len()), &mean(&before), &mean(&after)));
     if let Some(note) = quality.note() {
-        eprintln!("{note}");
+        warn!("{note}");
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -176,11 +176,11 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
         let tally = judge(&truth, &detections, |at, hit| {
             if args.verbose {
                 let what = hit.map_or("false alarm".into(), |t| format!("{}-{}", t.start, t.end));
-                println!("  {at}: {what}");
+                say!("  {at}: {what}");
             }
         });
         let name = video.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
-        println!("{}", tally.line(&name));
+        say!("{}", tally.line(&name));
         total.add(tally);
         seen += 1;
     }
@@ -190,7 +190,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
             args.folder.display()
         )));
     }
-    println!("{}", total.line(&format!("{seen} videos")));
+    say!("{}", total.line(&format!("{seen} videos")));
     Ok(ExitCode::SUCCESS)
 }
 

@@ -6,7 +6,7 @@ use crate::Failure;
 use ssm_models::kernels::{CpuLevel, Cx};
 use ssm_models::{Device, Error, Model, Options, Row, Scratch, Signal, open};
 use std::fs::File;
-use std::io::{BufReader, ErrorKind, Read, Write};
+use std::io::{BufReader, Read};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -98,14 +98,10 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
     }
     stats.prompt(taken);
 
-    let mut out = std::io::stdout().lock();
     let mut done = 0;
     while args.count == 0 || done < args.count {
         let id = likeliest(&writer.rows[0].y[last * classes..][..classes])?;
-        match writeln!(out, "{id}").and_then(|()| out.flush()) {
-            Err(e) if e.kind() == ErrorKind::BrokenPipe => break,
-            result => result.map_err(|e| failed("standard output", e))?,
-        }
+        say!("{id}");
         done += 1;
         if done != args.count {
             writer.rows[0].tokens[0] = id;
@@ -205,7 +201,7 @@ impl Stats {
         let now = Instant::now();
         if self.on {
             let ms = (now - self.start).as_secs_f64() * 1e3;
-            eprintln!("prompt of {tokens}: {ms:.1} ms, {:.3} ms/token, resident {}", ms / tokens as f64, resident());
+            warn!("prompt of {tokens}: {ms:.1} ms, {:.3} ms/token, resident {}", ms / tokens as f64, resident());
         }
         (self.start, self.last) = (now, (now, 0));
     }
@@ -214,7 +210,7 @@ impl Stats {
         if self.on && done.is_multiple_of(self.every) {
             let now = Instant::now();
             let ms = (now - self.last.0).as_secs_f64() * 1e3 / (done - self.last.1) as f64;
-            eprintln!("tokens {done}: {ms:.3} ms/token, resident {}", resident());
+            warn!("tokens {done}: {ms:.3} ms/token, resident {}", resident());
             self.last = (now, done);
         }
     }
@@ -223,7 +219,7 @@ impl Stats {
         if self.on && done > 1 {
             // The last token is not fed back.
             let ms = self.start.elapsed().as_secs_f64() * 1e3 / (done - 1) as f64;
-            eprintln!("generated {done}: {ms:.3} ms/token on the whole, resident {}", resident());
+            warn!("generated {done}: {ms:.3} ms/token on the whole, resident {}", resident());
         }
     }
 }

@@ -40,9 +40,9 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
         facts.extend(placed(&file, device)?);
     }
     if args.json {
-        println!("{facts:#}");
+        say!("{facts:#}");
     } else {
-        print!("{}", lines(&facts));
+        crate::say::print(format_args!("{}", lines(&facts)));
     }
     // So that a script can ask whether a file is a model.
     Ok(if known { ExitCode::SUCCESS } else { ExitCode::FAILURE })

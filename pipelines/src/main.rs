@@ -1,4 +1,8 @@
 //! The `ssm` command line.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
+#[macro_use]
+mod say;
 
 mod completions;
 mod element;
@@ -123,7 +127,7 @@ fn main() -> ExitCode {
         Command::Man(args) => completions::man(&args).map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|error| {
-        eprintln!("ssm: {error}");
+        warn!("ssm: {error}");
         ExitCode::FAILURE
     })
 }

@@ -77,6 +77,6 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     if let Some(clean) = &args.clean {
         wav::write(clean, &speech, rate)?;
     }
-    println!("{}: {:.1} s at {rate} Hz, {} dB", args.output.display(), mixed.len() as f32 / rate as f32, args.snr);
+    say!("{}: {:.1} s at {rate} Hz, {} dB", args.output.display(), mixed.len() as f32 / rate as f32, args.snr);
     Ok(())
 }

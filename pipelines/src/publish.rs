@@ -206,7 +206,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     while let Some(why) = connect(&options, &post, &args.topic, &mut end) {
         let left = lock(&post).outbox.left();
         if end.tries == 0 {
-            eprintln!("ssm: {}: {why}; {left} lines wait, trying again", args.broker);
+            warn!("ssm: {}: {why}; {left} lines wait, trying again", args.broker);
         }
         std::thread::sleep(BACKOFF[end.tries.min(BACKOFF.len() - 1)]);
         end.tries += 1;
@@ -216,7 +216,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     }
     let Post { outbox, client } = &mut *lock(&post);
     drop(client.take());
-    eprintln!("{} sent, {} dropped, {} left", outbox.sent, outbox.dropped, outbox.left());
+    warn!("{} sent, {} dropped, {} left", outbox.sent, outbox.dropped, outbox.left());
     Ok(if outbox.left() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -179,7 +179,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let note = format!("random weights of seed {}, untrained", args.seed);
     let metadata = HashMap::from([("note".to_owned(), note.clone())]);
     safetensors::serialize_to_file(views, Some(metadata), &args.output).map_err(|e| fail(e.to_string()))?;
-    println!("{}: {name}, {parameters} parameters, {note}: its results mean nothing", args.output.display());
+    say!("{}: {name}, {parameters} parameters, {note}: its results mean nothing", args.output.display());
     Ok(())
 }
 

@@ -178,9 +178,9 @@ impl Bars {
 
     fn say(&self, line: &str) {
         if self.shown {
-            self.files.suspend(|| println!("{line}"));
+            self.files.suspend(|| say!("{line}"));
         } else {
-            println!("{line}");
+            say!("{line}");
         }
     }
 
@@ -248,12 +248,12 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
 
     let tally = tally.into_inner().unwrap_or_else(PoisonError::into_inner);
     let Tally { done, skipped, lines, failed, left } = tally;
-    println!("{done} done ({lines} lines), {skipped} finished before, {} failed, {} left", failed.len(), left.len());
+    say!("{done} done ({lines} lines), {skipped} finished before, {} failed, {} left", failed.len(), left.len());
     for (path, reason) in &failed {
-        eprintln!("failed: {}: {reason}", path.display());
+        warn!("failed: {}: {reason}", path.display());
     }
     if !left.is_empty() {
-        eprintln!("left: {} files; the same command goes on with them", left.len());
+        warn!("left: {} files; the same command goes on with them", left.len());
     }
     Ok(if failed.is_empty() && left.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

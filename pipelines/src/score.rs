@@ -40,7 +40,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
             let reason = format!("expected {rate} Hz as {}, got {r} Hz", args.clean.display());
             return Err(Failure::File { path: file.clone(), reason });
         }
-        println!("{}: SI-SDR {:.1} dB", file.display(), si_sdr(&clean, &x));
+        say!("{}: SI-SDR {:.1} dB", file.display(), si_sdr(&clean, &x));
     }
     Ok(())
 }

@@ -131,11 +131,11 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     let run = play(&line, &properties, "out", look)?;
     let events = run.messages.iter().filter(|s| s.name() == "ssm-event");
     let mut told = 0;
-    println!("{:<14} {:<14} {:<10} score", "old shot ends", "new begins", "kind");
+    say!("{:<14} {:<14} {:<10} score", "old shot ends", "new begins", "kind");
     for s in events {
         let time = |name: &str| s.get::<u64>(name).map(clock).unwrap_or_default();
         let (kind, score) = (s.get::<&str>("kind").unwrap_or_default(), s.get::<f64>("score").unwrap_or(0.0));
-        println!("{:<14} {:<14} {kind:<10} {score:.2}", time("start"), time("end"));
+        say!("{:<14} {:<14} {kind:<10} {score:.2}", time("start"), time("end"));
         told += 1;
     }
     let mut sheet = sheet.lock().unwrap_or_else(PoisonError::into_inner);
@@ -143,7 +143,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     for s in run.messages.iter().filter(|s| s.name() == "ssm-event").skip(sheet.shots.len().saturating_sub(1)) {
         sheet.event(s.get("kind").unwrap_or_default(), s.get("end").unwrap_or(u64::MAX));
     }
-    println!("{told} transitions, {} frames", run.times.len());
+    say!("{told} transitions, {} frames", run.times.len());
     if let Some(path) = &args.sheet {
         let fail = |reason: String| Failure::File { path: path.clone(), reason };
         let (pixels, width, height) = sheet.draw();
@@ -153,7 +153,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
         encoder.set_depth(png::BitDepth::Eight);
         let done = encoder.write_header().and_then(|mut w| w.write_image_data(&pixels));
         done.map_err(|e| fail(e.to_string()))?;
-        println!("{}: {} shots", path.display(), sheet.shots.len());
+        say!("{}: {} shots", path.display(), sheet.shots.len());
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -80,7 +80,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     encoder.set_depth(png::BitDepth::Eight);
     let done = encoder.write_header().and_then(|mut w| w.write_image_data(&pixels));
     done.map_err(|e| fail(e.to_string()))?;
-    println!("{}: {} panels of {rows} rows, 0 Hz at the bottom, {RANGE} dB", args.output.display(), panels.len());
+    say!("{}: {} panels of {rows} rows, 0 Hz at the bottom, {RANGE} dB", args.output.display(), panels.len());
     Ok(())
 }
 

@@ -76,13 +76,13 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
     let (mut passed, mut failed, mut unsupported) = (0, 0, 0);
     for file in files(args.files)? {
         let outcome = verify(&file, &options);
-        println!("{outcome}");
+        say!("{outcome}");
         match outcome.verdict {
             Verdict::Pass => passed += 1,
             Verdict::Fail(_) => failed += 1,
             Verdict::Unsupported(_) => unsupported += 1,
         }
     }
-    println!("{passed} passed, {failed} failed, {unsupported} unsupported");
+    say!("{passed} passed, {failed} failed, {unsupported} unsupported");
     Ok(if failed + unsupported == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

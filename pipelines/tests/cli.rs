@@ -242,3 +242,51 @@ fn random_weights_are_a_model_and_say_that_they_are_untrained() {
     let seen = text(&ssm(&["inspect", &file]));
     assert!(seen.contains("vim") && seen.contains("7148008"), "{seen}");
 }
+
+/// Arguments of commands that print, and are quick.
+fn printing(folder: &Folder) -> Vec<Vec<String>> {
+    let (tone, weights) = (folder.file("tone.wav"), folder.file("weights.safetensors"));
+    write(&tone, 16_000, 1, &|t| (t * 440.0).sin());
+    let model = golden("mamba_lm_tiny_mamba_ssm.safetensors");
+    let lines = [
+        format!("verify {}", golden("ops_add_norm.safetensors")),
+        format!("inspect {model}"),
+        format!("inspect --json {model}"),
+        format!("score {tone} {tone}"),
+        format!("spectrogram {tone} --output {}", folder.file("tone.png")),
+        format!("random vim-tiny --output {weights}"),
+        "completions bash".into(),
+        format!("run {tone} --element ssmvad --output {}", folder.file("found")),
+    ];
+    lines.iter().map(|l| l.split(' ').map(str::to_owned).collect()).collect()
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_a_command_quietly() {
+    let folder = Folder::new("pipe");
+    for args in printing(&folder) {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ssm"));
+        let done = command.args(&args).stdout(writer).stderr(std::process::Stdio::piped()).output().expect("it runs");
+        let told = String::from_utf8_lossy(&done.stderr);
+        assert_eq!((done.status.code(), &*told), (Some(141), ""), "{args:?}");
+    }
+}
+
+#[test]
+fn a_full_disk_is_told_and_a_closed_error_output_is_not() {
+    let folder = Folder::new("full");
+    for args in printing(&folder) {
+        let full = std::fs::File::create("/dev/full").expect("a device of Linux");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ssm"));
+        let done = command.args(&args).stdout(full).stderr(std::process::Stdio::piped()).output().expect("it runs");
+        let told = String::from_utf8_lossy(&done.stderr);
+        assert_eq!(done.status.code(), Some(1), "{args:?}: {told}");
+        assert!(told.starts_with("ssm: standard output: No space left on device"), "{args:?}: {told}");
+    }
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let absent = Command::new(env!("CARGO_BIN_EXE_ssm")).args(["inspect", "absent"]).stderr(writer).output();
+    assert_eq!(absent.expect("it runs").status.code(), Some(1));
+}
