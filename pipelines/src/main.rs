@@ -12,7 +12,7 @@ mod generate;
 mod inspect;
 mod job;
 mod mix;
-#[cfg(feature = "mqtt")]
+#[cfg(any(feature = "mqtt", feature = "kafka"))]
 mod publish;
 mod quality;
 mod random;
@@ -21,6 +21,8 @@ mod score;
 mod serve;
 mod shots;
 mod spectrogram;
+#[cfg(feature = "store")]
+mod state;
 mod verify;
 mod wav;
 
@@ -46,10 +48,14 @@ enum Command {
     /// Show the results of a stream in a browser, as they come.
     #[command(after_help = serve::EXAMPLES)]
     Serve(serve::Args),
-    /// Send lines of results to an MQTT broker.
-    #[cfg(feature = "mqtt")]
+    /// Send lines of results to an MQTT broker or to Kafka.
+    #[cfg(any(feature = "mqtt", feature = "kafka"))]
     #[command(after_help = publish::EXAMPLES)]
     Publish(publish::Args),
+    /// Put the state of a stream into a store, or get it from there.
+    #[cfg(feature = "store")]
+    #[command(after_help = state::EXAMPLES)]
+    State(state::Args),
     /// Run golden files: weights, inputs and the published code's outputs in one file.
     #[command(after_help = verify::EXAMPLES)]
     Verify(verify::Args),
@@ -118,8 +124,10 @@ fn main() -> ExitCode {
         Command::EvalDenoise(args) => eval_denoise::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Serve(args) => serve::run(&args),
-        #[cfg(feature = "mqtt")]
+        #[cfg(any(feature = "mqtt", feature = "kafka"))]
         Command::Publish(args) => publish::run(&args),
+        #[cfg(feature = "store")]
+        Command::State(args) => state::run(&args),
         Command::Completions(args) => {
             completions::run(&args);
             Ok(ExitCode::SUCCESS)

@@ -243,11 +243,34 @@ fn the_job_of_a_pod_does_its_part_of_the_list() {
 fn a_stream_is_handed_over_through_a_folder() {
     let folder = Folder::new("handover");
     std::fs::create_dir_all(folder.file("store")).expect("a folder");
-    let script = || {
-        let mut command = folder.command(source("fleet/handover.sh"));
-        command.env("STORE", folder.file("store")).env("TMPDIR", &folder.0);
-        command
-    };
+    handed_over(&folder, &folder.file("store").display().to_string());
+}
+
+#[cfg(feature = "store")]
+#[test]
+fn a_stream_is_handed_over_through_a_url() {
+    let folder = Folder::new("handover-url");
+    handed_over(&folder, &format!("file://{}", folder.file("store").display()));
+    // What cannot be read is not the same as what is not there.
+    std::fs::write(folder.file("store/camera.state"), "no snapshot").expect("written");
+    let refused = handover(&folder, &format!("file://{}", folder.file("store").display()))
+        .args(["start", "videotestsrc is-live=true"])
+        .output()
+        .expect("it runs");
+    assert!(!refused.status.success() && text(&refused).contains("could not be got (1)"), "{}", text(&refused));
+}
+
+/// The script, with the command of this build.
+fn handover(folder: &Folder, store: &str) -> Command {
+    let ssm = Path::new(env!("CARGO_BIN_EXE_ssm")).parent().expect("a folder").to_owned();
+    let path = [ssm.into_os_string(), std::env::var_os("PATH").unwrap_or_default()].join(std::ffi::OsStr::new(":"));
+    let mut command = folder.command(source("fleet/handover.sh"));
+    command.env("STORE", store).env("TMPDIR", &folder.0).env("PATH", path);
+    command
+}
+
+fn handed_over(folder: &Folder, store: &str) {
+    let script = || handover(folder, store);
     // Looks at some lines and stops: the step of the first and of the last, and what was told.
     let turn = || {
         let mut child = script()

@@ -16,6 +16,10 @@ fn lines(text: &str) -> Vec<(usize, String)> {
         while let Some(open) = line.strip_suffix('\\') {
             line = format!("{} {}", open.trim_end(), rows.next().map_or("", |r| r.1));
         }
+        // What a shell gives the output to is another program.
+        if let Some((launched, _)) = line.split_once(" | ") {
+            line.truncate(launched.len());
+        }
         found.push((number + 1, line));
     }
     found
@@ -137,6 +141,6 @@ fn lines_of_the_documents_run() {
 
 #[test]
 fn continued_lines_are_joined() {
-    let text = "x\n//! gst-launch-1.0 -m a b=1 ! \\\n//!     c\n\ngst-launch-1.0 d\n";
+    let text = "x\n//! gst-launch-1.0 -m a b=1 ! \\\n//!     c\n\ngst-launch-1.0 d | e f\n";
     assert_eq!(lines(text), [(2, "-m a b=1 ! c".to_owned()), (5, "d".to_owned())]);
 }

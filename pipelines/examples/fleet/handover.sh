@@ -4,12 +4,20 @@
 #   handover.sh start SOURCE [ELEMENT]   # goes on from the stored state, if there is one; lines of results to the output
 #   handover.sh stop PID                 # of the start on this machine: it ends, and its state goes into the store
 #
-# STREAM names the stream (default camera). STORE is the folder; or PUT and GET are commands that take a file and a name, or a
-# name and a file, as $1 and $2.
+# STREAM names the stream (default camera). STORE is the folder, or a URL that `ssm state` knows (s3://BUCKET/…); or PUT and GET
+# are commands that take a file and a name, or a name and a file, as $1 and $2. GET ends with 3 where there is no such state yet.
 set -euo pipefail
 name=${STREAM:-camera}.state
-put=${PUT:-'cp "$1" "${STORE:?a folder}/$2.part" && mv "$STORE/$2.part" "$STORE/$2"'}
-get=${GET:-'cp "${STORE:?a folder}/$1" "$2"'}
+case ${STORE-} in
+  *://*)
+    put=${PUT:-'ssm state put "$1" "$STORE/$2"'}
+    get=${GET:-'ssm state get "$STORE/$1" "$2"'}
+    ;;
+  *)
+    put=${PUT:-'cp "$1" "${STORE:?a folder}/$2.part" && mv "$STORE/$2.part" "$STORE/$2"'}
+    get=${GET:-'[ -e "${STORE:?a folder}/$1" ] || exit 3; cp "$STORE/$1" "$2"'}
+    ;;
+esac
 here=${TMPDIR:-/tmp}/ssm-handover-$(id -u)
 mkdir -p -m 700 "$here"
 export STORE=${STORE-}
@@ -18,11 +26,14 @@ case ${1-} in
   start)
     source=${2:?a source}
     element=${3:-ssmevents}
-    from=
-    if bash -c "$get" get "$name" "$here/$name.in" 2>/dev/null; then
-      from=state-in=$here/$name.in
-      echo "going on from $name" >&2
-    fi
+    # A store that is away is no reason to forget what is in it.
+    from= code=0
+    bash -c "$get" get "$name" "$here/$name.in" || code=$?
+    case $code in
+      0) from=state-in=$here/$name.in; echo "going on from $name" >&2 ;;
+      3) ;;
+      *) echo "$name could not be got ($code)" >&2; exit 1 ;;
+    esac
     # -e: an interrupt becomes the end of stream, at which the state is written.
     # The words of a source and an element are words of the pipeline.
     # shellcheck disable=SC2086
@@ -36,7 +47,7 @@ case ${1-} in
     echo "stored $name" >&2
     ;;
   *)
-    sed -n '2,9p' "$0" >&2
+    sed -n '2,8p' "$0" >&2
     exit 2
     ;;
 esac

@@ -1,11 +1,15 @@
-//! `ssm publish`: lines of results to an MQTT broker, each acknowledged (QoS 1).
+//! `ssm publish`: lines of results to a broker, MQTT or Kafka, each acknowledged.
 //!
 //! A stream does not wait for a broker: lines that wait are bounded in number, and where there is no room the oldest one goes
 //! and is counted. A line is kept until the broker acknowledged it; after a lost connection those that were not are sent
 //! again, in their order. So nothing within the bound is lost, and a line may arrive twice.
 
+#[cfg(feature = "kafka")]
+mod kafka;
+#[cfg(feature = "mqtt")]
+mod mqtt;
+
 use crate::Failure;
-use rumqttc::{Client, Event, MqttOptions, Packet, QoS, RecvTimeoutError};
 use std::collections::VecDeque;
 use std::io::BufRead;
 use std::process::ExitCode;
@@ -17,19 +21,22 @@ pub const EXAMPLES: &str = "\
 Examples:
   gst-launch-1.0 -q v4l2src ! videoconvert ! ssmevents ! ssmjson ! fdsink | ssm publish --topic cameras/door
   ssm publish --broker mqtt.local:1883 --topic films/a < found/a.mp4.jsonl
+  ssm publish --broker kafka://10.0.0.1:9092,10.0.0.2:9092 --topic films --id camera-7 < found/a.mp4.jsonl
 
-Name and password are read from the environment, MQTT_USERNAME and MQTT_PASSWORD. The connection is not encrypted: to go
-over a network that others share, have a broker on this machine pass the lines on (a bridge, in mosquitto's words).";
+Name and password are read from the environment, MQTT_USERNAME and MQTT_PASSWORD, or KAFKA_USERNAME and KAFKA_PASSWORD (SASL
+PLAIN). The connection is not encrypted: to go over a network that others share, have a broker on this machine pass the lines on
+(a bridge, in mosquitto's words).";
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Host and port.
+    /// Host and port of an MQTT broker, or `kafka://` and those of some Kafka brokers, separated by commas.
     #[arg(long, default_value = "127.0.0.1:1883")]
     broker: String,
     /// Topic of every line.
     #[arg(long)]
     topic: String,
-    /// Name of this client; two of one name push each other out.
+    /// Name of this client. Two of one name push each other out (MQTT); it is the key of every line, and lines of one key stay
+    /// in order (Kafka).
     #[arg(long)]
     id: Option<String>,
     /// Lines that are kept at most while the broker is away or slow.
@@ -86,10 +93,18 @@ impl Outbox {
         }
     }
 
-    /// The broker has the oldest one. It acknowledges in order (MQTT 3.1.1, 4.6).
+    /// The broker has the oldest one. Brokers acknowledge in order.
     fn acknowledged(&mut self) {
         if self.flying.pop_front().is_some() {
             self.sent += 1;
+        }
+    }
+
+    /// The broker will never take the oldest one.
+    #[cfg(feature = "kafka")]
+    fn refused(&mut self) {
+        if self.flying.pop_front().is_some() {
+            self.dropped += 1;
         }
     }
 
@@ -105,18 +120,41 @@ impl Outbox {
     }
 }
 
-/// The lines, and the client while there is a connection.
+/// Gives a line to a connection; no, if there is no room.
+type Way = Box<dyn Fn(&str) -> bool + Send>;
+
+/// The lines, and the way out while there is a connection.
 #[derive(Default)]
 struct Post {
     outbox: Outbox,
-    client: Option<Client>,
+    send: Option<Way>,
 }
 
 impl Post {
-    fn pump(&mut self, topic: &str) {
-        if let Some(client) = &self.client {
-            self.outbox.pump(|line| client.try_publish(topic, QoS::AtLeastOnce, false, line.as_bytes()).is_ok());
+    fn pump(&mut self) {
+        if let Some(send) = &self.send {
+            self.outbox.pump(send);
         }
+    }
+}
+
+/// A kind of broker.
+trait Transport {
+    /// One connection, until it is lost (why) or all is done (`None`).
+    fn connect(&self, post: &Arc<Mutex<Post>>, end: &mut End) -> Option<String>;
+}
+
+fn transport(args: &Args) -> Result<Box<dyn Transport>, Failure> {
+    let id = args.id.clone().unwrap_or_else(|| format!("ssm-{}", std::process::id()));
+    match args.broker.strip_prefix("kafka://") {
+        #[cfg(feature = "kafka")]
+        Some(brokers) => Ok(Box::new(kafka::Kafka::new(brokers, &args.topic, id)?)),
+        #[cfg(not(feature = "kafka"))]
+        Some(_) => Err(Failure::Usage(format!("--broker: {}: this build has no feature kafka", args.broker))),
+        #[cfg(feature = "mqtt")]
+        None => Ok(Box::new(mqtt::Mqtt::new(&args.broker, &args.topic, id)?)),
+        #[cfg(not(feature = "mqtt"))]
+        None => Err(Failure::Usage(format!("--broker: {}: this build has no feature mqtt", args.broker))),
     }
 }
 
@@ -124,59 +162,17 @@ fn lock(post: &Mutex<Post>) -> MutexGuard<'_, Post> {
     post.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn read(post: &Mutex<Post>, topic: &str) {
+fn read(post: &Mutex<Post>) {
     for line in std::io::stdin().lock().split(b'\n') {
         let Ok(line) = line else { break };
         let line = String::from_utf8_lossy(&line).into_owned();
         if !line.is_empty() {
             let mut post = lock(post);
             post.outbox.push(line);
-            post.pump(topic);
+            post.pump();
         }
     }
     lock(post).outbox.closed = true;
-}
-
-fn options(args: &Args) -> Result<MqttOptions, Failure> {
-    let parsed = args.broker.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
-    let (host, port) =
-        parsed.ok_or_else(|| Failure::Usage(format!("--broker: expected HOST:PORT, got {:?}", args.broker)))?;
-    if args.topic.is_empty() || args.topic.contains(['#', '+', '\0']) {
-        return Err(Failure::Usage(format!("--topic: expected one without # and +, got {:?}", args.topic)));
-    }
-    let id = args.id.clone().unwrap_or_else(|| format!("ssm-{}", std::process::id()));
-    let mut options = MqttOptions::new(id, host, port);
-    options.set_keep_alive(Duration::from_secs(5)).set_inflight(WINDOW).set_max_packet_size(LINE, LINE + 4096);
-    if let (Ok(name), Ok(password)) = (std::env::var("MQTT_USERNAME"), std::env::var("MQTT_PASSWORD")) {
-        options.set_credentials(name, password);
-    }
-    Ok(options)
-}
-
-/// One connection, until it is lost (why) or all is done (`None`).
-fn connect(options: &MqttOptions, post: &Mutex<Post>, topic: &str, end: &mut End) -> Option<String> {
-    let (client, mut connection) = Client::new(options.clone(), usize::from(WINDOW));
-    let why = loop {
-        match connection.recv_timeout(Duration::from_millis(100)) {
-            Ok(Ok(Event::Incoming(Packet::ConnAck(_)))) => {
-                end.tries = 0;
-                lock(post).client = Some(client.clone());
-            }
-            Ok(Ok(Event::Incoming(Packet::PubAck(_)))) => lock(post).outbox.acknowledged(),
-            Ok(Ok(_)) | Err(RecvTimeoutError::Timeout) => {}
-            Ok(Err(error)) => break error.to_string(),
-            Err(RecvTimeoutError::Disconnected) => break "the connection has ended".into(),
-        }
-        let mut post = lock(post);
-        post.pump(topic);
-        if end.is_here(&post.outbox) {
-            return None;
-        }
-    };
-    let mut post = lock(post);
-    post.client = None;
-    post.outbox.lost();
-    Some(why)
 }
 
 /// When to stop trying.
@@ -197,15 +193,21 @@ impl End {
 }
 
 pub fn run(args: &Args) -> Result<ExitCode, Failure> {
-    let options = options(args)?;
-    let post = Post { outbox: Outbox { capacity: args.buffer as usize, ..Outbox::default() }, client: None };
-    let post = Arc::new(Mutex::new(post));
-    let (to, topic) = (post.clone(), args.topic.clone());
-    std::thread::spawn(move || read(&to, &topic));
+    let transport = transport(args)?;
+    let outbox = Outbox { capacity: args.buffer as usize, ..Outbox::default() };
+    let post = Arc::new(Mutex::new(Post { outbox, send: None }));
+    let to = post.clone();
+    std::thread::spawn(move || read(&to));
     let mut end = End { linger: Duration::from_secs(args.linger), since: None, tries: 0 };
-    while let Some(why) = connect(&options, &post, &args.topic, &mut end) {
-        let left = lock(&post).outbox.left();
+    loop {
+        let lost = transport.connect(&post, &mut end);
+        // A client that goes may still tell of its lines: it must not find them locked.
+        let send = lock(&post).send.take();
+        drop(send);
+        lock(&post).outbox.lost();
+        let Some(why) = lost else { break };
         if end.tries == 0 {
+            let left = lock(&post).outbox.left();
             warn!("ssm: {}: {why}; {left} lines wait, trying again", args.broker);
         }
         std::thread::sleep(BACKOFF[end.tries.min(BACKOFF.len() - 1)]);
@@ -214,8 +216,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
             break;
         }
     }
-    let Post { outbox, client } = &mut *lock(&post);
-    drop(client.take());
+    let outbox = &lock(&post).outbox;
     warn!("{} sent, {} dropped, {} left", outbox.sent, outbox.dropped, outbox.left());
     Ok(if outbox.left() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -1,0 +1,55 @@
+//! MQTT 3.1.1 with QoS 1. The broker acknowledges in the order in which it got the lines (4.6).
+
+use super::{End, LINE, Post, Transport, WINDOW, lock};
+use crate::Failure;
+use rumqttc::{Client, Event, MqttOptions, Packet, QoS, RecvTimeoutError};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// Where lines go.
+pub struct Mqtt {
+    options: MqttOptions,
+    topic: String,
+}
+
+impl Mqtt {
+    pub fn new(broker: &str, topic: &str, id: String) -> Result<Self, Failure> {
+        let parsed = broker.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
+        let (host, port) =
+            parsed.ok_or_else(|| Failure::Usage(format!("--broker: expected HOST:PORT, got {broker:?}")))?;
+        if topic.is_empty() || topic.contains(['#', '+', '\0']) {
+            return Err(Failure::Usage(format!("--topic: expected one without # and +, got {topic:?}")));
+        }
+        let mut options = MqttOptions::new(id, host, port);
+        options.set_keep_alive(Duration::from_secs(5)).set_inflight(WINDOW).set_max_packet_size(LINE, LINE + 4096);
+        if let (Ok(name), Ok(password)) = (std::env::var("MQTT_USERNAME"), std::env::var("MQTT_PASSWORD")) {
+            options.set_credentials(name, password);
+        }
+        Ok(Self { options, topic: topic.to_owned() })
+    }
+}
+
+impl Transport for Mqtt {
+    fn connect(&self, post: &Arc<Mutex<Post>>, end: &mut End) -> Option<String> {
+        let (client, mut connection) = Client::new(self.options.clone(), usize::from(WINDOW));
+        loop {
+            match connection.recv_timeout(Duration::from_millis(100)) {
+                Ok(Ok(Event::Incoming(Packet::ConnAck(_)))) => {
+                    end.tries = 0;
+                    let (client, topic) = (client.clone(), self.topic.clone());
+                    let send = move |line: &str| client.try_publish(&topic, QoS::AtLeastOnce, false, line).is_ok();
+                    lock(post).send = Some(Box::new(send));
+                }
+                Ok(Ok(Event::Incoming(Packet::PubAck(_)))) => lock(post).outbox.acknowledged(),
+                Ok(Ok(_)) | Err(RecvTimeoutError::Timeout) => {}
+                Ok(Err(error)) => return Some(error.to_string()),
+                Err(RecvTimeoutError::Disconnected) => return Some("the connection has ended".into()),
+            }
+            let mut post = lock(post);
+            post.pump();
+            if end.is_here(&post.outbox) {
+                return None;
+            }
+        }
+    }
+}
