@@ -133,9 +133,13 @@ miri:
 	cd kernels && MIRIFLAGS="-Zmiri-disable-isolation -Zmiri-deterministic-floats" SSM_CPU=scalar RUST_BACKTRACE=0 \
 	  $(CARGO) +nightly miri test --target-dir ../target/miri --lib -- activation:: patch:: cross_scan:: causal_conv1d::
 
+# Not `llvm-cov test`: that leaves out the examples, which tests run.
 coverage: deps
+	@./.ci/deps mosquitto
 	$(call tool,cargo-llvm-cov,cargo-llvm-cov@0.9.1)
-	$(TOOLS)/cargo-llvm-cov llvm-cov --workspace --no-fail-fast --summary-only $(COVERAGE)
+	@export CARGO_TARGET_DIR=$$PWD/target/llvm-cov-target; source <($(TOOLS)/cargo-llvm-cov llvm-cov show-env --sh 2>/dev/null); \
+	rm -f $$CARGO_TARGET_DIR/*.profraw; $(CARGO) test --workspace $(FEATURES) --no-fail-fast && \
+	$(TOOLS)/cargo-llvm-cov llvm-cov report --summary-only $(COVERAGE)
 
 # pesq comes as C source.
 quality:
