@@ -4,10 +4,11 @@
 //! within 1 MiB from the hundredth part of the stream to its end, the time of a step at its end within 10 % of a fresh
 //! stream's, in turns with it. The first and the last tenth are told, too; what else runs on the machine moves them.
 
-use crate::values;
-use plotters::prelude::*;
+use crate::plot::{Side, plot};
+use plotters::style::RGBColor;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
+use ssm_bench::{memory, race, values};
 use ssm_kernels::attention::{Query, Sizes, attend, remember};
 use ssm_kernels::linear::{Linear, Store, linear};
 use ssm_kernels::norm::{Kind, Norm, norm};
@@ -32,9 +33,7 @@ type Point = (f64, f64, f64);
 
 /// Resident memory of this process, MiB.
 pub fn resident() -> f64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap_or("0");
-    line.trim().trim_end_matches(" kB").parse::<f64>().unwrap_or(0.0) / 1024.0
+    memory("VmRSS:")
 }
 
 fn weight(name: &'static str, shape: &[usize]) -> Tensor {
@@ -134,7 +133,7 @@ fn transformer(steps: usize) -> Point {
         linear(&cx, Mat::new(&y, 1, D), &up, Act::Gelu, Store::Set, MatMut::new(&mut wide, 1, 4 * D));
         linear(&cx, Mat::new(&wide, 1, 4 * D), &down, Act::None, Store::Add, MatMut::new(&mut rest, 1, D));
     };
-    let seconds = crate::race(0.4, &mut [&mut step])[0];
+    let seconds = race(0.4, &mut [&mut step])[0];
     let memory = resident();
     assert!(rest.iter().all(|v| v.is_finite()));
     (steps as f64, seconds * 1e6, memory)
@@ -157,48 +156,6 @@ fn thinned(points: &[Point]) -> Vec<Point> {
         from = to;
     }
     out
-}
-
-fn plot(file: &str, curves: &[(&str, RGBColor, Vec<Point>)]) -> Result<(), Box<dyn Error>> {
-    let root = SVGBackend::new(file, (900, 340)).into_drawing_area();
-    root.fill(&WHITE)?;
-    let sides = root.split_evenly((1, 2));
-    let last = curves.iter().flat_map(|c| &c.2).map(|p| p.0).fold(1.0, f64::max);
-    for (side, (title, pick)) in sides.iter().zip([
-        ("microseconds a step", (|p: &Point| p.1) as fn(&Point) -> f64),
-        ("resident memory, MiB", |p: &Point| p.2),
-    ]) {
-        let all: Vec<f64> = curves.iter().flat_map(|c| &c.2).map(pick).collect();
-        let (low, high) = all.iter().fold((f64::MAX, 0f64), |(l, h), v| (l.min(*v), h.max(*v)));
-        let mut chart = ChartBuilder::on(side)
-            .margin(8)
-            .caption(title, ("sans-serif", 15))
-            .x_label_area_size(36)
-            .y_label_area_size(52)
-            .build_cartesian_2d((500.0..last * 1.2).log_scale(), (low / 2.0..high * 2.0).log_scale())?;
-        chart
-            .configure_mesh()
-            .x_desc("steps of the stream")
-            .x_label_formatter(&|v| format!("{v:.0}"))
-            .y_label_formatter(&|v| format!("{v:.0}"))
-            .light_line_style(WHITE)
-            .draw()?;
-        for (name, colour, points) in curves {
-            let line: Vec<(f64, f64)> = points.iter().map(|p| (p.0, pick(p))).collect();
-            chart
-                .draw_series(LineSeries::new(line, colour.stroke_width(2)))?
-                .label(*name)
-                .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 16, y)], colour.stroke_width(2)));
-        }
-        chart
-            .configure_series_labels()
-            .position(SeriesLabelPosition::UpperLeft)
-            .background_style(WHITE.mix(0.8))
-            .border_style(BLACK.mix(0.3))
-            .draw()?;
-    }
-    root.present()?;
-    Ok(())
 }
 
 /// Runs the streams, prints the table, draws the plot.
@@ -244,7 +201,12 @@ pub fn run(steps: usize, file: Option<&str>) -> Result<(), Box<dyn Error>> {
     }
     curves.push(("transformer, KV cache", RGBColor(90, 90, 90), points));
     if let Some(file) = file {
-        plot(file, &curves)?;
+        let side = |title, pick: fn(&Point) -> f64| Side {
+            title,
+            x: "steps of the stream",
+            curves: curves.iter().map(|c| (c.0, c.1, c.2.iter().map(|p| (p.0, pick(p))).collect())).collect(),
+        };
+        plot(file, &[side("microseconds a step", |p| p.1), side("resident memory, MiB", |p| p.2)])?;
         println!("{file}: time and memory over the stream");
     }
     if bent.is_empty() { Ok(()) } else { Err(format!("not flat: {}", bent.join(", ")).into()) }

@@ -1,10 +1,8 @@
-//! What one core can do at most: the sum of the fastest loops that were found.
+//! What one core can do at most: the fastest loops that were found.
 
-use crate::{race, values};
-use ssm_kernels::linear::{Linear, Store, linear};
-use ssm_kernels::{Act, CpuLevel, Cx, Mat, MatMut};
+use ssm_bench::race;
+use ssm_kernels::CpuLevel;
 use std::hint::black_box;
-use std::time::Instant;
 
 /// Rates of one core.
 pub struct Roof {
@@ -14,14 +12,14 @@ pub struct Roof {
     pub read: f64,
 }
 
-/// Independent multiply-adds, `N` vectors of `W` lanes that stay in registers.
+/// Independent multiply-adds, `N` vectors of `W` lanes that stay in registers; `FUSED` where that is one instruction.
 #[inline(always)]
-fn chains<const N: usize, const W: usize>(turns: usize, x: f32) -> f32 {
+fn chains<const N: usize, const W: usize, const FUSED: bool>(turns: usize, x: f32) -> f32 {
     let mut sums = [[x; W]; N];
     for _ in 0..turns {
         for sum in &mut sums {
             for s in sum.iter_mut() {
-                *s = s.mul_add(0.999_9, 1e-6);
+                *s = if FUSED { s.mul_add(0.999_9, 1e-6) } else { *s * 0.999_9 + 1e-6 };
             }
         }
     }
@@ -31,61 +29,45 @@ fn chains<const N: usize, const W: usize>(turns: usize, x: f32) -> f32 {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 fn chains_avx2(turns: usize, x: f32) -> f32 {
-    chains::<12, 8>(turns, x)
+    chains::<12, 8, true>(turns, x)
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,fma")]
 fn chains_avx512(turns: usize, x: f32) -> f32 {
-    chains::<12, 16>(turns, x)
+    chains::<12, 16, true>(turns, x)
 }
 
-fn chain(level: CpuLevel, turns: usize, x: f32) -> (f32, usize) {
-    match level {
+/// `turns` of multiply-adds that depend on nothing but themselves, as many a cycle as the core has. Returns their
+/// operations.
+pub fn chain(level: CpuLevel, turns: usize) -> f64 {
+    let x = black_box(0.5);
+    let (sum, lanes) = match level.min(CpuLevel::best()) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the level is what the machine has.
         CpuLevel::Avx512 => (unsafe { chains_avx512(turns, x) }, 12 * 16),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         CpuLevel::Avx2 => (unsafe { chains_avx2(turns, x) }, 12 * 8),
-        _ => (chains::<4, 4>(turns, x), 16),
-    }
+        #[cfg(target_arch = "aarch64")]
+        _ => (chains::<20, 4, true>(turns, x), 20 * 4),
+        #[cfg(not(target_arch = "aarch64"))]
+        _ => (chains::<8, 4, false>(turns, x), 8 * 4),
+    };
+    black_box(sum);
+    (turns * lanes * 2) as f64
 }
 
-/// Measures both.
-pub fn measure() -> Roof {
-    const TURNS: usize = 100_000;
-    let level = CpuLevel::best();
-    let mut lanes = 0;
-    // The fastest of all runs: clocks go up and down.
-    let mut seconds = f64::MAX;
-    for _ in 0..400 {
-        let begin = Instant::now();
-        lanes = black_box(chain(level, TURNS, black_box(0.5))).1;
-        seconds = seconds.min(begin.elapsed().as_secs_f64());
-    }
-    let mut flops = (TURNS * lanes * 2) as f64 / seconds;
-    // A product that stays in the first cache can only be below the truth, never above it.
-    let cx = Cx::at(level, 1);
-    let (m, n, k) = (48, 64, 64);
-    let w = Linear::pack(level, &values(n * k, 0.1), n, k, None);
-    let (x, mut y) = (values(m * k, 1.0), vec![0.0; m * n]);
-    let product = race(
-        0.3,
-        &mut [&mut || {
-            linear(&cx, Mat::new(&x, m, k), &w, Act::None, Store::Set, MatMut::new(&mut y, m, n));
-        }],
-    )[0];
-    flops = flops.max((2 * m * n * k) as f64 / product);
+/// Measures both, medians.
+pub fn measure(level: CpuLevel) -> Roof {
+    let mut ops = 0.0;
     let big = vec![1u64; 32 << 20];
-    let seconds = race(
-        1.0,
-        &mut [&mut || {
-            black_box(big.as_chunks::<8>().0.iter().fold([0u64; 8], |mut sum, c| {
-                sum.iter_mut().zip(c).for_each(|(s, c)| *s = s.wrapping_add(*c));
-                sum
-            }));
-        }],
-    )[0];
-    Roof { flops, read: (big.len() * 8) as f64 / seconds }
+    let mut read = || {
+        black_box(big.as_chunks::<8>().0.iter().fold([0u64; 8], |mut sum, c| {
+            sum.iter_mut().zip(c).for_each(|(s, c)| *s = s.wrapping_add(*c));
+            sum
+        }));
+    };
+    let seconds = race(2.0, &mut [&mut || ops = chain(level, 100_000), &mut read]);
+    Roof { flops: ops / seconds[0], read: (big.len() * 8) as f64 / seconds[1] }
 }

@@ -2,7 +2,8 @@
 //!
 //! Each way runs in a process of its own, so that resident memory is its own.
 
-use crate::{long, values};
+use crate::{long, models};
+use ssm_bench::values;
 use ssm_kernels::Cx;
 use ssm_models::{AudioStream, Engine, Options, Signal, open};
 use std::error::Error;
@@ -11,10 +12,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const STREAMS: usize = 16;
-const DENOISER: &str = "builtin:denoise";
+pub const DENOISER: &str = "builtin:denoise";
 
 /// An engine on as many threads as the elements take: the denoiser one, the others all.
-fn engine(file: &str, batch: usize) -> Result<Arc<Engine>, Box<dyn Error>> {
+pub fn engine(file: &str, batch: usize) -> Result<Arc<Engine>, Box<dyn Error>> {
     let cores = std::thread::available_parallelism()?.get();
     let cx = Cx::new(if file == DENOISER { 1 } else { cores })?;
     let model = open(file, &Options { level: cx.level, ..Options::default() })?;
@@ -62,7 +63,7 @@ fn steps(engine: &Arc<Engine>, begin: Instant, seconds: f64) -> u64 {
 /// Both ways in turns, three times each, and their ratio.
 pub fn run(seconds: f64) -> Result<(), Box<dyn Error>> {
     println!("\n{STREAMS} streams: one engine beside {STREAMS} engines");
-    for (file, what) in [(DENOISER, "denoiser"), ("demo-out/vim-tiny-random.safetensors", "Vim-Ti 224")] {
+    for (file, what) in [(DENOISER, "denoiser"), (models::VIM, "Vim-Ti 224")] {
         if !file.starts_with("builtin:") && !std::path::Path::new(file).is_file() {
             println!("SKIP {what}: no {file}");
             continue;
