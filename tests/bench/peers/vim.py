@@ -1,88 +1,39 @@
-"""Vim-Ti on a frame of 224 x 224, batch 1, beside what a PyTorch user has and beside DeiT-Ti, all in one sitting, in turns.
+"""Vim-Ti, batch 1, beside what a PyTorch user has and beside DeiT-Ti, all in one sitting, in turns.
 
-    python tests/bench/peers/vim.py [--threads 2] [--rounds 5] [--seconds 2] [--size 224]
+    python tests/bench/peers/vim.py [--threads 2] [--rounds 5] [--seconds 1.5] [--size 224] [--quick]
+    python tests/bench/peers/vim.py --sizes 224,384,512,768,1248 [--plot docs/plots/resolution.svg]
 
 from the root of the repository, after `make bench` (which builds `ssm-bench`), with
 `pip install -r tests/bench/peers/requirements.txt` done and a C++ compiler there. Weights are random; every peer of Vim has
 those of one seed, and their scores are compared before anything is timed.
 
-    eager       the published formulas in PyTorch, the scan compiled from C++ (below)
+    ours        this library, f32
+    ours bf16   this library, large products in bfloat16
+    eager       the published formulas in PyTorch, the scan compiled from C++ (common.py)
     compiled    the same through torch.compile
     reference   the same with the scan as the published reference has it: a loop over steps in Python
-    deit        DeiT-Ti (ViT, 192 wide, 12 layers, 3 heads) in ONNX Runtime
-    ours        this library, f32
-    bf16        this library, large products in bfloat16
+    deit        DeiT-Ti (ViT, 192 wide, 12 layers, 3 heads) in ONNX Runtime, as PyTorch exports it
+    deit fused  the same with ONNX Runtime's own operator for attention, which never holds all scores at once
+
+With `--sizes`, ours and DeiT-Ti over the side of the frame: time, and the peak of resident memory while frames run, less
+what the process held before it opened the model. Each side has networks of its own, with as many positions as it needs.
 """
 
 import argparse
-import json
+import contextlib
+import io
 import statistics
-import subprocess
 import tempfile
-import time
+from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
 import torch
+from common import Call, agree, compiled_scan, onnx, ours, race, reference_scan, save, table
 from torch import nn
 from torch.nn import functional
-from torch.utils.cpp_extension import load_inline
 
 D, DEPTH, N, R, PATCH, CLASSES = 192, 24, 16, 12, 16, 1000
 E = 2 * D
-
-# h = exp(delta a) h + delta u b; y = c h + d u; one channel a task, states innermost, vectorised by the compiler.
-SCAN = r"""
-#include <torch/extension.h>
-#include <ATen/Parallel.h>
-#include <cmath>
-at::Tensor scan(at::Tensor u, at::Tensor delta, at::Tensor a, at::Tensor b, at::Tensor c, at::Tensor d) {
-  // u, delta (E, L); a (E, N); b, c (L, N); d (E)
-  const int64_t e = u.size(0), l = u.size(1), n = a.size(1);
-  auto y = at::empty_like(u);
-  const float *up = u.data_ptr<float>(), *tp = delta.data_ptr<float>(), *ap = a.data_ptr<float>();
-  const float *bp = b.data_ptr<float>(), *cp = c.data_ptr<float>(), *dp = d.data_ptr<float>();
-  float *yp = y.data_ptr<float>();
-  at::parallel_for(0, e, 8, [&](int64_t from, int64_t to) {
-    for (int64_t i = from; i < to; i++) {
-      float h[16] = {0};
-      for (int64_t t = 0; t < l; t++) {
-        const float x = up[i * l + t], s = tp[i * l + t], sx = s * x;
-        float sum = 0;
-        #pragma GCC ivdep
-        for (int64_t k = 0; k < 16; k++) {
-          h[k] = expf(s * ap[i * n + k]) * h[k] + sx * bp[t * n + k];
-          sum += h[k] * cp[t * n + k];
-        }
-        yp[i * l + t] = sum + dp[i] * x;
-      }
-    }
-  });
-  return y;
-}
-TORCH_LIBRARY(peer, m) { m.def("scan(Tensor u, Tensor delta, Tensor a, Tensor b, Tensor c, Tensor d) -> Tensor"); }
-TORCH_LIBRARY_IMPL(peer, CPU, m) { m.impl("scan", &scan); }
-"""
-
-
-def compiled_scan():
-    """The C++ scan as an operator that torch.compile can keep in its graph."""
-    flags = ["-O3", "-march=native", "-ffast-math"]
-    load_inline("peer_scan", SCAN, extra_cflags=flags, is_python_module=False)
-
-    @torch.library.register_fake("peer::scan")
-    def _(u, delta, a, b, c, d):
-        return torch.empty_like(u)
-
-    return torch.ops.peer.scan
-
-
-def reference_scan(u, delta, a, b, c, d):
-    h, ys = torch.zeros_like(a), []
-    for t in range(u.shape[1]):
-        h = torch.exp(delta[:, t, None] * a) * h + (delta[:, t] * u[:, t])[:, None] * b[t]
-        ys.append((h * c[t]).sum(-1))
-    return torch.stack(ys, -1) + d[:, None] * u
 
 
 class Branch(nn.Module):
@@ -100,7 +51,7 @@ class Branch(nn.Module):
         u = functional.silu(self.conv(x[None])[0, :, : x.shape[1]])
         dt, b, c = self.x_proj(u.t()).split([R, N, N], -1)
         delta = functional.softplus(self.dt_proj(dt)).t().contiguous()
-        y = scan(u.contiguous(), delta, -torch.exp(self.a_log), b.contiguous(), c.contiguous(), self.d)
+        y = scan(u.contiguous(), delta, -torch.exp(self.a_log), b[None].contiguous(), c[None].contiguous(), self.d)
         return y * functional.silu(z)
 
 
@@ -155,8 +106,9 @@ class Vim(nn.Module):
 
 
 class Deit(nn.Module):
-    def __init__(self, size):
+    def __init__(self, size, fused):
         super().__init__()
+        self.fused = fused
         self.embed = nn.Conv2d(3, D, PATCH, PATCH)
         self.cls, self.pos = nn.Parameter(torch.zeros(1, 1, D)), nn.Parameter(torch.randn(1, (size // PATCH) ** 2 + 1, D))
         self.norms = nn.ModuleList(nn.LayerNorm(D, 1e-6) for _ in range(25))
@@ -169,103 +121,142 @@ class Deit(nn.Module):
     def forward(self, image):
         x = torch.cat([self.cls, self.embed(image).flatten(2).transpose(1, 2)], 1) + self.pos
         for i in range(12):
-            q, k, v = self.qkv[i](self.norms[2 * i](x)).view(1, -1, 3, 3, 64).permute(2, 0, 3, 1, 4)
-            y = ((q @ k.transpose(-1, -2)) / 8).softmax(-1) @ v
-            x = x + self.out[i](y.transpose(1, 2).reshape(1, -1, D))
+            x = x + self.out[i](self.attend(self.qkv[i](self.norms[2 * i](x))))
             x = x + self.down[i](functional.gelu(self.up[i](self.norms[2 * i + 1](x))))
         return self.head(self.norms[24](x)[:, 0])
 
-
-def deit(size, threads):
-    """DeiT-Ti as a call of ONNX Runtime."""
-    import onnxruntime
-
-    image = torch.randn(1, 3, size, size)
-    file = Path(tempfile.mkdtemp()) / "deit.onnx"
-    torch.onnx.export(Deit(size).eval(), (image,), str(file), input_names=["image"], dynamo=True)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    x = image.numpy()
-    return lambda: session.run(None, {"image": x})
+    def attend(self, qkv):
+        if self.fused:
+            q, k, v = qkv.chunk(3, -1)
+            how = {"dtype": q.dtype, "shape": q.shape, "version": 1}
+            return torch.onnx.ops.symbolic("com.microsoft::MultiHeadAttention", (q, k, v), {"num_heads": 3}, **how)
+        q, k, v = qkv.view(1, -1, 3, 3, 64).permute(2, 0, 3, 1, 4)
+        y = ((q @ k.transpose(-1, -2)) / 8).softmax(-1) @ v
+        return y.transpose(1, 2).reshape(1, -1, D)
 
 
-def save(file, tensors):
-    """A safetensors file."""
-    head, at = {}, 0
-    for name, t in tensors.items():
-        head[name] = {"dtype": "F32", "shape": list(t.shape), "data_offsets": [at, at + 4 * t.numel()]}
-        at += 4 * t.numel()
-    text = json.dumps(head).encode()
-    text += b" " * (-len(text) % 8)
-    with open(file, "wb") as f:
-        f.write(len(text).to_bytes(8, "little") + text)
-        for t in tensors.values():
-            f.write(t.numpy().astype("<f4").tobytes())
+class Sitting:
+    """The networks of one side, in files and in children that wait for their turns."""
+
+    def __init__(self, size, threads, children):
+        self.folder = Path(children.enter_context(tempfile.TemporaryDirectory()))
+        self.size, self.threads, self.children, self.peers = size, threads, children, {}
+        self.model, self.image = Vim(size).eval(), torch.randn(1, 3, size, size)
+        save(self.folder / "vim.safetensors", self.model.published())
+        self.image.numpy().astype("<f4").tofile(self.folder / "image.f32")
+
+    def ours(self, want):
+        """Ours in both precisions; how far each is from `want`."""
+        offs = {}
+        for name, precision, within in (("ours", "f32", 1e-3), ("ours bf16", "bf16", 0.1)):
+            child, got = ours(self.folder / "vim.safetensors", self.threads, precision, self.folder / "image.f32")
+            self.peers[name] = self.children.enter_context(child)
+            offs[name] = agree(name, got, want, within)
+        return offs
+
+    def deit(self):
+        """DeiT-Ti in ONNX Runtime, both ways."""
+        weights = first = None
+        for name, fused in (("deit", False), ("deit fused", True)):
+            model, file = Deit(self.size, fused).eval(), self.folder / f"{name}.onnx"
+            weights = weights or model.state_dict()
+            model.load_state_dict(weights)
+            with contextlib.redirect_stdout(io.StringIO()):
+                torch.onnx.export(model, (self.image,), str(file), input_names=["image"], dynamo=True)
+            child, got = onnx(file, self.folder / "image.f32", self.threads)
+            self.peers[name] = self.children.enter_context(child)
+            first = got if first is None else first
+            agree(name, got, first, 1e-3)
 
 
-def ours(file, seconds, threads, image=None, precision="f32"):
-    """Milliseconds a frame by `ssm-bench model`, and the scores if an image is given."""
-    command = ["tests/bench/target/release/ssm-bench", "model", str(file), "--threads", str(threads)]
-    command += ["--seconds", str(seconds), "--precision", precision] + (["--input", str(image)] if image else [])
-    answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-    return answer["milliseconds"], answer["output"]
+def one(args):
+    """One side: every peer."""
+    with ExitStack() as children:
+        it = Sitting(args.size, args.threads, children)
+        model, image, scan = it.model, it.image, compiled_scan()
+        calls = {"eager": lambda: model(image, scan)}
+        if not args.quick:
+            fast = torch.compile(model)
+            calls["compiled"] = lambda: fast(image, scan)
+        calls["reference"] = lambda: model(image, reference_scan)
+        want = calls["reference"]().numpy()
+        for name, call in calls.items():
+            agree(name, call().numpy(), want, 1e-3)
+        offs = it.ours(want)
+        it.deit()
+        it.peers |= {name: Call(call) for name, call in calls.items()}
+        print(f"{args.size} x {args.size}, {args.threads} threads, torch {torch.__version__}, scores agree within",
+              ", ".join(f"{name} {off:.1e}" for name, off in offs.items()))  # fmt: skip
+        table(race(it.peers, args.rounds, args.seconds), "ours")
 
 
-def timed(call, seconds):
-    """Median milliseconds of a call."""
-    times, end = [], time.perf_counter() + seconds
-    while not times or time.perf_counter() < end:
-        begin = time.perf_counter()
-        call()
-        times.append((time.perf_counter() - begin) * 1e3)
-    return statistics.median(times)
+def over(sizes, args):
+    """Ours and DeiT-Ti over the side; returns a table of (side, {name: (milliseconds, MiB)})."""
+    found, scan = [], compiled_scan()
+    for size in sizes:
+        with ExitStack() as children:
+            it = Sitting(size, args.threads, children)
+            it.ours(it.model(it.image, scan).numpy())
+            it.deit()
+            times = race(it.peers, args.rounds, args.seconds)
+            print(f"\n{size} x {size}: {(size // PATCH) ** 2} patches, {args.threads} threads")
+            table(times, "ours")
+            row = {name: (statistics.median(times[name]), peer.resident) for name, peer in it.peers.items()}
+            print("MiB of memory: " + ", ".join(f"{name} {mib:.0f}" for name, (_, mib) in row.items()), flush=True)
+            found.append((size, row))
+    for what, i in (("time", 0), ("memory", 1)):
+        for peer in ("deit", "deit fused"):
+            for name in ("ours", "ours bf16"):
+                less = [size for size, row in found if row[name][i] < row[peer][i]]
+                print(f"{what}: {name} below {peer} at {', '.join(map(str, less)) or 'none of the sides'}")
+    return found
+
+
+def plot(file, found):
+    """Time and memory over the side, two charts in an SVG."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "ssm", "font.size": 9}
+    from matplotlib import pyplot
+
+    looks = {"ours": ("#bc3754", "-"), "ours bf16": ("#bc3754", "--"), "deit": ("#5a5a5a", "-"), "deit fused": ("#5a5a5a", "--")}
+    names = {"ours": "Vim-Ti, ssm, f32", "ours bf16": "Vim-Ti, ssm, bf16", "deit": "DeiT-Ti, ONNX Runtime"}
+    names["deit fused"] = "DeiT-Ti, ONNX Runtime, fused attention"
+    figure, charts = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    sides = [size for size, _ in found]
+    for i, (chart, title) in enumerate(zip(charts, ("milliseconds a frame", "memory while frames run, MiB"))):
+        for name, (colour, line) in looks.items():
+            chart.plot(sides, [row[name][i] for _, row in found], line, color=colour, label=names[name], marker=".")
+        chart.set(title=title, xlabel="side of the frame, pixels", xscale="log", yscale="log")
+        chart.set_xticks(sides, map(str, sides))
+        chart.minorticks_off()
+        chart.grid(alpha=0.3)
+    charts[0].legend(frameon=False)
+    figure.savefig(file, metadata={"Date": None})
+    print(f"{file}: time and memory over the side")
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--rounds", type=int, default=5)
-    p.add_argument("--seconds", type=float, default=2.0)
+    p.add_argument("--seconds", type=float, default=1.5)
     p.add_argument("--size", type=int, default=224)
+    p.add_argument("--sizes", help="sides, with commas between")
+    p.add_argument("--plot", help="SVG file for --sizes")
+    p.add_argument("--quick", action="store_true", help="one short round, without torch.compile: for trying")
     args = p.parse_args()
+    if args.quick:
+        args.rounds, args.seconds = 1, 0.3
     torch.set_num_threads(args.threads)
     torch.manual_seed(1)
     torch.set_grad_enabled(False)
-    model, image = Vim(args.size).eval(), torch.randn(1, 3, args.size, args.size)
-    folder = Path(tempfile.mkdtemp())
-    save(folder / "vim.safetensors", model.published())
-    image.numpy().astype("<f4").tofile(folder / "image.f32")
-    scan = compiled_scan()
-    fast = torch.compile(model)
-    runs = {
-        "eager": lambda: model(image, scan),
-        "compiled": lambda: fast(image, scan),
-        "reference": lambda: model(image, reference_scan),
-        "deit": deit(args.size, args.threads),
-    }
-    want = runs["reference"]().numpy()
-    size = np.abs(want).max()
-    for name in ("eager", "compiled"):
-        off = np.abs(runs[name]().numpy() - want).max() / size
-        assert off < 1e-3, f"{name} is off by {off}"
-    _, got = ours(folder / "vim.safetensors", 0.1, args.threads, folder / "image.f32")
-    off = np.abs(np.array(got) - want).max() / size
-    assert off < 1e-3, f"ours is off by {off}"
-    _, got = ours(folder / "vim.safetensors", 0.1, args.threads, folder / "image.f32", "bf16")
-    rounded = np.abs(np.array(got) - want).max() / size
-    times = {name: [] for name in [*runs, "ours", "bf16"]}
-    for _ in range(args.rounds):
-        for name, run in runs.items():
-            times[name].append(timed(run, args.seconds))
-            time.sleep(0.5)  # threads that still spin must not slow the next one
-        for name, precision in (("ours", "f32"), ("bf16", "bf16")):
-            times[name].append(ours(folder / "vim.safetensors", args.seconds, args.threads, precision=precision)[0])
-    base = statistics.median(times["ours"])
-    print(f"{args.size} x {args.size}, {args.threads} threads, torch {torch.__version__}, scores agree within {off:.1e}, bf16 {rounded:.1e}")
-    for name, t in times.items():
-        m = statistics.median(t)
-        print(f"{name:<10} {m:8.1f} ms   {m / base:5.2f} x ours   ({min(t):.1f} to {max(t):.1f})")
+    if not args.sizes:
+        return one(args)
+    found = over([int(s) for s in args.sizes.split(",")], args)
+    if args.plot:
+        plot(args.plot, found)
 
 
 if __name__ == "__main__":
