@@ -12,50 +12,65 @@ pub struct Roof {
     pub read: f64,
 }
 
-/// Independent multiply-adds, `N` vectors of `W` lanes that stay in registers; `FUSED` where that is one instruction.
-#[inline(always)]
-fn chains<const N: usize, const W: usize, const FUSED: bool>(turns: usize, x: f32) -> f32 {
-    let mut sums = [[x; W]; N];
-    for _ in 0..turns {
-        for sum in &mut sums {
-            for s in sum.iter_mut() {
-                *s = if FUSED { s.mul_add(0.999_9, 1e-6) } else { *s * 0.999_9 + 1e-6 };
+/// Independent chains of multiply-adds in registers: more than the latency of one takes.
+const CHAINS: usize = 12;
+
+/// `turns` of every chain, by an instruction: a compiler may make something slower of plain loops.
+macro_rules! chains {
+    ($name:ident, $features:literal, $splat:ident, $fused:ident) => {
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = $features)]
+        fn $name(turns: usize) {
+            use std::arch::x86_64::{$fused, $splat};
+            let (a, b) = ($splat(0.999_9), $splat(1e-6));
+            let mut sums = [$splat(black_box(0.5)); CHAINS];
+            for _ in 0..turns {
+                for sum in &mut sums {
+                    *sum = $fused(*sum, a, b);
+                }
             }
+            black_box(sums);
+        }
+    };
+}
+
+chains!(chains_avx2, "avx2,fma", _mm256_set1_ps, _mm256_fmadd_ps);
+chains!(chains_avx512, "avx512f", _mm512_set1_ps, _mm512_fmadd_ps);
+
+/// The same without vectors of x86.
+fn chains_plain(turns: usize) {
+    let mut sums = [[black_box(0.5f32); 4]; CHAINS];
+    for _ in 0..turns {
+        for sum in sums.as_flattened_mut() {
+            // Where there is no instruction for both, the fused form is a call.
+            *sum = if cfg!(target_arch = "aarch64") { sum.mul_add(0.999_9, 1e-6) } else { *sum * 0.999_9 + 1e-6 };
         }
     }
-    sums.iter().flatten().sum()
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn chains_avx2(turns: usize, x: f32) -> f32 {
-    chains::<12, 8, true>(turns, x)
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,fma")]
-fn chains_avx512(turns: usize, x: f32) -> f32 {
-    chains::<12, 16, true>(turns, x)
+    black_box(sums);
 }
 
 /// `turns` of multiply-adds that depend on nothing but themselves, as many a cycle as the core has. Returns their
 /// operations.
 pub fn chain(level: CpuLevel, turns: usize) -> f64 {
-    let x = black_box(0.5);
-    let (sum, lanes) = match level.min(CpuLevel::best()) {
+    let lanes = match level.min(CpuLevel::best()) {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: the level is what the machine has.
-        CpuLevel::Avx512 => (unsafe { chains_avx512(turns, x) }, 12 * 16),
+        CpuLevel::Avx512 => {
+            // SAFETY: the level is what the machine has.
+            unsafe { chains_avx512(turns) };
+            16
+        }
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above.
-        CpuLevel::Avx2 => (unsafe { chains_avx2(turns, x) }, 12 * 8),
-        #[cfg(target_arch = "aarch64")]
-        _ => (chains::<20, 4, true>(turns, x), 20 * 4),
-        #[cfg(not(target_arch = "aarch64"))]
-        _ => (chains::<8, 4, false>(turns, x), 8 * 4),
+        CpuLevel::Avx2 => {
+            // SAFETY: as above.
+            unsafe { chains_avx2(turns) };
+            8
+        }
+        _ => {
+            chains_plain(turns);
+            4
+        }
     };
-    black_box(sum);
-    (turns * lanes * 2) as f64
+    (turns * CHAINS * lanes * 2) as f64
 }
 
 /// Measures both, medians.
