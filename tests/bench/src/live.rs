@@ -27,14 +27,15 @@ pub fn child(count: usize, seconds: f64) -> Result<(), Box<dyn Error>> {
     let engine = streams::engine(streams::DENOISER, count)?;
     let Signal::Samples { hop, rate } = engine.info().input else { return Err("expected a model of samples".into()) };
     let period = Duration::from_secs_f64(hop as f64 / f64::from(rate));
-    let hops = (seconds / period.as_secs_f64()).ceil().max(1.0) as u32;
+    let length = Duration::from_secs_f64(seconds).max(period);
     let play = |i: usize, start: Instant| -> Result<Vec<f64>, ssm_models::Error> {
         let (input, mut out) = (values(hop, 0.1), Vec::new());
         let mut stream = AudioStream::new(&engine, 1)?;
         let phase = period.mul_f64(i as f64 / count as f64);
         let mut took = Vec::new();
-        for k in 1..=hops {
-            let due = start + phase + period * k;
+        // What falls behind real time ends, too.
+        while took.is_empty() || start.elapsed() < length {
+            let due = start + phase + period * (took.len() as u32 + 1);
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
             stream.push(&input, &mut out)?;
             took.push(due.elapsed().as_secs_f64() * 1e3);
