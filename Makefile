@@ -16,6 +16,9 @@ else
 endif
 # Where PyTorch is, for train-smoke.
 TRAIN_VENV ?= .venv-train
+# Where the benchmark's peers are, for bench-peers.
+PEERS_VENV ?= .venv-peers
+PEERS := $(PEERS_VENV)/bin/python
 # What is off by default and tested.
 FEATURES := --features ssm-pipelines/mqtt
 COMPLETIONS := bash-completion/completions/ssm zsh/vendor-completions/_ssm fish/vendor_completions.d/ssm.fish
@@ -24,7 +27,7 @@ COMPLETIONS := bash-completion/completions/ssm zsh/vendor-completions/_ssm fish/
 TOOLS := target/tools/bin
 tool = @test -x $(TOOLS)/$(1) || $(CARGO) install -q --locked --debug --root target/tools $(2)
 
-.PHONY: help deps build lint test soak train-smoke bench demo share install uninstall deb quality ptx clean reference book \
+.PHONY: help deps build lint test soak train-smoke bench bench-peers demo share install uninstall deb quality ptx clean reference book \
   deny fuzz miri coverage
 
 help:
@@ -32,7 +35,8 @@ help:
 	@echo "make test     install what is missing, build, run every check and test"
 	@echo "make soak     24 simulated hours of streams, or MINUTES=30 of them; nothing may grow"
 	@echo "make train-smoke   the recipes of training, tiny, with PyTorch in .venv-train"
-	@echo "make bench    benchmarks of kernels and models"
+	@echo "make bench    benchmarks of kernels, models, an element and streams, and of peers if they are there; QUICK=1"
+	@echo "make bench-peers   beside PyTorch, ONNX Runtime, transformers and C, in .venv-peers; QUICK=1: seconds, for trying"
 	@echo "make install  put the plugin into your GStreamer plugin folder and ssm into ~/.cargo/bin; PREFIX=/usr, DESTDIR=…"
 	@echo "make uninstall  take them away (with the same PREFIX)"
 	@echo "make deb      two Debian packages in target/debian: the plugin, and the command ssm"
@@ -77,8 +81,30 @@ train-smoke: build
 	  { python3 -m venv $(TRAIN_VENV) && $(TRAIN_VENV)/bin/pip install -q -r models/training/shots/requirements.txt; }
 	models/training/smoke.sh $(TRAIN_VENV)/bin/python target/train-smoke
 
-bench: deps
-	$(CARGO) run --release --manifest-path tests/bench/Cargo.toml
+# QUICK=1: seconds instead of minutes, to see that all of it runs.
+SIZES := --sizes 224,384,512,768,1248 --rounds 3
+SSM_BENCH = $(or $(CARGO_TARGET_DIR),tests/bench/target)/release
+VIM := demo-out/vim-tiny-random.safetensors
+
+bench: build $(VIM)
+	$(CARGO) build --release --manifest-path tests/bench/Cargo.toml
+	$(SSM_BENCH)/ssm-bench $(if $(QUICK),--steps 20000 --seconds 0.5)
+	$(SSM_BENCH)/element $(VIM) $(if $(QUICK),--seconds 1)
+	@if $(PEERS) -c 'import matplotlib, onnxruntime, torch, transformers' 2>/dev/null; then $(MAKE) bench-peers; \
+	  else echo "no peers in $(PEERS_VENV): they are left out (make bench-peers)"; fi
+
+$(VIM): | build
+	@mkdir -p $(dir $@)
+	target/release/ssm random vim-tiny --seed 7 --output $@
+
+bench-peers: deps
+	@$(PEERS) -c 'import matplotlib, onnxruntime, torch, transformers' 2>/dev/null || \
+	  { python3 -m venv $(PEERS_VENV) && $(PEERS_VENV)/bin/pip install -q -r tests/bench/peers/requirements.txt; }
+	$(CARGO) build --release --manifest-path tests/bench/Cargo.toml
+	$(PEERS) tests/bench/peers/vim.py $(if $(QUICK),--quick)
+	$(PEERS) tests/bench/peers/vim.py $(if $(QUICK),--sizes 224 --quick,$(SIZES))
+	$(PEERS) tests/bench/peers/vmamba.py $(if $(QUICK),--quick)
+	$(PEERS) tests/bench/peers/mamba.py $(if $(QUICK),--quick)
 
 demo: build
 	@./pipelines/demo.sh
