@@ -5,8 +5,7 @@
 use crate::plot::{Side, plot};
 use crate::streams;
 use plotters::style::RGBColor;
-use rustix::time::{ClockId, clock_gettime};
-use ssm_bench::values;
+use ssm_bench::{processor, values};
 use ssm_models::{AudioStream, Signal};
 use std::error::Error;
 use std::process::Command;
@@ -14,12 +13,6 @@ use std::time::{Duration, Instant};
 
 /// Numbers of streams.
 const COUNTS: [usize; 7] = [1, 2, 4, 8, 16, 32, 64];
-
-/// Processor seconds of all threads of this process.
-fn processor() -> f64 {
-    let time = clock_gettime(ClockId::ProcessCPUTime);
-    time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
-}
 
 /// `count` streams, a thread each. Their hops come evenly spread over the time of one. Prints processor seconds a second
 /// of all of them, and milliseconds from when a hop was due until it was done (median, 99 of 100), as JSON.
