@@ -150,7 +150,8 @@ class Child:
 
 def onnx(file, image, threads):
     """An ONNX model in ONNX Runtime, and its output."""
-    child = Child([sys.executable, str(Path(__file__).with_name("ort.py")), str(file), str(image), "--threads", str(threads)])
+    script = str(Path(__file__).with_name("ort.py"))
+    child = Child([sys.executable, script, str(file), str(image), "--threads", str(threads)])
     return child, np.array(child.answer()["output"])
 
 

@@ -1,4 +1,4 @@
-"""Mamba of the size of mamba-130m, batch 1: a token, and a prompt, beside transformers and beside C, in one sitting, in turns.
+"""Mamba of the size of mamba-130m, batch 1: a token, and a prompt, beside transformers and C, in one sitting, in turns.
 
     python tests/bench/peers/mamba.py [--rounds 5] [--seconds 1] [--prompt 1024] [--threads 1 2] [--quick]
 

@@ -1,4 +1,4 @@
-"""An ONNX model in ONNX Runtime, in a process that holds nothing else: lines of JSON as `ssm-bench model --turns` gives them.
+"""An ONNX model in ONNX Runtime, in a process that holds nothing else. Answers as `ssm-bench model --turns` does.
 
     python ort.py FILE.onnx INPUT.f32 --threads N
 

@@ -220,7 +220,8 @@ def plot(file, found):
     matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "ssm", "font.size": 9}
     from matplotlib import pyplot
 
-    looks = {"ours": ("#bc3754", "-"), "ours bf16": ("#bc3754", "--"), "deit": ("#5a5a5a", "-"), "deit fused": ("#5a5a5a", "--")}
+    red, grey = "#bc3754", "#5a5a5a"
+    looks = {"ours": (red, "-"), "ours bf16": (red, "--"), "deit": (grey, "-"), "deit fused": (grey, "--")}
     names = {"ours": "Vim-Ti, ssm, f32", "ours bf16": "Vim-Ti, ssm, bf16", "deit": "DeiT-Ti, ONNX Runtime"}
     names["deit fused"] = "DeiT-Ti, ONNX Runtime, fused attention"
     figure, charts = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
