@@ -21,6 +21,7 @@ use crate::engine::Device;
 use crate::error::Error;
 use crate::model::Model;
 use ssm_kernels::cuda::{Card, CardError, card};
+use ssm_kernels::linear::Precision;
 use std::sync::Arc;
 
 /// A forward pass as launches.

@@ -9,6 +9,7 @@ seed for every peer; scores are compared before anything is timed.
     read            every weight read once from memory by the same threads: what no token in f32 can be faster than
     ours            this library, f32
     ours bf16       this library, large products in bfloat16
+    ours int8       this library, large products in 8-bit integers
     c               mamba.c: plain loops, -Ofast -march=native, OpenMP
     transformers    MambaForCausalLM, a token with its cache; a prompt with the scores of all its tokens, as ours, or of the
                     last one only
@@ -114,13 +115,16 @@ def main():
         for name, ids in (("prompt", prompt), ("few", few)):
             ids.numpy().astype("<u4").tofile(folder / name)
         want = model(few[None]).logits[0, -1].numpy()
-        # An error of rounding grows by a fifth in each of the random layers, in PyTorch as well, so bf16 is judged on two.
+        # An error of rounding grows by a fifth in each of the random layers, in PyTorch as well, so lower
+        # precisions are judged on two.
         torch.manual_seed(1)
         small = network(2)
         save(folder / "small.safetensors", weights(small))
-        child, got = ours(folder / "small.safetensors", 1, "bf16", folder / "few")
-        with child:
-            offs = {"ours bf16 (two layers)": agree("ours bf16", got, small(few[None]).logits[0, -1].numpy(), 0.1)}
+        offs, expected = {}, small(few[None]).logits[0, -1].numpy()
+        for precision, within in (("bf16", 0.1), ("int8", 0.3)):
+            child, got = ours(folder / "small.safetensors", 1, precision, folder / "few")
+            with child:
+                offs[f"ours {precision} (two layers)"] = agree(f"ours {precision}", got, expected, within)
         decoder = Decoder(model)
         for token in few.tolist():
             last = decoder.step(token)
@@ -131,7 +135,7 @@ def main():
         times = {}
         for threads in args.threads:
             peers = {"read": Asked(c, f"{threads} read")}
-            for name, precision in (("ours", "f32"), ("ours bf16", "bf16")):
+            for name, precision in (("ours", "f32"), ("ours bf16", "bf16"), ("ours int8", "int8")):
                 child, got = ours(folder / "mamba.safetensors", threads, precision, folder / "few")
                 peers[name] = children.enter_context(child)
                 if precision == "f32":
@@ -147,7 +151,7 @@ def main():
         threads = args.threads[-1]
         torch.set_num_threads(threads)
         want, peers = model(prompt[None], logits_to_keep=1).logits[0, -1].numpy(), {}
-        for name, precision in (("ours", "f32"), ("ours bf16", "bf16")):
+        for name, precision in (("ours", "f32"), ("ours bf16", "bf16"), ("ours int8", "int8")):
             child, got = ours(folder / "mamba.safetensors", threads, precision, folder / "prompt", args.prompt)
             peers[name] = children.enter_context(child)
             if precision == "f32":

@@ -9,6 +9,7 @@ those of one seed, and their scores are compared before anything is timed.
 
     ours        this library, f32
     ours bf16   this library, large products in bfloat16
+    ours int8   this library, large products in 8-bit integers
     eager       the published formulas in PyTorch, the scan compiled from C++ (common.py)
     compiled    the same through torch.compile
     reference   the same with the scan as the published reference has it: a loop over steps in Python
@@ -146,9 +147,9 @@ class Sitting:
         self.image.numpy().astype("<f4").tofile(self.folder / "image.f32")
 
     def ours(self, want):
-        """Ours in both precisions; how far each is from `want`."""
+        """Ours in every precision; how far each is from `want`."""
         offs = {}
-        for name, precision, within in (("ours", "f32", 1e-3), ("ours bf16", "bf16", 0.1)):
+        for name, precision, within in (("ours", "f32", 1e-3), ("ours bf16", "bf16", 0.1), ("ours int8", "int8", 0.3)):
             child, got = ours(self.folder / "vim.safetensors", self.threads, precision, self.folder / "image.f32")
             self.peers[name] = self.children.enter_context(child)
             offs[name] = agree(name, got, want, within)
@@ -206,7 +207,7 @@ def over(sizes, args):
             found.append((size, row))
     for what, i in (("time", 0), ("memory", 1)):
         for peer in ("deit", "deit fused"):
-            for name in ("ours", "ours bf16"):
+            for name in ("ours", "ours bf16", "ours int8"):
                 less = [size for size, row in found if row[name][i] < row[peer][i]]
                 print(f"{what}: {name} below {peer} at {', '.join(map(str, less)) or 'none of the sides'}")
     return found
@@ -221,8 +222,9 @@ def plot(file, found):
     from matplotlib import pyplot
 
     red, grey = "#bc3754", "#5a5a5a"
-    looks = {"ours": (red, "-"), "ours bf16": (red, "--"), "deit": (grey, "-"), "deit fused": (grey, "--")}
-    names = {"ours": "Vim-Ti, ssm, f32", "ours bf16": "Vim-Ti, ssm, bf16", "deit": "DeiT-Ti, ONNX Runtime"}
+    looks = {"ours": (red, "-"), "ours bf16": (red, "--"), "ours int8": (red, ":"), "deit": (grey, "-"), "deit fused": (grey, "--")}
+    names = {"ours": "Vim-Ti, ssm, f32", "ours bf16": "Vim-Ti, ssm, bf16", "ours int8": "Vim-Ti, ssm, int8"}
+    names["deit"] = "DeiT-Ti, ONNX Runtime"
     names["deit fused"] = "DeiT-Ti, ONNX Runtime, fused attention"
     figure, charts = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     sides = [size for size, _ in found]

@@ -8,6 +8,7 @@ every peer under the published names; scores are compared before anything is tim
 
     ours        this library, f32
     ours bf16   this library, large products in bfloat16
+    ours int8   this library, large products in 8-bit integers
     eager       the published formulas in PyTorch, the scan compiled from C++ (common.py)
     compiled    the same through torch.compile
     reference   the same with the scan as the published reference has it: a loop over steps in Python
@@ -143,13 +144,13 @@ def main():
         for name in calls:
             agree(name, calls[name]().numpy(), want, 1e-3)
         peers, offs = {}, {}
-        for name, precision, within in (("ours", "f32", 1e-4), ("ours bf16", "bf16", 0.1)):
+        for name, precision, within in (("ours", "f32", 1e-4), ("ours bf16", "bf16", 0.1), ("ours int8", "int8", 0.3)):
             peers[name], got = ours(folder / "vmamba.safetensors", args.threads, precision, folder / "image.f32")
             children.enter_context(peers[name])
             offs[precision] = agree(name, got, want, within)
         peers |= {name: Call(call) for name, call in calls.items()}
         print(f"VMamba-T, {args.threads} threads, torch {torch.__version__}, scores agree within {offs['f32']:.1e}, "
-              f"bf16 {offs['bf16']:.1e}")
+              f"bf16 {offs['bf16']:.1e}, int8 {offs['int8']:.1e}")
         table(race(peers, args.rounds, args.seconds), "ours")
 
 
