@@ -1,6 +1,10 @@
 //! The Mamba block with an S4 layer in the place of its selective scan, as CleanUMamba's experiment has it: the layer
 //! stands between two linear maps, which take the inner width down to its few features and back.
 
+mod card;
+
+pub(crate) use card::MixerS4Net;
+
 use crate::checkpoint::Reader;
 use crate::error::Error;
 use crate::mixer::{MixerState, shift_tail, sub};

@@ -6,6 +6,9 @@
 //! of experts per token are not in the tensors; they come from the configuration (`block_modules`, `expert` or
 //! `moe_inner_expert`, `activation_type`, `routing_top_k`), else Mamba first, ReLU or, gated, SiLU, and one.
 
+mod card;
+
+use crate::card::{Network, Weights};
 use crate::checkpoint::{Checkpoint, Reader};
 use crate::config::Fields;
 use crate::error::Error;
@@ -22,6 +25,7 @@ use ssm_kernels::linear::Linear;
 use ssm_kernels::moe_route::{Experts, Tensors};
 use ssm_kernels::norm::{Kind, Norm};
 use ssm_kernels::{Act, CpuLevel, Cx};
+use std::ops::Range;
 use std::sync::Arc;
 
 pub(crate) const FAMILY: Family = Family {
@@ -264,6 +268,17 @@ impl Model for MoeMamba {
 
     fn forward(&self, cx: &Cx, rows: &mut [Row], len: usize, scratch: &mut Scratch) {
         self.run(cx, rows, len, scratch, |_| ());
+    }
+
+    fn network(&self, weights: &mut Weights) -> Option<Box<dyn Network>> {
+        self.on_card(weights)
+    }
+
+    fn embed(&self, row: &Row, steps: Range<usize>, out: &mut [f32]) {
+        let d = self.head.k();
+        for (id, out) in row.tokens[steps].iter().zip(out.chunks_exact_mut(d)) {
+            out.copy_from_slice(&self.embedding[*id as usize * d..][..d]);
+        }
     }
 
     fn gap(&self, state: &mut State, periods: f64) {

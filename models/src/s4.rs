@@ -5,7 +5,13 @@
 //! module, the example classifier, and the repository's stack of residual layers. What the tensors do not say comes from
 //! the file's `config`, else from upstream's defaults.
 
+mod card;
+
+pub(crate) use card::BlockNet;
+
+use crate::card::{Network, Weights};
 use crate::checkpoint::{Checkpoint, Reader};
+use crate::engine::Device;
 use crate::error::Error;
 use crate::families::{Family, Options};
 use crate::golden::Golden;
@@ -524,6 +530,23 @@ impl Model for S4 {
         self.run(cx, rows, len, scratch, &mut |_, _| ());
     }
 
+    fn network(&self, weights: &mut Weights) -> Option<Box<dyn Network>> {
+        self.on_card(weights)
+    }
+
+    fn embed(&self, row: &Row, steps: Range<usize>, out: &mut [f32]) {
+        let (n, d) = (self.info.input.len(), self.d_model);
+        match &self.encoder {
+            Encoder::Embedding(table) => {
+                let vocab = table.len() / d;
+                for (id, out) in row.tokens[steps].iter().zip(out.chunks_exact_mut(d)) {
+                    out.copy_from_slice(&table[(*id as usize).min(vocab - 1) * d..][..d]);
+                }
+            }
+            _ => out.copy_from_slice(&row.x[steps.start * n..steps.end * n]),
+        }
+    }
+
     fn gap(&self, state: &mut State, periods: f64) {
         for layer in &self.layers {
             layer.block.core().gap(&mut state.data[layer.at.clone()], periods);
@@ -536,6 +559,9 @@ impl Model for S4 {
         (what == "ssm").then(|| layer.block.core().upstream_state(&state.data[layer.at.clone()]))
     }
 }
+
+/// A model, and the same where it is to run.
+type Both<'a> = (&'a S4, &'a dyn Model);
 
 /// A clip of a batch through streams that go on from where they are.
 struct Run {
@@ -554,7 +580,7 @@ impl Run {
     }
 
     /// `len` steps from step `from` of the clip, cut as the options say.
-    fn go(&mut self, g: &mut Golden<'_>, model: &S4, clip: &Clip, from: usize, len: usize) {
+    fn go(&mut self, g: &mut Golden<'_>, (model, placed): Both<'_>, clip: &Clip, from: usize, len: usize) {
         let mut at = from;
         for n in g.cuts(len) {
             for (row, x) in self.rows.iter_mut().zip(&clip.x) {
@@ -565,14 +591,20 @@ impl Run {
                     row.x[..part.len()].copy_from_slice(&x[part]);
                 }
             }
-            let (cx, scratch) = g.bench();
             let taps = &mut self.taps;
-            model.run(cx, &mut self.rows, n, scratch, &mut |layer, x| {
-                let per_stream = x.len() / taps[layer].len();
-                for (tap, x) in taps[layer].iter_mut().zip(x.chunks_exact(per_stream.max(1))) {
-                    tap.extend_from_slice(x);
-                }
-            });
+            if placed.device() == Device::Cpu {
+                let (cx, scratch) = g.bench();
+                model.run(cx, &mut self.rows, n, scratch, &mut |layer, x| {
+                    let per_stream = x.len() / taps[layer].len();
+                    for (tap, x) in taps[layer].iter_mut().zip(x.chunks_exact(per_stream.max(1))) {
+                        tap.extend_from_slice(x);
+                    }
+                });
+            } else {
+                // Nobody sees the layers of a card.
+                taps.clear();
+                g.forward(placed, &mut self.rows, n);
+            }
             for (y, row) in self.y.iter_mut().zip(&self.rows) {
                 y.extend_from_slice(&row.y[..n * model.outputs]);
             }
@@ -617,32 +649,34 @@ fn largest(x: &[f32]) -> f32 {
 /// Golden files: outputs of every form and rate, layers, states at a cut and at the end, the discretised system, the
 /// convolution kernel.
 fn verify(g: &mut Golden<'_>) -> Result<(), Error> {
-    let model = S4::load(g.weights(), &g.open_options())?;
+    let model = Arc::new(S4::load(g.weights(), &g.open_options())?);
+    let placed = g.place(model.clone())?;
+    let (model, both) = (&*model, (&*model, &*placed));
     let transposed = g.config["transposed"] == true || g.config["layout"] == "B,H,L";
     let low_rank = model.layers.iter().any(|l| l.block.core().sizes().rank > 0);
     // Recovering C amplifies rounding where modes hardly decay.
     let relative = if low_rank { 1e-4 } else { 2e-5 };
-    let clip = Clip::read(g, "__input__", &model, transposed)?;
+    let clip = Clip::read(g, "__input__", model, transposed)?;
     let batch = clip.x.len();
     let size = largest(&g.tensor("__output__")?.1);
     let tol = relative * size;
 
     // The clip, in two parts if there is a state at a cut.
     let split = g.config["split"].as_u64().map_or(clip.len, |s| (s as usize).min(clip.len));
-    let mut run = Run::new(&model, batch, clip.len, 1.0);
-    run.go(g, &model, &clip, 0, split);
-    states(g, &model, "__state__", &run, relative, tol)?;
-    run.go(g, &model, &clip, split, clip.len - split);
+    let mut run = Run::new(model, batch, clip.len, 1.0);
+    run.go(g, both, &clip, 0, split);
+    states(g, both.1, "__state__", &run, relative, tol)?;
+    run.go(g, both, &clip, split, clip.len - split);
     let (y, taps) = (run.y.clone(), run.taps.clone());
     if g.has("__cont_input__") {
-        let more = Clip::read(g, "__cont_input__", &model, transposed)?;
-        let mut next = Run { y: vec![Vec::new(); batch], ..Run::new(&model, batch, more.len, 1.0) };
+        let more = Clip::read(g, "__cont_input__", model, transposed)?;
+        let mut next = Run { y: vec![Vec::new(); batch], ..Run::new(model, batch, more.len, 1.0) };
         next.rows.iter_mut().zip(&run.rows).for_each(|(to, from)| to.state = from.state.clone());
-        next.go(g, &model, &more, 0, more.len);
-        outputs(g, "__cont_output__", &next.y, &model, transposed, tol)?;
+        next.go(g, both, &more, 0, more.len);
+        outputs(g, "__cont_output__", &next.y, model, transposed, tol)?;
         run = next;
     }
-    states(g, &model, "__cont_state__", &run, relative, tol)?;
+    states(g, both.1, "__cont_state__", &run, relative, tol)?;
 
     for name in g.names_with("__output__") {
         let what = name.trim_start_matches("__output__");
@@ -653,14 +687,14 @@ fn verify(g: &mut Golden<'_>) -> Result<(), Error> {
                 let Ok(rate) = rate.split('_').next().unwrap_or_default().parse() else {
                     return Err(bad(&name, "rate", "a number", rate));
                 };
-                let mut run = Run::new(&model, batch, clip.len, rate);
-                run.go(g, &model, &clip, 0, clip.len);
-                outputs(g, &name, &run.y, &model, transposed, tol)?;
+                let mut run = Run::new(model, batch, clip.len, rate);
+                run.go(g, both, &clip, 0, clip.len);
+                outputs(g, &name, &run.y, model, transposed, tol)?;
             }
             None => {
                 // Upstream recovers C in single precision; the file says how far its steps are from its convolution.
                 let theirs = if low_rank { noted(g, what.trim_start_matches('.')) } else { 0.0 };
-                outputs(g, &name, &y, &model, transposed, tol + 2.0 * theirs)?;
+                outputs(g, &name, &y, model, transposed, tol + 2.0 * theirs)?;
             }
         }
     }
@@ -671,7 +705,7 @@ fn verify(g: &mut Golden<'_>) -> Result<(), Error> {
             g.check(&name, &tap.concat(), tol)?;
         }
     }
-    system(g, &model, relative, tol)
+    system(g, model, relative, tol)
 }
 
 /// A number that the file's maker noted among its `checks`, else 0.
@@ -698,7 +732,14 @@ fn outputs(
 }
 
 /// Compares the states of every stream: one of each pair, or both (`…_dense`).
-fn states(g: &mut Golden<'_>, model: &S4, prefix: &str, run: &Run, relative: f32, tol: f32) -> Result<(), Error> {
+fn states(
+    g: &mut Golden<'_>,
+    model: &dyn Model,
+    prefix: &str,
+    run: &Run,
+    relative: f32,
+    tol: f32,
+) -> Result<(), Error> {
     for (prefix, both) in [(format!("{prefix}."), false), (format!("{prefix}_dense."), true)] {
         for name in g.names_with(&prefix) {
             let mut got = Vec::new();

@@ -414,6 +414,11 @@ impl Core {
         made
     }
 
+    /// The coefficients at the trained rate.
+    pub(crate) fn trained(&self) -> &Coefficients {
+        &self.trained
+    }
+
     /// Runs `u` (len, H) through the recurrence from `state` and writes `y` (len, channels · H); with `read` off only the
     /// state moves, and `y` has no columns.
     pub(crate) fn run(&self, cx: &Cx, u: Mat<'_>, state: &mut [f32], rate: f32, read: bool, y: MatMut<'_>) {

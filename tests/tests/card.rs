@@ -71,7 +71,32 @@ fn vmamba_golden_files_pass() {
 
 #[test]
 fn composite_golden_files_pass() {
-    pass(&["composite_conv_mamba.safetensors"]);
+    pass(&[
+        "composite_conv_mamba.safetensors",
+        "composite_similarity.safetensors",
+        "composite_core_mamba2.safetensors",
+        "composite_core_moe_mamba.safetensors",
+        "composite_shots.safetensors",
+    ]);
+}
+
+#[test]
+fn moe_mamba_golden_files_pass() {
+    pass(&["moe_mamba_tiny.safetensors", "moe_mamba_parallel_top2.safetensors", "moe_mamba_router_geglu.safetensors"]);
+}
+
+#[test]
+fn s4_golden_files_pass() {
+    pass(&[
+        "s4d_zoh_tiny.safetensors",
+        "s4d_bilinear_shared_tiny.safetensors",
+        "s4d_real_tiny.safetensors",
+        "s4d_untied_tiny.safetensors",
+        "s4d_minimal_tiny.safetensors",
+        "s4_dplr_legs_tiny.safetensors",
+        "s4_dplr_legt_rank2_tiny.safetensors",
+        "s4_dplr_shared_tiny.safetensors",
+    ]);
 }
 
 #[test]
@@ -148,8 +173,13 @@ fn cut(model: &dyn Model, row: &Row, pieces: &[usize]) -> Row {
 fn a_stream_on_the_card_may_be_cut_anywhere_and_is_the_processors() {
     let driver = driver();
     let carry = Options { carry: true, ..Options::default() };
-    for (file, options) in [("mamba_lm_tiny_hf.safetensors", Options::default()), ("vim_tiny_cfg_a.safetensors", carry)]
-    {
+    for (file, options) in [
+        ("mamba_lm_tiny_hf.safetensors", Options::default()),
+        ("vim_tiny_cfg_a.safetensors", carry),
+        ("s4_dplr_legs_tiny.safetensors", Options::default()),
+        ("moe_mamba_tiny.safetensors", Options::default()),
+        ("composite_similarity.safetensors", Options::default()),
+    ] {
         let (there, here) = both(file, &options);
         let input = row(&*there, 9, 3);
         let mut whole = [Row { state: input.state.clone(), ..row(&*there, 9, 3) }];
@@ -285,9 +315,9 @@ fn what_a_card_cannot_do_is_an_error() {
     drop(driver);
 
     let driver = Driver::new(SCHEDULES[0], 1 << 30);
-    let other = open(&golden("s4d_zoh_tiny.safetensors").display().to_string(), &Options::default()).expect("a model");
+    let other = open(&golden("bst_sh_tiny.safetensors").display().to_string(), &Options::default()).expect("a model");
     let error = Device::Cuda(0).place(other.clone()).err().expect("not on cards").to_string();
-    assert!(error.contains("s4") && error.contains("device=cpu"), "{error}");
+    assert!(error.contains("bst") && error.contains("device=cpu"), "{error}");
     assert!(Device::Auto.place(other).expect("the processor").note.is_some());
     let auto = Device::Auto.place(model.clone()).expect("the card");
     assert!(auto.model.device() == Device::Cuda(0) && auto.note.is_none());

@@ -139,6 +139,7 @@ arguments! {
     moe_route: [Args],
     norm: [Args],
     selective_scan: [Args],
+    similarity: [Args],
     ssd: [Args],
 }
 

@@ -20,6 +20,7 @@ pub mod linear;
 pub mod moe_route;
 pub mod norm;
 pub mod selective_scan;
+pub mod similarity;
 pub mod ssd;
 
 use crate::Act;
@@ -127,6 +128,7 @@ modules! {
     selective_scan: [
         "selective_scan_n1", "selective_scan_n16", "selective_scan_n64", "selective_scan_n128", "selective_scan_join",
     ],
+    similarity: ["similarity"],
     ssd: ["ssd_n16", "ssd_n64", "ssd_n128"],
 }
 

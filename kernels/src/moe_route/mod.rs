@@ -103,6 +103,21 @@ impl Experts {
         self.lin2.first().map_or(0, Linear::n)
     }
 
+    /// The router, (X, D).
+    pub fn router(&self) -> &Linear {
+        &self.router
+    }
+
+    /// Of each expert its two products: (F, D), or (2F, D) with the gate's rows after the others, and (Dout, F).
+    pub fn products(&self) -> impl Iterator<Item = (&Linear, &Linear)> {
+        self.lin1.iter().zip(&self.lin2)
+    }
+
+    /// The activation, and whether it is applied to a gate.
+    pub fn act(&self) -> (Act, bool) {
+        (self.act, self.gated)
+    }
+
     /// Values of working memory that [`moe_route`] needs for `rows` rows.
     pub fn scratch_len(&self, rows: usize) -> usize {
         let hidden = self.lin1.first().map_or(0, Linear::n);

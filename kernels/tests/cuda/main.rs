@@ -25,6 +25,7 @@ mod norm;
 mod planted;
 mod ptx;
 mod selective_scan;
+mod similarity;
 mod ssd;
 #[allow(dead_code)]
 #[path = "../../src/testing.rs"]

@@ -263,8 +263,12 @@ impl Model for OnCard {
         self.model.forward(cx, rows, len, scratch);
     }
 
-    fn run(&self, _cx: &Cx, rows: &mut [Row], len: usize, _scratch: &mut Scratch) -> Result<(), Error> {
+    fn run(&self, cx: &Cx, rows: &mut [Row], len: usize, scratch: &mut Scratch) -> Result<(), Error> {
         if rows.is_empty() || len == 0 {
+            return Ok(());
+        }
+        if self.home.net.trained_rate() && rows.iter().any(|row| row.rate != 1.0) {
+            self.forward(cx, rows, len, scratch);
             return Ok(());
         }
         // A state that lies on another model's card moves; nothing is locked here yet.

@@ -4,11 +4,13 @@
 //! the order of its figure. Everything else is here: the slab, working memory, the streams' states in a pool by slots,
 //! copies, and a graph for each (streams, steps) that comes again. [`OnCard`] is such a network as a [`Model`].
 
+mod experts;
 mod home;
 mod ops;
 mod pass;
 mod weights;
 
+pub(crate) use experts::ExpertsNet;
 pub use home::OnCard;
 pub(crate) use home::Seat;
 pub(crate) use ops::{ConvNet, DepthwiseNet};
@@ -31,6 +33,11 @@ pub trait Network: Send + Sync {
 
     /// Whether a pass has one step: then longer calls are several passes.
     fn single_steps(&self) -> bool {
+        false
+    }
+
+    /// Whether steps always have the trained length: at another rate the processor takes over.
+    fn trained_rate(&self) -> bool {
         false
     }
 

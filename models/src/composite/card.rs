@@ -6,7 +6,7 @@ use crate::card::{At, Dense, Network, NormAt, Pass, Weights};
 use crate::error::Error;
 use crate::stack::StackNet;
 use ssm_kernels::Act;
-use ssm_kernels::cuda::{Kind, act, causal_conv1d};
+use ssm_kernels::cuda::{Kind, act, causal_conv1d, similarity};
 use std::ops::Range;
 
 /// A composite's weights on a card.
@@ -14,6 +14,8 @@ struct CompositeNet {
     encoder: EncoderNet,
     /// Place of the vector of the step before, and the taps that fetch it.
     previous: Option<(Range<usize>, At, At)>,
+    /// Place of the vectors of the last steps.
+    last: Option<Range<usize>>,
     in_proj: Option<Dense>,
     stack: StackNet,
     norm_f: NormAt,
@@ -28,9 +30,6 @@ impl Composite {
     /// The network for a card; `None` where a part is not written for one.
     pub(super) fn on_card(&self, w: &mut Weights) -> Option<Box<dyn Network>> {
         let Core::Stack { stack, norm_f } = &self.core else { return None };
-        if self.last.is_some() {
-            return None;
-        }
         let f = self.encoder.width();
         let encoder = self.encoder.on_card(w)?;
         let previous = self.previous.clone().map(|at| {
@@ -40,6 +39,7 @@ impl Composite {
         Some(Box::new(CompositeNet {
             encoder,
             previous,
+            last: self.last.clone(),
             in_proj: self.in_proj.as_ref().map(|proj| w.dense(proj)),
             stack: stack.on_card(w)?,
             norm_f: w.norm(norm_f),
@@ -61,9 +61,13 @@ impl Network for CompositeNet {
         self.encoder.single_steps()
     }
 
+    fn trained_rate(&self) -> bool {
+        self.stack.trained_rate()
+    }
+
     fn queue(&self, p: &Pass<'_>) -> Result<(), Error> {
         let (m, d, f) = (p.rows(), self.d, self.f);
-        // v = encoder(input); x = in_proj [v | v before]
+        // v = encoder(input); x = in_proj [v | v before | cosines with those before]
         let joined = p.take(m as usize, self.joined, Kind::F32);
         self.encoder.queue(p, joined)?;
         if let Some((at, taps, bias)) = &self.previous {
@@ -86,6 +90,23 @@ impl Network for CompositeNet {
                 ..causal_conv1d::Args::default()
             };
             p.try_launch(&before, before.launch(1))?;
+        }
+        if let Some(at) = &self.last {
+            let lags = (at.len() / f as usize) as u32;
+            let like = similarity::Args {
+                x: joined.at,
+                y: joined.columns(self.joined - lags).at,
+                state: p.state(at),
+                slots: p.place().slots,
+                state_stride: p.place().stride,
+                x_stride: joined.stride,
+                y_stride: joined.stride,
+                batch: p.batch(),
+                len: p.len(),
+                d: f,
+                lags,
+            };
+            p.try_launch(&like, like.launch())?;
         }
         let residual = match &self.in_proj {
             None => joined,

@@ -43,6 +43,10 @@ impl Network for LmNet {
         self.lm_head.k as usize
     }
 
+    fn trained_rate(&self) -> bool {
+        self.stack.trained_rate()
+    }
+
     fn queue(&self, p: &Pass<'_>) -> Result<(), Error> {
         let (m, d, vocab) = (p.rows(), self.lm_head.k, self.lm_head.n);
         // The tokens' vectors are the residual stream.
@@ -57,6 +61,10 @@ impl Network for LmNet {
 impl Network for SingleNet {
     fn input_len(&self) -> usize {
         self.d as usize
+    }
+
+    fn trained_rate(&self) -> bool {
+        self.mixer.trained_rate()
     }
 
     fn queue(&self, p: &Pass<'_>) -> Result<(), Error> {

@@ -4,13 +4,17 @@ use super::AnyMixer;
 use crate::card::{Pass, Rows, Weights};
 use crate::error::Error;
 use crate::mixer::{MixerNet, MixerState};
+use crate::mixer_s4::MixerS4Net;
 use crate::mixer2::Mixer2Net;
+use crate::s4::BlockNet;
 use ssm_kernels::cuda::Kind;
 
 /// A causal mixer on a card.
 pub(crate) enum AnyMixerNet {
     Mamba(MixerNet),
     Mamba2(Box<Mixer2Net>),
+    S4(MixerS4Net),
+    S4d(BlockNet),
 }
 
 impl AnyMixer {
@@ -19,7 +23,8 @@ impl AnyMixer {
         Some(match self {
             Self::Mamba(m) => AnyMixerNet::Mamba(m.on_card(w)),
             Self::Mamba2(m) => AnyMixerNet::Mamba2(Box::new(m.on_card(w))),
-            Self::S4(_) | Self::S4d(_) => return None,
+            Self::S4(m) => AnyMixerNet::S4(m.on_card(w)?),
+            Self::S4d(m) => AnyMixerNet::S4d(m.on_card(w)?),
         })
     }
 }
@@ -30,7 +35,13 @@ impl AnyMixerNet {
         match self {
             Self::Mamba(m) => m.kind(),
             Self::Mamba2(m) => m.kind(),
+            Self::S4(_) | Self::S4d(_) => Kind::F32,
         }
+    }
+
+    /// Whether it knows steps of the trained length only.
+    pub(crate) fn trained_rate(&self) -> bool {
+        matches!(self, Self::S4(_) | Self::S4d(_))
     }
 
     /// As [`AnyMixer::forward`].
@@ -38,6 +49,8 @@ impl AnyMixerNet {
         match self {
             Self::Mamba(m) => m.queue(p, x, Some(at), out),
             Self::Mamba2(m) => m.queue(p, x, at, out),
+            Self::S4(m) => m.queue(p, x, at, out),
+            Self::S4d(m) => m.queue(p, x, &at.h, out),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Residual layers on a card.
 
 use super::{GatedMlp, Stack};
-use crate::card::{Dense, NormAt, Pass, Rows, Weights};
+use crate::card::{Dense, ExpertsNet, NormAt, Pass, Rows, Weights};
 use crate::error::Error;
 use crate::mixer::MixerState;
 use crate::mixers::AnyMixerNet;
@@ -16,6 +16,7 @@ struct MlpNet {
 struct Layer {
     norm: NormAt,
     mixer: Option<(AnyMixerNet, MixerState)>,
+    experts: Option<ExpertsNet>,
     mlp: Option<MlpNet>,
 }
 
@@ -66,10 +67,12 @@ impl Stack {
                 None => None,
                 Some((mixer, at)) => Some((mixer.on_card(w)?, at.clone())),
             };
-            if layer.experts.is_some() {
-                return None;
-            }
-            Some(Layer { norm: w.norm(&layer.norm), mixer, mlp: layer.mlp.as_ref().map(|mlp| mlp.on_card(w)) })
+            Some(Layer {
+                norm: w.norm(&layer.norm),
+                mixer,
+                experts: layer.experts.as_ref().map(|experts| ExpertsNet::new(w, experts)),
+                mlp: layer.mlp.as_ref().map(|mlp| mlp.on_card(w)),
+            })
         });
         Some(StackNet { layers: layers.collect::<Option<_>>()?, d: self.d as u32 })
     }
@@ -82,6 +85,8 @@ impl StackNet {
         for (i, layer) in self.layers.iter().enumerate() {
             // residual += hidden; hidden = Σ part(norm(residual))
             let kind = match (&layer.mixer, &layer.mlp) {
+                // Experts are f32.
+                _ if layer.experts.is_some() => Kind::F32,
                 (Some((mixer, _)), _) => mixer.kind(),
                 (None, Some(mlp)) => mlp.fc1.kind,
                 (None, None) => Kind::F32,
@@ -92,13 +97,23 @@ impl StackNet {
                 if let Some((mixer, at)) = &layer.mixer {
                     mixer.queue(p, normed, at, hidden)?;
                 }
+                let mut add = layer.mixer.is_some();
+                if let Some(experts) = &layer.experts {
+                    p.scope(|| experts.queue(p, normed, m, hidden, add))?;
+                    add = true;
+                }
                 match &layer.mlp {
-                    Some(mlp) => mlp.queue(p, normed, hidden, layer.mixer.is_some()),
+                    Some(mlp) => mlp.queue(p, normed, hidden, add),
                     None => Ok(()),
                 }
             })?;
         }
         Ok(())
+    }
+
+    /// Whether a mixer knows steps of the trained length only.
+    pub(crate) fn trained_rate(&self) -> bool {
+        self.layers.iter().filter_map(|layer| layer.mixer.as_ref()).any(|(mixer, _)| mixer.trained_rate())
     }
 
     /// Whether there are no layers: then `hidden` is not written.
