@@ -18,6 +18,9 @@
 //! From the path over all bands a second head tells speech ([`Output::Speech`]): one score for each frame, of the hop before
 //! the newest. What only the mask needs is left out then.
 
+mod card;
+
+use crate::card::{Network, Weights};
 use crate::checkpoint::{Checkpoint, Reader};
 use crate::config::Fields;
 use crate::error::Error;
@@ -409,6 +412,10 @@ impl Model for BandMask {
             let (masks, spectra) = (&values[r * len * 2 * f..], &mut spectra[r * len * 2 * f..]);
             self.synthesise(masks, spectra, overlap, [shares, work], &mut row.y[..len * hop]);
         }
+    }
+
+    fn network(&self, weights: &mut Weights) -> Option<Box<dyn Network>> {
+        Some(self.on_card(weights))
     }
 
     fn gap(&self, state: &mut State, periods: f64) {

@@ -86,6 +86,11 @@ fn moe_mamba_golden_files_pass() {
 }
 
 #[test]
+fn band_mask_golden_files_pass() {
+    pass(&["band_mask_tiny.safetensors", "band_mask_denoise.safetensors"]);
+}
+
+#[test]
 fn s4_golden_files_pass() {
     pass(&[
         "s4d_zoh_tiny.safetensors",

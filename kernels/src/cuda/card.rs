@@ -131,6 +131,7 @@ macro_rules! arguments {
 arguments! {
     activation: [Gate, Rows, Tokens],
     attention: [Args],
+    bands: [Args],
     causal_conv1d: [Args],
     complex_scan: [Args, S4d],
     conv2d: [Depthwise, Windows, Overlap],

@@ -11,6 +11,7 @@
 
 pub mod activation;
 pub mod attention;
+pub mod bands;
 pub mod card;
 pub mod causal_conv1d;
 pub mod complex_scan;
@@ -113,6 +114,7 @@ macro_rules! modules {
 modules! {
     activation: ["gate", "softmax", "pool", "tokens"],
     attention: ["attention"],
+    bands: ["bands_signal", "bands_features", "bands_masks", "bands_overlap"],
     causal_conv1d: ["causal_conv1d_k4", "causal_conv1d_k8"],
     complex_scan: [
         "complex_scan", "complex_filter_64", "complex_filter_256", "s4d_32", "s4d_128", "s4_32", "s4_128",

@@ -68,3 +68,25 @@ fn low_delay_frames_overlap_to_the_samples() {
         assert!(max_diff(&sum[inner.clone()], &x[inner]) < 5e-6, "{n}, {hop}");
     }
 }
+
+#[test]
+fn products_with_the_waves_are_the_transforms() {
+    let mut rng = Rng::new(34);
+    for stft in [Stft::new(2), Stft::new(10), Stft::low_delay(8, 3), Stft::low_delay(512, 160)] {
+        let product = |w: &[f32], x: &[f32]| -> Vec<f32> {
+            w.chunks_exact(x.len())
+                .map(|w| w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum::<f64>() as f32)
+                .collect()
+        };
+        let (n, mut work) = (stft.len(), vec![f32::NAN; stft.work_len()]);
+        let (x, mut want) = (rng.vec(n), vec![f32::NAN; 2 * stft.bins()]);
+        stft.analyse(&x, &mut want, &mut work);
+        let off = max_diff(&product(&stft.forward_weights(), &x), &want);
+        assert!(off < 1e-6 * (n as f32).sqrt(), "{n} samples, forth: off by {off}");
+        let (mut spectrum, mut want) = (rng.vec(2 * stft.bins()), vec![f32::NAN; stft.out_len()]);
+        let got = product(&stft.inverse_weights(), &spectrum);
+        stft.synthesise(&mut spectrum, &mut want, &mut work);
+        let off = max_diff(&got, &want);
+        assert!(off < 2e-6, "{n} samples, back: off by {off}");
+    }
+}

@@ -91,6 +91,35 @@ impl Stft {
         self.len() / 2 + 1
     }
 
+    /// The transform forth as the weights of a product, (2 · bins, N): `spectrum = W x`.
+    pub fn forward_weights(&self) -> Vec<f32> {
+        let turn = std::f64::consts::TAU / self.len() as f64;
+        let wave = |i: usize, n: usize| {
+            let angle = turn * (i / 2 * n % self.len()) as f64;
+            let wave = if i.is_multiple_of(2) { angle.cos() } else { -angle.sin() };
+            (wave * f64::from(self.analysis[n])) as f32
+        };
+        (0..2 * self.bins()).flat_map(|i| (0..self.len()).map(move |n| wave(i, n))).collect()
+    }
+
+    /// The transform back as the weights of a product, ([`Stft::out_len`], 2 · bins): `y = W spectrum`.
+    pub fn inverse_weights(&self) -> Vec<f32> {
+        let (len, out, bins) = (self.len(), self.out_len(), self.bins());
+        let turn = std::f64::consts::TAU / len as f64;
+        let wave = |m: usize, i: usize| {
+            let (bin, outer) = (i / 2, i / 2 == 0 || i / 2 == bins - 1);
+            let angle = turn * (bin * (len - out + m) % len) as f64;
+            let wave = match (i.is_multiple_of(2), outer) {
+                (true, true) => angle.cos(),
+                (true, false) => 2.0 * angle.cos(),
+                (false, true) => 0.0,
+                (false, false) => -2.0 * angle.sin(),
+            };
+            (wave * f64::from(self.synthesis[m]) / len as f64) as f32
+        };
+        (0..out).flat_map(|m| (0..2 * bins).map(move |i| wave(m, i))).collect()
+    }
+
     /// Values of working memory that both directions need.
     pub fn work_len(&self) -> usize {
         self.len() + 2 * self.forward.get_scratch_len().max(self.inverse.get_scratch_len())

@@ -3,6 +3,7 @@
 
 mod activation;
 mod attention;
+mod bands;
 mod block;
 mod card;
 mod causal_conv1d;

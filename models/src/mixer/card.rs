@@ -6,6 +6,7 @@ use crate::error::Error;
 use ssm_kernels::Act;
 use ssm_kernels::cuda::selective_scan::{self, order};
 use ssm_kernels::cuda::{Kind, Ptr, act, causal_conv1d};
+use std::ops::Range;
 
 /// A mixer's weights on a card.
 pub(crate) struct MixerNet {
@@ -61,14 +62,31 @@ impl MixerNet {
 
     /// As [`Mixer::forward`].
     pub(crate) fn queue(&self, p: &Pass<'_>, x: Rows, state: Option<&MixerState>, out: Rows) -> Result<(), Error> {
-        p.scope(|| self.queue_in(p, x, state, out))
+        self.queue_lanes(p, x, 1, state, out)
     }
 
-    fn queue_in(&self, p: &Pass<'_>, x: Rows, state: Option<&MixerState>, out: Rows) -> Result<(), Error> {
-        let (e, n, r, m) = (self.e, self.n, self.r, p.rows());
+    /// As [`Mixer::forward_lanes`]: of more than one lane forward only.
+    pub(crate) fn queue_lanes(
+        &self,
+        p: &Pass<'_>,
+        x: Rows,
+        lanes: u32,
+        state: Option<&MixerState>,
+        out: Rows,
+    ) -> Result<(), Error> {
+        p.scope(|| self.queue_in(p, x, lanes, state, out))
+    }
+
+    fn queue_in(&self, p: &Pass<'_>, x: Rows, lanes: u32, state: Option<&MixerState>, out: Rows) -> Result<(), Error> {
+        let (e, n, r, m) = (self.e, self.n, self.r, p.rows() * lanes);
         let (own, kind) = (self.projections.len() as u32, self.kind());
         let (rows, part) = (m as usize, u64::from(m) * u64::from(e));
         let (place, carried) = (*p.place(), u32::from(state.is_some()));
+        // A lane's part of a state.
+        let of = |span: &Range<usize>, lane: usize| {
+            let each = span.len() / lanes as usize;
+            p.state(&(span.start + lane * each..span.start + (lane + 1) * each))
+        };
 
         // [x | z] = in_proj u
         let xz = p.take(rows, 2 * e, kind);
@@ -76,16 +94,13 @@ impl MixerNet {
         // c = silu(conv1d(x)); [dt | b | c] = x_proj c; dt = dt_proj dt
         let c = p.take(own as usize * rows, e, kind);
         let conv = causal_conv1d::Args {
-            x: xz.at,
             taps: p.at(self.taps),
             bias: p.at(self.conv_bias),
-            y: c.at,
-            tail: state.map_or(Ptr::NONE, |s| p.state(&s.conv)),
             slots: place.slots,
             y_dir: part,
             tail_stride: place.stride,
-            x_stride: xz.stride,
-            y_stride: e,
+            x_stride: lanes * xz.stride,
+            y_stride: lanes * e,
             kind,
             batch: p.batch(),
             len: p.len(),
@@ -96,7 +111,15 @@ impl MixerNet {
             carried,
             ..causal_conv1d::Args::default()
         };
-        p.try_launch(&conv, conv.launch(own))?;
+        for lane in 0..lanes as usize {
+            let conv = causal_conv1d::Args {
+                x: xz.skip_rows(lane).at,
+                y: c.skip_rows(lane).at,
+                tail: state.map_or(Ptr::NONE, |s| of(&s.conv, lane)),
+                ..conv
+            };
+            p.try_launch(&conv, conv.launch(own))?;
+        }
         let wide = r + 2 * n;
         let (dbc, dt) = (p.take(own as usize * rows, wide, Kind::F32), p.take(own as usize * rows, e, Kind::F32));
         for (i, (x_proj, dt_proj)) in self.projections.iter().enumerate() {
@@ -108,28 +131,21 @@ impl MixerNet {
         let y = p.take(self.directions as usize * rows, e, kind);
         let apart = |values: u64| if own > 1 { values } else { 0 };
         let scan = selective_scan::Args {
-            u: c.at,
-            dt: dt.at,
             dt_bias: p.at(self.dt_bias),
             a: p.at(self.a),
-            b: dbc.columns(r).at,
-            c: dbc.columns(r + n).at,
             skip: p.at(self.d),
-            z: xz.columns(e).at,
-            y: y.at,
             scale: place.rates,
-            state: state.map_or(Ptr::NONE, |s| p.state(&s.h)),
             slots: place.slots,
             u_dir: apart(part),
             dt_dir: apart(part),
             bc_dir: apart(u64::from(m) * u64::from(wide)),
             y_dir: part,
             state_stride: place.stride,
-            u_stride: e,
-            dt_stride: e,
-            bc_stride: wide,
-            z_stride: xz.stride,
-            y_stride: e,
+            u_stride: lanes * e,
+            dt_stride: lanes * e,
+            bc_stride: lanes * wide,
+            z_stride: lanes * xz.stride,
+            y_stride: lanes * e,
             kind,
             batch: p.batch(),
             len: p.len(),
@@ -141,7 +157,19 @@ impl MixerNet {
             softplus: 1,
             ..selective_scan::Args::default()
         };
-        p.scan(scan, self.directions)?;
+        for lane in 0..lanes as usize {
+            let scan = selective_scan::Args {
+                u: c.skip_rows(lane).at,
+                dt: dt.skip_rows(lane).at,
+                b: dbc.skip_rows(lane).columns(r).at,
+                c: dbc.skip_rows(lane).columns(r + n).at,
+                z: xz.skip_rows(lane).columns(e).at,
+                y: y.skip_rows(lane).at,
+                state: state.map_or(Ptr::NONE, |s| of(&s.h, lane)),
+                ..scan
+            };
+            p.scope(|| p.scan(scan, self.directions))?;
+        }
         if self.directions > 1 {
             p.gate(y, self.directions, None, Act::None, y, m, e)?;
         }
