@@ -7,9 +7,11 @@
 #include <cstdio>
 #include <cstdlib>
 #include <dlfcn.h>
+#include <sys/mman.h>
 #include <functional>
 #include <map>
 #include <mutex>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -34,6 +36,7 @@ enum Result {
   INVALID_HANDLE = 400,
   NOT_FOUND = 500,
   ILLEGAL_ADDRESS = 700,
+  NOT_SUPPORTED = 801,
   CAPTURE_UNSUPPORTED = 900,
 };
 
@@ -43,9 +46,17 @@ struct Graph {
   std::vector<Op> ops;
 };
 
+struct Context {};
+
 struct Stream {
+  Context *context;
   std::vector<Op> queue;
   Graph *capture = nullptr;
+};
+
+struct Block {
+  size_t bytes;
+  Context *context;
 };
 
 struct Function {
@@ -59,16 +70,18 @@ struct Module {
 };
 
 std::recursive_mutex lock;
-std::map<uint64_t, size_t> memory; // of the device
+std::map<uint64_t, Block> memory; // of the device
 std::map<void *, size_t> pinned;
 std::vector<Stream *> streams;
-size_t used, objects, launches, limit_ = size_t(1) << 33;
+size_t used, objects, launches, brought, limit_ = size_t(1) << 33;
 unsigned schedule, devices = 1;
 bool initialized;
-int contexts;
+int retained; // the primary context
+Context primary;
+std::set<Context *> contexts; // the others
 Result sticky = SUCCESS;
 std::string error;
-thread_local bool current;
+thread_local std::vector<Context *> entered; // the last one is current
 
 using Guard = std::lock_guard<std::recursive_mutex>;
 
@@ -85,7 +98,8 @@ Result fail(Result result, std::string what) {
 Result ready() {
   if (!initialized)
     return fail(NOT_INITIALIZED, "cuInit was not called");
-  if (!current || contexts <= 0)
+  Context *current = entered.empty() ? nullptr : entered.back();
+  if (current == &primary ? retained <= 0 : !contexts.count(current))
     return fail(INVALID_CONTEXT, "no context is current in this thread");
   return sticky;
 }
@@ -95,8 +109,16 @@ bool inside(uint64_t at, size_t bytes) {
   auto after = memory.upper_bound(at);
   if (after == memory.begin())
     return bytes == 0;
-  auto [begin, len] = *std::prev(after);
-  return at + bytes <= begin + len;
+  auto [begin, block] = *std::prev(after);
+  return at + bytes <= begin + block.bytes;
+}
+
+// Lets nobody, or again everybody, at memory of other contexts.
+void others(Context *context, int access) {
+  const uint64_t page = 4096;
+  for (auto [at, block] : memory)
+    if (block.context != context)
+      mprotect((void *)(at / page * page), (at % page + block.bytes + page - 1) / page * page, access);
 }
 
 Result run(Stream *s) {
@@ -151,11 +173,15 @@ void ssm_driver_set(unsigned order, size_t bytes) {
 }
 size_t ssm_driver_objects() {
   Guard guard(lock);
-  return objects + memory.size() + pinned.size() + contexts;
+  return objects + memory.size() + pinned.size() + retained + contexts.size();
 }
 size_t ssm_driver_used() {
   Guard guard(lock);
   return used;
+}
+size_t ssm_driver_brought() {
+  Guard guard(lock);
+  return brought;
 }
 size_t ssm_driver_launches() {
   Guard guard(lock);
@@ -201,24 +227,27 @@ int cuDeviceGetAttribute(int *value, int attribute, int) {
 }
 int cuDevicePrimaryCtxRetain(void **context, int) {
   Guard guard(lock);
-  contexts++;
-  *context = &contexts;
+  retained++;
+  *context = &primary;
   return SUCCESS;
 }
 int cuDevicePrimaryCtxRelease_v2(int) {
   Guard guard(lock);
   // The next context begins anew.
-  if (!--contexts)
+  if (!--retained)
     sticky = SUCCESS;
   return SUCCESS;
 }
-int cuCtxSetCurrent(void *context) {
-  current = context;
+int cuCtxSetCurrent(Context *context) {
+  if (!entered.empty())
+    entered.pop_back();
+  if (context)
+    entered.push_back(context);
   return SUCCESS;
 }
 int cuStreamCreate(Stream **stream, unsigned) {
   ENTER;
-  streams.push_back(*stream = new Stream), objects++;
+  streams.push_back(*stream = new Stream{entered.back(), {}}), objects++;
   return SUCCESS;
 }
 int cuStreamDestroy_v2(Stream *stream) {
@@ -275,7 +304,7 @@ int cuMemAlloc_v2(uint64_t *at, size_t bytes) {
   if (!p)
     return fail(OUT_OF_MEMORY, "out of memory");
   memset(p, 0xff, bytes);
-  *at = (uint64_t)p, memory[*at] = bytes, used += bytes;
+  *at = (uint64_t)p, memory[*at] = {bytes, entered.back()}, used += bytes;
   return SUCCESS;
 }
 int cuMemFree_v2(uint64_t at) {
@@ -284,8 +313,8 @@ int cuMemFree_v2(uint64_t at) {
   auto found = memory.find(at);
   if (found == memory.end())
     return fail(INVALID_VALUE, "freed twice, or never allocated");
-  ssm_release((void *)at, (found->second + 255) / 256 * 256);
-  used -= found->second, memory.erase(found);
+  ssm_release((void *)at, (found->second.bytes + 255) / 256 * 256);
+  used -= found->second.bytes, memory.erase(found);
   return SUCCESS;
 }
 int cuMemHostAlloc(void **at, size_t bytes, unsigned) {
@@ -370,9 +399,127 @@ int cuLaunchKernel(Function *f, unsigned x, unsigned y, unsigned z, unsigned thr
     std::vector<uint64_t> aligned((own.size() + 7) / 8);
     memcpy(aligned.data(), own.data(), own.size());
     launches++;
-    if (ssm_launch(body, aligned.data(), grid, threads, shared_bytes, schedule, text, sizeof text))
-      return fail(ILLEGAL_ADDRESS, text);
-    return SUCCESS;
+    others(stream->context, PROT_NONE);
+    const int failed = ssm_launch(body, aligned.data(), grid, threads, shared_bytes, schedule, text, sizeof text);
+    others(stream->context, PROT_READ | PROT_WRITE);
+    return failed ? fail(ILLEGAL_ADDRESS, text) : SUCCESS;
   });
 }
+
+int cuMemcpyPeerAsync(uint64_t to, Context *there, uint64_t from, Context *here, size_t bytes, Stream *stream) {
+  ENTER;
+  return queue(stream, [=] {
+    auto of = [](uint64_t at) {
+      auto after = memory.upper_bound(at);
+      return after == memory.begin() ? nullptr : std::prev(after)->second.context;
+    };
+    if (of(to) != there || of(from) != here)
+      return fail(INVALID_VALUE, "memory of another context");
+    brought++;
+    return copy((void *)to, (void *)from, bytes, true, true)();
+  });
+}
+
+// For libgstcuda.
+
+int cuCtxCreate_v2(Context **context, unsigned, int) {
+  Guard guard(lock);
+  contexts.insert(*context = new Context);
+  entered.push_back(*context);
+  return SUCCESS;
+}
+int cuCtxDestroy_v2(Context *context) {
+  Guard guard(lock);
+  if (!contexts.erase(context))
+    return fail(INVALID_CONTEXT, "destroyed twice, or never made");
+  delete context;
+  return SUCCESS;
+}
+int cuCtxPushCurrent_v2(Context *context) {
+  entered.push_back(context);
+  return SUCCESS;
+}
+int cuCtxPopCurrent_v2(Context **context) {
+  if (entered.empty())
+    return fail(INVALID_CONTEXT, "no context is current in this thread");
+  if (context)
+    *context = entered.back();
+  entered.pop_back();
+  return SUCCESS;
+}
+int cuCtxSynchronize() {
+  ENTER;
+  return run_all();
+}
+int cuMemAllocPitch_v2(uint64_t *at, size_t *pitch, size_t width, size_t height, unsigned) {
+  *pitch = (width + 511) / 512 * 512;
+  return cuMemAlloc_v2(at, *pitch * height);
+}
+int cuMemAllocHost_v2(void **at, size_t bytes) { return cuMemHostAlloc(at, bytes, 0); }
+int cuStreamDestroy(Stream *stream) { return cuStreamDestroy_v2(stream); }
+
+struct Rectangle {
+  size_t src_x, src_y;
+  unsigned src_type;
+  const void *src_host;
+  uint64_t src_device;
+  void *src_array;
+  size_t src_pitch, dst_x, dst_y;
+  unsigned dst_type;
+  void *dst_host;
+  uint64_t dst_device;
+  void *dst_array;
+  size_t dst_pitch, width, height;
+};
+// A kind of memory of 2 is the device's, 1 the process's.
+int cuMemcpy2DAsync_v2(const Rectangle *r, Stream *) {
+  ENTER;
+  run_all();
+  auto from = r->src_type == 2 ? (const char *)r->src_device : (const char *)r->src_host;
+  auto to = r->dst_type == 2 ? (char *)r->dst_device : (char *)r->dst_host;
+  for (size_t i = 0; i < r->height; i++) {
+    auto src = from + (r->src_y + i) * r->src_pitch + r->src_x;
+    auto dst = to + (r->dst_y + i) * r->dst_pitch + r->dst_x;
+    if (Result failed = copy(dst, src, r->width, r->dst_type == 2, r->src_type == 2)())
+      return failed;
+  }
+  return sticky;
+}
+int cuMemcpy2D_v2(const Rectangle *r) { return cuMemcpy2DAsync_v2(r, nullptr); }
+int cuDeviceCanAccessPeer(int *can, int, int) {
+  *can = 0;
+  return SUCCESS;
+}
+
+// Of which no test makes use.
+#define UNSUPPORTED(name)                                                                                              \
+  int name() { return fail(NOT_SUPPORTED, #name); }
+UNSUPPORTED(cuCtxEnablePeerAccess)
+UNSUPPORTED(cuCtxDisablePeerAccess)
+UNSUPPORTED(cuGraphicsMapResources)
+UNSUPPORTED(cuGraphicsUnmapResources)
+UNSUPPORTED(cuGraphicsUnregisterResource)
+UNSUPPORTED(cuGraphicsGLRegisterImage)
+UNSUPPORTED(cuGraphicsGLRegisterBuffer)
+UNSUPPORTED(cuGraphicsResourceSetMapFlags_v2)
+UNSUPPORTED(cuGraphicsSubResourceGetMappedArray)
+UNSUPPORTED(cuGraphicsResourceGetMappedPointer_v2)
+UNSUPPORTED(cuGLGetDevices_v2)
+UNSUPPORTED(cuTexObjectCreate)
+UNSUPPORTED(cuTexObjectDestroy)
+// Of libnvcuvid, without which GStreamer's plugin has no elements.
+UNSUPPORTED(cuvidCreateDecoder)
+UNSUPPORTED(cuvidCreateVideoParser)
+UNSUPPORTED(cuvidCtxLock)
+UNSUPPORTED(cuvidCtxLockCreate)
+UNSUPPORTED(cuvidCtxLockDestroy)
+UNSUPPORTED(cuvidCtxUnlock)
+UNSUPPORTED(cuvidDecodePicture)
+UNSUPPORTED(cuvidDestroyDecoder)
+UNSUPPORTED(cuvidDestroyVideoParser)
+UNSUPPORTED(cuvidGetDecoderCaps)
+UNSUPPORTED(cuvidMapVideoFrame64)
+UNSUPPORTED(cuvidParseVideoData)
+UNSUPPORTED(cuvidReconfigureDecoder)
+UNSUPPORTED(cuvidUnmapVideoFrame64)
 }

@@ -42,7 +42,7 @@ mod vim;
 mod vmamba;
 
 pub use audio::{AudioStream, Listener};
-pub use card::{OnCard, Placed};
+pub use card::{CardInput, OnCard, Placed};
 pub use engine::{Device, Engine, EngineKey, Stream};
 pub use error::Error;
 pub use families::{

@@ -1,4 +1,4 @@
-use crate::card::{Network, Weights};
+use crate::card::{CardInput, Network, Weights};
 use crate::engine::Device;
 use crate::error::Error;
 use crate::state::{State, StateLayout};
@@ -158,6 +158,8 @@ pub struct Row {
     pub x: Vec<f32>,
     /// Input of models that take tokens: `len` ids.
     pub tokens: Vec<u32>,
+    /// Input that lies on a card: then `x` is older.
+    pub there: Option<CardInput>,
     /// Output: `len` steps of [`Info::output`] values each.
     pub y: Vec<f32>,
     /// Time between two steps in units of the model's own: 1 at the trained rate, 2 at half of it.
@@ -173,9 +175,18 @@ impl Row {
             state: State::new(model.layout()),
             x: vec![0.0; if token { 0 } else { len * info.input.len() }],
             tokens: vec![0; if token { len } else { 0 }],
+            there: None,
             y: vec![0.0; len * info.output.len()],
             rate: 1.0,
         }
+    }
+
+    /// Brings input that lies on a card to `x`.
+    ///
+    /// # Errors
+    /// The card does not give it.
+    pub fn settle(&mut self) -> Result<(), Error> {
+        self.there.take().map_or(Ok(()), |there| there.fetch(&mut self.x))
     }
 }
 
@@ -239,6 +250,7 @@ pub trait Model: Send + Sync {
     /// # Errors
     /// The card refuses; the rows' states are not to be used then.
     fn run(&self, cx: &Cx, rows: &mut [Row], len: usize, scratch: &mut Scratch) -> Result<(), Error> {
+        rows.iter_mut().try_for_each(Row::settle)?;
         self.forward(cx, rows, len, scratch);
         Ok(())
     }

@@ -143,6 +143,8 @@ fn allowed(base: &Base, template: gst::Caps) -> gst::Caps {
             caps.make_mut().iter_mut().for_each(|s| s.set("rate", rate as i32));
             caps.intersect(&template)
         }
+        // Frames on a card, where the model is there, too.
+        _ if engine.model().card().is_some() && crate::cuda::present() => crate::eye::either().intersect(&template),
         _ => crate::eye::caps().intersect(&template),
     }
 }
@@ -401,6 +403,14 @@ fn restart<T: Analyser>(imp: &T, whole: bool, fresh: bool) {
     }
 }
 
+/// Whoever asks for the driver's context gets that of the model's card.
+pub(crate) fn query<T: Analyser>(imp: &T, direction: gst::PadDirection, query: &mut gst::QueryRef) -> bool {
+    let engine = imp.shared().base.engine();
+    let card = engine.as_ref().and_then(|engine| engine.model().card());
+    card.is_some_and(|card| crate::cuda::answer(&element(imp), query, card))
+        || BaseTransformImplExt::parent_query(imp, direction, query)
+}
+
 /// QoS events go on upstream past the base class, which would drop late frames: they pass without inference.
 pub(crate) fn src_event<T: Analyser>(imp: &T, event: gst::Event) -> bool {
     let gst::EventView::Qos(e) = event.view() else { return imp.parent_src_event(event) };
@@ -654,6 +664,10 @@ macro_rules! hand_on {
 
             fn sink_event(&self, event: gst::Event) -> bool {
                 crate::analyser::sink_event(self, event)
+            }
+
+            fn query(&self, direction: gst::PadDirection, query: &mut gst::QueryRef) -> bool {
+                crate::analyser::query(self, direction, query)
             }
 
             fn src_event(&self, event: gst::Event) -> bool {

@@ -1,15 +1,16 @@
 //! Video frames before a model: formats, preprocessing, the time between frames.
 
 use crate::base::{Base, bad_caps};
+use crate::cuda;
 use crate::model::{Counters, ModelSettings};
 use crate::timeline::{Follows, GapPolicy, ResetOn, follows};
 use gst::ClockTime;
 use gst::prelude::*;
 use gst_video::prelude::*;
 use gst_video::{VideoCapsBuilder, VideoFormat, VideoFrameRef, VideoInfo};
-use ssm_models::frontend::image::{ImagePlan, PixelFormat, Plane, Yuv};
+use ssm_models::frontend::image::{CardPlan, CardPlane, ImagePlan, PixelFormat, Plane, Yuv};
 use ssm_models::kernels::Cx;
-use ssm_models::{Engine, Error, Signal, Snapshot, SnapshotHeader, State, Stream};
+use ssm_models::{Device, Engine, Error, Row, Signal, Snapshot, SnapshotHeader, State, Stream};
 use std::sync::Arc;
 
 /// Frame time where caps say none.
@@ -32,9 +33,21 @@ const FORMATS: [VideoFormat; 13] = [
     VideoFormat::Nv12,
 ];
 
-/// Caps that are read.
+/// Caps of frames in the machine's memory.
 pub(crate) fn caps() -> gst::Caps {
     VideoCapsBuilder::new().format_list(FORMATS).build()
+}
+
+/// Caps that are read: frames in the machine's memory, or on a card.
+pub(crate) fn either() -> gst::Caps {
+    let mut caps = caps();
+    caps.merge(VideoCapsBuilder::new().features([cuda::FEATURE]).format_list(FORMATS).build());
+    caps
+}
+
+/// Whether frames of these caps lie on a card.
+fn on_card(caps: &gst::CapsRef) -> bool {
+    caps.features(0).is_some_and(|features| features.contains(cuda::FEATURE))
 }
 
 /// The front end's name of a format; `None` for one that is not in [`FORMATS`].
@@ -76,11 +89,41 @@ pub(crate) enum Look {
     Drop,
 }
 
+/// Where frames become input.
+enum Sight {
+    Here(Box<ImagePlan>, Cx),
+    Card(Box<CardPlan>),
+}
+
+impl Sight {
+    /// A frame's input, to a row. The outer error says what the buffer is, the inner one what went wrong with a frame.
+    fn see(&mut self, buffer: &gst::BufferRef, info: &VideoInfo, row: &mut Row) -> Result<Result<(), Error>, String> {
+        match self {
+            Self::Here(plan, cx) => {
+                let frame = VideoFrameRef::from_buffer_ref_readable(buffer, info)
+                    .map_err(|_| format!("expected {} bytes, got {}", info.size(), buffer.size()))?;
+                let mut planes = [Plane { data: &[], stride: 0 }; 3];
+                for (i, plane) in planes.iter_mut().enumerate().take(frame.n_planes() as usize) {
+                    plane.data = frame.plane_data(i as u32).unwrap_or_default();
+                    plane.stride = usize::try_from(frame.plane_stride()[i]).unwrap_or(0);
+                }
+                row.there = None;
+                Ok(plan.run(cx, &planes[..frame.n_planes() as usize], &mut row.x))
+            }
+            Self::Card(plan) => {
+                let frame = cuda::Frame::map(buffer, info)?;
+                let mut planes = [CardPlane::default(); 3];
+                let count = frame.planes().zip(&mut planes).map(|(from, to)| *to = from).count();
+                Ok(plan.run(&planes[..count], &frame.context).map(|input| row.there = Some(input)))
+            }
+        }
+    }
+}
+
 /// A stream of frames of one size and format.
 pub(crate) struct Eye {
     info: VideoInfo,
-    plan: ImagePlan,
-    cx: Cx,
+    sight: Sight,
     stream: Stream,
     /// When the next frame is expected.
     expected: Option<ClockTime>,
@@ -108,12 +151,12 @@ impl Eye {
         restored: Option<Snapshot>,
     ) -> Result<(Self, Option<SnapshotHeader>), Error> {
         let info = VideoInfo::from_caps(caps).map_err(|e| bad_caps("video/x-raw", "whole caps", e))?;
-        let mut eye = Self::of(engine, info)?;
+        let mut eye = Self::of(engine, info, on_card(caps))?;
         let header = restored.map(|snapshot| eye.restore(snapshot)).transpose()?;
         Ok((eye, header))
     }
 
-    fn of(engine: &Arc<Engine>, info: VideoInfo) -> Result<Self, Error> {
+    fn of(engine: &Arc<Engine>, info: VideoInfo, on_card: bool) -> Result<Self, Error> {
         let format = pixels(&info).ok_or_else(|| bad_caps("format", "one of the template", info.format()))?;
         let Signal::Image { height, width, channels } = engine.info().input else {
             return Err(bad_caps("model", "a model of frames", engine.info().family));
@@ -123,12 +166,16 @@ impl Eye {
         }
         let size = (info.height() as usize, info.width() as usize);
         let plan = ImagePlan::with_pixels(size, format, (height, width), &engine.info().facts.pixels)?;
-        let (stream, cx) = (engine.stream(1), Cx::new(1)?);
+        let sight = match (on_card, engine.device().0) {
+            (false, _) => Sight::Here(Box::new(plan), Cx::new(1)?),
+            (true, Device::Cuda(index)) => Sight::Card(Box::new(CardPlan::new(index, plan)?)),
+            // A model that took the place of one on the card.
+            (true, _) => Sight::Card(Box::new(CardPlan::new(0, plan)?)),
+        };
         Ok(Self {
             info,
-            plan,
-            cx,
-            stream,
+            sight,
+            stream: engine.stream(1),
             expected: None,
             last: None,
             waited: u32::MAX,
@@ -144,13 +191,13 @@ impl Eye {
     /// # Errors
     /// The model is for something else.
     pub(crate) fn heir(&mut self, engine: &Arc<Engine>, kept: bool) -> Result<Self, Error> {
-        let mut heir = Self::of(engine, self.info.clone())?;
+        let mut heir = Self::of(engine, self.info.clone(), matches!(self.sight, Sight::Card(_)))?;
         (heir.expected, heir.last) = (self.expected, self.last);
         if kept {
             let (old, new) = (self.stream.row(), heir.stream.row());
             new.state.clone_from(&old.state);
             // The last frame, for the end of stream.
-            if new.x.len() == old.x.len() {
+            if old.settle().is_ok() && new.x.len() == old.x.len() {
                 new.x.clone_from(&old.x);
             }
             (heir.waited, heir.missing, heir.resumed) = (self.waited, self.missing, self.resumed);
@@ -212,18 +259,9 @@ impl Eye {
         if late {
             return Ok(self.drop(base));
         }
-        let frame = VideoFrameRef::from_buffer_ref_readable(buffer, &self.info).map_err(|_| {
-            let (at, expected, got) = (buffer.pts().display(), self.info.size(), buffer.size());
-            let text = format!("frame at {at}: expected {expected} bytes, got {got}");
-            base.fail(obj, gst::StreamError::Format, &text)
+        let seen = self.sight.see(buffer, &self.info, self.stream.row()).map_err(|what| {
+            base.fail(obj, gst::StreamError::Format, &format!("frame at {}: {what}", buffer.pts().display()))
         })?;
-        let mut planes = [Plane { data: &[], stride: 0 }; 3];
-        for (i, plane) in planes.iter_mut().enumerate().take(frame.n_planes() as usize) {
-            plane.data = frame.plane_data(i as u32).unwrap_or_default();
-            plane.stride = usize::try_from(frame.plane_stride()[i]).unwrap_or(0);
-        }
-        let planes = &planes[..frame.n_planes() as usize];
-        let seen = self.plan.run(&self.cx, planes, &mut self.stream.row().x);
         self.age();
         let done = seen.and_then(|()| match settings.patience() {
             Some(patience) => self.stream.run_within(1, patience),
@@ -337,7 +375,7 @@ impl Eye {
         header.extra.insert("missing".into(), self.missing.to_string());
         let needed = !self.is_fresh() && self.stream.engine().info().facts.look_ahead > 0;
         let row = self.stream.row();
-        let pending = if needed { row.x.clone() } else { vec![] };
+        let pending = if needed && row.settle().is_ok() { row.x.clone() } else { vec![] };
         Snapshot { states: vec![row.state.clone()], pending, header }
     }
 
@@ -355,7 +393,7 @@ impl Eye {
         let row = self.stream.row();
         let frame = snapshot.pending;
         if frame.len() == row.x.len() {
-            row.x = frame;
+            (row.x, row.there) = (frame, None);
         } else if !frame.is_empty() {
             return Err(bad("pending", format!("0 or {} values", row.x.len()), frame.len()));
         }

@@ -10,7 +10,7 @@
 //! | `ssmembed` | vectors of features of frames or audio |
 //! | `ssmoverlay` | results of the others drawn on frames |
 //! | `ssmjson` | results of the others as lines of JSON |
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod analyser;
 #[cfg(feature = "v1_24")]
@@ -19,6 +19,7 @@ mod audiotag;
 mod base;
 mod classes;
 mod classify;
+mod cuda;
 mod denoise;
 mod ear;
 mod embed;

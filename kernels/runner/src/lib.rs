@@ -35,18 +35,26 @@ unsafe impl Sync for Library {}
 
 static LIBRARY: LazyLock<Library> = LazyLock::new(|| {
     let folder = build();
-    let path = folder.join("libcuda.so").into_os_string();
-    let file = CString::new(path.into_encoded_bytes()).expect("no NUL in a path");
-    // SAFETY: a path that ends in NUL; 2 is RTLD_NOW.
-    let handle = unsafe { dlopen(file.as_ptr(), 2) };
-    assert!(!handle.is_null(), "dlopen: {file:?}");
+    let open = |name: &str| {
+        let path = folder.join(name).into_os_string();
+        let file = CString::new(path.into_encoded_bytes()).expect("no NUL in a path");
+        // SAFETY: a path that ends in NUL; 2 is RTLD_NOW.
+        let handle = unsafe { dlopen(file.as_ptr(), 2) };
+        assert!(!handle.is_null(), "dlopen: {file:?}");
+        handle
+    };
+    let handle = open("libcuda.so");
+    OTHER_NAMES.iter().for_each(|name| _ = open(name));
     Library { handle, folder }
 });
+
+/// Under which others open it: libgstcuda, and GStreamer's elements for cards.
+const OTHER_NAMES: [&str; 2] = ["libcuda.so.1", "libnvcuvid.so.1"];
 
 /// Makes the stand-in the driver of this process, and gives the folder that it lies in: for another process's
 /// `LD_LIBRARY_PATH`.
 ///
-/// Whoever opens `libcuda.so` gets the library of that name that is loaded already.
+/// Whoever opens `libcuda.so` or `libcuda.so.1` gets the library of that name that is loaded already.
 pub fn install() -> &'static Path {
     &LIBRARY.folder
 }
@@ -72,6 +80,11 @@ impl Driver {
     /// Bytes that are taken.
     pub fn used(&self) -> usize {
         self.ask("ssm_driver_used")
+    }
+
+    /// Copies between contexts that have run.
+    pub fn brought(&self) -> usize {
+        self.ask("ssm_driver_brought")
     }
 
     /// Kernels that have run.
@@ -166,7 +179,7 @@ fn build() -> PathBuf {
     });
     let folder = out.join(format!("cuda-{:016x}", all.finish()));
     let library = folder.join("libcuda.so");
-    if library.exists() {
+    if OTHER_NAMES.iter().all(|name| folder.join(name).exists()) {
         return folder;
     }
     std::fs::create_dir_all(&folder).expect("a folder for the library");
@@ -176,6 +189,14 @@ fn build() -> PathBuf {
     let status = command.status().expect("a linker");
     assert!(status.success(), "{compiler}: the kernels do not link");
     std::fs::rename(part, library).expect("a name for the library");
+    for name in OTHER_NAMES {
+        let part = folder.join(format!("{}.part", std::process::id()));
+        let mut command = Command::new(&compiler);
+        command.arg("-shared").arg(format!("-Wl,-soname,{name},--no-as-needed,-rpath,$ORIGIN")).arg("-o").arg(&part);
+        let status = command.arg("-L").arg(&folder).arg("-lcuda").status().expect("a linker");
+        assert!(status.success(), "{compiler}: {name} does not link");
+        std::fs::rename(part, folder.join(name)).expect("a name for the library");
+    }
     folder
 }
 

@@ -321,17 +321,41 @@ impl Card {
         .map_err(driver("copying from the card"))
     }
 
-    /// Queues a copy of the first `len` values of `from` to `to`.
+    /// Queues a copy of `from`'s values `range` to place `at` of `to`. Both stay alive until it has been waited for.
     ///
     /// # Errors
     /// As [`Card::write`].
-    pub fn copy(&self, to: &Memory, from: &Memory, len: usize) -> Result<(), CardError> {
-        within(to.len, 0, len)?;
-        within(from.len, 0, len)?;
+    pub fn copy(&self, to: &Memory, at: usize, from: &Memory, range: Range<usize>) -> Result<(), CardError> {
+        within(to.len, at, range.len())?;
+        within(from.len, range.start, range.len())?;
         self.enter()?;
-        // SAFETY: inside both, checked above; they live until their drop has waited for what is queued.
-        unsafe { result::memcpy_dtod_async(to.at, from.at, 4 * len, self.stream) }
+        let (to, from) = (to.at + 4 * at as u64, from.at + 4 * range.start as u64);
+        // SAFETY: inside both, checked above; freeing memory waits for all that the card does.
+        unsafe { result::memcpy_dtod_async(to, from, 4 * range.len(), self.stream) }
             .map_err(driver("copying on the card"))
+    }
+
+    /// Queues a copy of `bytes` bytes at `from`, in memory of another context, to the first ones of `to`.
+    ///
+    /// # Errors
+    /// They do not fit, or the driver refuses.
+    pub fn bring(&self, to: &Memory, from: Ptr, context: &Context, bytes: usize) -> Result<(), CardError> {
+        within(to.len, 0, bytes.div_ceil(4))?;
+        self.enter()?;
+        // SAFETY: inside `to`, checked above; both contexts are alive. An address that is not `context`'s is refused.
+        unsafe { sys::cuMemcpyPeerAsync(to.at, self.context, from.0, context.0, bytes, self.stream) }
+            .result()
+            .map_err(driver("copying from another context"))
+    }
+
+    /// Whether it is this card's context.
+    pub fn is_home(&self, context: &Context) -> bool {
+        self.context == context.0
+    }
+
+    /// The driver's handles of its context and its device, for libraries that share them: valid as long as this is.
+    pub fn handles(&self) -> (*mut c_void, i32) {
+        (self.context.cast(), self.device)
     }
 
     /// Queues a kernel; an empty grid is nothing to do.
@@ -443,6 +467,39 @@ fn within(room: usize, at: usize, len: usize) -> Result<(), CardError> {
     match at.checked_add(len) {
         Some(end) if end <= room => Ok(()),
         _ => Err(CardError::Copy { at, len, room }),
+    }
+}
+
+/// A context of the driver in which another library of this process has its memory.
+pub struct Context(sys::CUcontext);
+
+// SAFETY: a handle that any thread may use.
+unsafe impl Send for Context {}
+// SAFETY: as above.
+unsafe impl Sync for Context {}
+
+impl Context {
+    /// The context of a handle.
+    ///
+    /// # Safety
+    /// The handle is that of a context, which lives as long as this does.
+    pub unsafe fn new(handle: *mut c_void) -> Self {
+        Self(handle.cast())
+    }
+
+    /// Waits until everything that was queued in it has run.
+    ///
+    /// # Errors
+    /// Something that ran went wrong.
+    pub fn wait(&self) -> Result<(), CardError> {
+        let mut this = std::ptr::null_mut();
+        // SAFETY: a context that is alive; what was current before is so again afterwards.
+        unsafe {
+            sys::cuCtxPushCurrent_v2(self.0).result().map_err(driver("entering a context"))?;
+            let done = sys::cuCtxSynchronize().result();
+            let _ = sys::cuCtxPopCurrent_v2(&mut this);
+            done.map_err(driver("waiting for a context"))
+        }
     }
 }
 

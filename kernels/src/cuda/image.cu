@@ -45,22 +45,23 @@ KERNEL(resize_rows, ResizeArgs, 256) {
   p.y[at] = in_bytes(sum);
 }
 
-// A thread owns a value of a patch: rows (image, patch), columns (channel, row, column) as patch.rs orders them.
+// A thread owns a value of a patch: rows (image, patch), columns (channel, row, column) as patch.rs orders them. One patch
+// of the image's size is the image in planes.
 struct PatchArgs {
   const unsigned char *channel[3]; // first byte of R, G, B, or of Y, U, V
   const float *table;     // (3, 256): value of each byte, or none: Y, U, V
   void *y;
   uint64_t image;         // bytes between images
   unsigned step[3];       // bytes between pixels
-  unsigned height, width, patch, stride;
+  unsigned height, width, lines, patch, stride; // a patch has `lines` lines of `patch` pixels
   unsigned batch, kind;
   float black, luma, wu[3], wv[3], mean[3], deviation[3];
 };
 
 KERNEL(patches, PatchArgs, 256) {
   const PatchArgs &p = args;
-  const unsigned across = (p.width - p.patch) / p.stride + 1, down = (p.height - p.patch) / p.stride + 1;
-  const unsigned area = p.patch * p.patch, columns = 3 * area;
+  const unsigned across = (p.width - p.patch) / p.stride + 1, down = (p.height - p.lines) / p.stride + 1;
+  const unsigned area = p.lines * p.patch, columns = 3 * area;
   const uint64_t at = (uint64_t)blockIdx.x * 256 + threadIdx.x, row = at / columns;
   const unsigned b = row / (across * down);
   if (b >= p.batch)

@@ -98,7 +98,7 @@ pub struct Patches {
     pub channel: [Ptr; 3],
     /// Value of each byte of R, G and B, (3, 256), or none: Y, U and V, as the numbers below say.
     pub table: Ptr,
-    /// Output of `kind`, (batch · patches, 3 · patch · patch).
+    /// Output of `kind`, (batch · patches, 3 · lines · patch): one patch of the image's size is the image in planes.
     pub y: Ptr,
     /// Bytes between images.
     pub image: u64,
@@ -108,7 +108,9 @@ pub struct Patches {
     pub height: u32,
     /// Pixels of a line.
     pub width: u32,
-    /// Side of a patch.
+    /// Lines of a patch.
+    pub lines: u32,
+    /// Pixels of each of them.
     pub patch: u32,
     /// Pixels between patches.
     pub stride: u32,
@@ -133,8 +135,8 @@ pub struct Patches {
 impl Patches {
     /// Rows of the output.
     pub fn rows(&self) -> usize {
-        let side = |side| count(side as usize, self.patch as usize, self.stride as usize);
-        self.batch as usize * side(self.height) * side(self.width)
+        let side = |side, patch| count(side as usize, patch as usize, self.stride as usize);
+        self.batch as usize * side(self.height, self.lines) * side(self.width, self.patch)
     }
 
     /// The launch; the image holds a patch at least.
@@ -142,6 +144,6 @@ impl Patches {
     /// # Errors
     /// More values than there is code for.
     pub fn launch(&self) -> Result<Launch, TooLarge> {
-        each("patches", self.rows() as u64 * 3 * u64::from(self.patch * self.patch))
+        each("patches", self.rows() as u64 * 3 * u64::from(self.lines * self.patch))
     }
 }

@@ -35,7 +35,7 @@ fn values_go_there_and_back_in_order_and_nothing_is_left() {
         card.read(&y, 0, &mut to, 0..100).expect("fits");
         let want: Vec<f32> = (0..100).map(|i| if i < 10 { 0.0 } else { 2.0 * (i as f32 - 10.0) }).collect();
         assert_eq!(to.values().expect("copied"), want);
-        card.copy(&x, &y, 50).expect("fits");
+        card.copy(&x, 0, &y, 0..50).expect("fits");
         card.read(&x, 0, &mut to, 0..50).expect("fits");
         assert_eq!(to.values().expect("copied")[..50], want[..50]);
         card.clear(&y).expect("zeros");

@@ -95,6 +95,7 @@ fn check(
                 step: if yuv { [1, 2, 2] } else { [4; 3] },
                 height: height as u32,
                 width: width as u32,
+                lines: patch as u32,
                 patch: patch as u32,
                 stride: stride as u32,
                 batch: batch as u32,
@@ -127,4 +128,36 @@ fn patches_agree_with_scalar() {
             std::array::from_fn(|c| (rgb[c].clamp(0.0, 255.0) / 255.0 - NORMAL.0[c]) / NORMAL.1[c])
         });
     }
+}
+
+#[test]
+fn one_patch_is_the_image_in_planes() {
+    let mut rng = Rng::new(7);
+    let (height, width) = (5, 7);
+    let image = bytes(&mut rng, 3 * height * width);
+    let table: Vec<f32> = (0..3 * 256).map(|i| i as f32).collect();
+    let run = |schedule: Schedule| {
+        let (memory, table) = (Memory::new(schedule, &image), Memory::new(schedule, &table));
+        let y = Memory::new(schedule, &vec![f32::NAN; 3 * height * width]);
+        let args = Patches {
+            channel: std::array::from_fn(|c| Ptr(memory.ptr().0 + c as u64)),
+            table: table.ptr(),
+            y: y.ptr(),
+            step: [3; 3],
+            height: height as u32,
+            width: width as u32,
+            lines: height as u32,
+            patch: width as u32,
+            stride: 1,
+            batch: 1,
+            ..Patches::default()
+        };
+        launch(schedule, &args.launch().map_err(|e| e.to_string())?, &args)?;
+        Ok(vec![y.read()])
+    };
+    let got = every_schedule(run).expect("it runs");
+    let pixels = height * width;
+    let want: Vec<f32> =
+        (0..3 * pixels).map(|i| (i / pixels * 256 + usize::from(image[i % pixels * 3 + i / pixels])) as f32).collect();
+    assert_eq!(got[0], want);
 }

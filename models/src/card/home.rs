@@ -75,7 +75,7 @@ impl Seat {
 }
 
 /// Puts words behind each other into memory of a card.
-fn upload(card: &Arc<Card>, words: &[u32]) -> Result<Memory, CardError> {
+pub(crate) fn upload(card: &Arc<Card>, words: &[u32]) -> Result<Memory, CardError> {
     let memory = card.memory(words.len())?;
     let mut staging = card.staging(words.len().min(1 << 20))?;
     for (i, part) in words.chunks(1 << 20).enumerate() {
@@ -124,7 +124,7 @@ impl Home {
         }
         let more = (2 * works.slots).max(8);
         let pool = self.card.memory(more as usize * self.state)?;
-        self.card.copy(&pool, &works.pool, works.slots as usize * self.state)?;
+        self.card.copy(&pool, 0, &works.pool, 0..works.slots as usize * self.state)?;
         // Graphs know the old one.
         works.graphs.clear();
         works.pool = pool;
@@ -181,12 +181,20 @@ impl Home {
         for (i, row) in rows.iter_mut().enumerate() {
             let slot = self.seat(works, &mut row.state)?;
             let staged = works.outbound.values()?;
-            model.embed(row, from..from + len, &mut staged[i * len * n..][..len * n]);
+            if row.there.is_none() {
+                model.embed(row, from..from + len, &mut staged[i * len * n..][..len * n]);
+            }
             staged[inputs + i] = f32::from_bits(slot);
             staged[inputs + b + i] = row.rate;
         }
         let (card, staged) = (&self.card, inputs + 2 * b);
-        card.write(&works.input, 0, &works.outbound, 0..staged)?;
+        let first = if rows.iter().all(|row| row.there.is_some()) { inputs } else { 0 };
+        card.write(&works.input, first, &works.outbound, first..staged)?;
+        for (i, row) in rows.iter().enumerate() {
+            if let Some(there) = &row.there {
+                card.copy(&works.input, i * len * n, there.memory(), from * n..(from + len) * n)?;
+            }
+        }
         let place = self.place(works, b, inputs);
         let queue = || self.net.queue(&Pass::new(card, place, key.0, key.1));
         match works.graphs.get(&key) {
@@ -259,7 +267,13 @@ impl Model for OnCard {
 
     /// On the processor.
     fn forward(&self, cx: &Cx, rows: &mut [Row], len: usize, scratch: &mut Scratch) {
-        rows.iter_mut().for_each(|row| row.state.settle_or_reset());
+        rows.iter_mut().for_each(|row| {
+            row.state.settle_or_reset();
+            // What a card does not give back is nothing to see.
+            if row.settle().is_err() {
+                row.x.fill(0.0);
+            }
+        });
         self.model.forward(cx, rows, len, scratch);
     }
 
@@ -271,7 +285,13 @@ impl Model for OnCard {
             self.forward(cx, rows, len, scratch);
             return Ok(());
         }
-        // A state that lies on another model's card moves; nothing is locked here yet.
+        // Input that lies on another card comes here, a state that lies on another model's card moves; nothing is locked here
+        // yet.
+        for row in rows.iter_mut() {
+            if row.there.as_ref().is_some_and(|there| there.index() != self.home.card.index()) {
+                row.settle()?;
+            }
+        }
         for state in rows.iter_mut().map(|row| &mut row.state) {
             if state.seat.as_ref().is_some_and(|seat| !Arc::ptr_eq(&seat.home, &self.home)) {
                 state.settle()?;

@@ -6,13 +6,15 @@
 
 mod experts;
 mod home;
+mod input;
 mod ops;
 mod pass;
 mod weights;
 
 pub(crate) use experts::ExpertsNet;
 pub use home::OnCard;
-pub(crate) use home::Seat;
+pub(crate) use home::{Seat, upload};
+pub use input::CardInput;
 pub(crate) use ops::{ConvNet, DepthwiseNet};
 pub use pass::{Pass, Place};
 pub(crate) use pass::{Rows, after};

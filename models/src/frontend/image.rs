@@ -4,6 +4,10 @@
 //! side becomes `int(size / 0.875)`), bicubic as Pillow does it, and the model's size is cut out of the middle. Then
 //! `(v / 255 - mean) / std` per channel, planes R, G, B.
 
+mod card;
+
+pub use card::{CardPlan, CardPlane};
+
 use crate::error::Error;
 use crate::model::Pixels;
 use ssm_kernels::Cx;
@@ -23,6 +27,24 @@ pub enum Yuv {
     Bt709Limited,
     /// ITU-R BT.709, full range.
     Bt709Full,
+}
+
+impl Yuv {
+    /// Luma of black, what a step of luma is worth, and what steps of U and V are worth in R, G and B.
+    fn weights(self) -> (f32, f32, [(f32, f32); 3]) {
+        let (kr, kb) = match self {
+            Yuv::Bt601Limited | Yuv::Bt601Full => (0.299, 0.114),
+            Yuv::Bt709Limited | Yuv::Bt709Full => (0.2126, 0.0722),
+        };
+        let (black, luma, chroma) = match self {
+            Yuv::Bt601Limited | Yuv::Bt709Limited => (16.0, 255.0 / 219.0, 255.0 / 224.0),
+            Yuv::Bt601Full | Yuv::Bt709Full => (0.0, 1.0, 1.0),
+        };
+        let kg: f32 = 1.0 - kr - kb;
+        let (vr, ub) = (2.0 * (1.0 - kr) * chroma, 2.0 * (1.0 - kb) * chroma);
+        let (vg, ug) = (-vr * kr / kg, -ub * kb / kg);
+        (black, luma, [(0.0, vr), (ug, vg), (ub, 0.0)])
+    }
 }
 
 /// How pixels lie in memory. Names as GStreamer has them: bytes in the order of the letters, `x` and alpha ignored.
@@ -108,6 +130,17 @@ struct PlanePlan {
     resize: Resize,
     /// Its resized part.
     pixels: Vec<u8>,
+}
+
+impl PlanePlan {
+    /// Bytes of the plane of index `i` from its first to its last pixel.
+    fn bytes(&self, i: usize, got: usize, stride: usize) -> Result<usize, Error> {
+        let need = (self.rows - 1).checked_mul(stride).and_then(|n| n.checked_add(self.line));
+        need.filter(|need| stride >= self.line && *need <= got).ok_or_else(|| Error::Input {
+            expected: format!("plane {i} of {} rows of {} bytes", self.rows, self.line),
+            got: format!("{got} bytes, rows {stride} apart"),
+        })
+    }
 }
 
 /// Size that a frame is scaled to and the part that is cut out of it, both as (rows, columns).
@@ -214,22 +247,22 @@ impl ImagePlan {
         Ok(())
     }
 
-    /// The resized part of every plane.
-    fn resize(&mut self, cx: &Cx, frame: &[Plane<'_>]) -> Result<(), Error> {
-        if frame.len() != self.planes.len() {
+    /// Fails if frames do not have so many planes.
+    fn count(&self, planes: usize) -> Result<(), Error> {
+        if planes != self.planes.len() {
             return Err(Error::Input {
                 expected: format!("a frame of {} planes", self.planes.len()),
-                got: frame.len().to_string(),
+                got: planes.to_string(),
             });
         }
+        Ok(())
+    }
+
+    /// The resized part of every plane.
+    fn resize(&mut self, cx: &Cx, frame: &[Plane<'_>]) -> Result<(), Error> {
+        self.count(frame.len())?;
         for (i, (plan, plane)) in self.planes.iter_mut().zip(frame).enumerate() {
-            let need = (plan.rows - 1).checked_mul(plane.stride).and_then(|n| n.checked_add(plan.line));
-            if plane.stride < plan.line || need.is_none_or(|need| need > plane.data.len()) {
-                return Err(Error::Input {
-                    expected: format!("plane {i} of {} rows of {} bytes", plan.rows, plan.line),
-                    got: format!("{} bytes, rows {} apart", plane.data.len(), plane.stride),
-                });
-            }
+            plan.bytes(i, plane.data.len(), plane.stride)?;
             plan.resize.run(cx, plane.data, plane.stride, &mut self.scratch, &mut plan.pixels);
         }
         Ok(())
@@ -237,18 +270,7 @@ impl ImagePlan {
 
     /// Luma and colour differences, each resized as such, to R, G, B; not rounded in between.
     fn convert(&self, yuv: Yuv, y: &[u8], u: (&[u8], usize), v: (&[u8], usize), out: &mut [f32]) {
-        let (kr, kb) = match yuv {
-            Yuv::Bt601Limited | Yuv::Bt601Full => (0.299, 0.114),
-            Yuv::Bt709Limited | Yuv::Bt709Full => (0.2126, 0.0722),
-        };
-        let (black, luma, chroma) = match yuv {
-            Yuv::Bt601Limited | Yuv::Bt709Limited => (16.0, 255.0 / 219.0, 255.0 / 224.0),
-            Yuv::Bt601Full | Yuv::Bt709Full => (0.0, 1.0, 1.0),
-        };
-        let kg: f32 = 1.0 - kr - kb;
-        let (vr, ub) = (2.0 * (1.0 - kr) * chroma, 2.0 * (1.0 - kb) * chroma);
-        let (vg, ug) = (-vr * kr / kg, -ub * kb / kg);
-        let weights = [(0.0, vr), (ug, vg), (ub, 0.0)];
+        let (black, luma, weights) = yuv.weights();
         for (c, (out, (wu, wv))) in out.chunks_exact_mut(y.len()).zip(weights).enumerate() {
             let bytes = y.iter().zip(u.0.iter().step_by(u.1)).zip(v.0.iter().step_by(v.1));
             for (o, ((y, u), v)) in out.iter_mut().zip(bytes) {

@@ -190,7 +190,7 @@ impl ElementImpl for Classify {
     }
 
     fn pad_templates() -> &'static [gst::PadTemplate] {
-        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(|| templates(&eye::caps(), &eye::caps()));
+        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(|| templates(&eye::either(), &eye::either()));
         &TEMPLATES
     }
 

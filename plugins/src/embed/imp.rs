@@ -179,7 +179,7 @@ impl ElementImpl for Embed {
 
     fn pad_templates() -> &'static [gst::PadTemplate] {
         static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(|| {
-            let mut caps = eye::caps();
+            let mut caps = eye::either();
             caps.merge(ear::caps());
             templates(&caps, &caps)
         });

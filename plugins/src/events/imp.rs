@@ -316,7 +316,7 @@ impl ElementImpl for Events {
     }
 
     fn pad_templates() -> &'static [gst::PadTemplate] {
-        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(|| templates(&eye::caps(), &eye::caps()));
+        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(|| templates(&eye::either(), &eye::either()));
         &TEMPLATES
     }
 
