@@ -33,6 +33,9 @@ enum Network {
     /// Vim-B at 224x224, 97.6 M parameters.
     #[value(name = "vim-base")]
     Base,
+    /// VMamba-T (one layer of states, depths 2, 2, 8, 2) at 224x224, 30.2 M parameters.
+    #[value(name = "vmamba-tiny")]
+    VmambaTiny,
     /// Mamba, 129 M parameters.
     #[value(name = "mamba-130m")]
     Mamba130m,
@@ -159,12 +162,60 @@ fn mamba(lm: &Lm, seed: u64) -> Vec<(String, Vec<usize>, Vec<f32>)> {
     w.tensors
 }
 
+/// Tensors of a VMamba-T of the kind `v05_noz` (Liu et al. 2024), published as `vssm1_tiny_0230s`.
+fn vmamba_tiny(seed: u64) -> Vec<(String, Vec<usize>, Vec<f32>)> {
+    let mut w = Weights::new(seed);
+    let norm = |w: &mut Weights, name: &str, d: usize| {
+        w.add(format!("{name}.weight"), &[d], |_, _| 1.0);
+        w.add(format!("{name}.bias"), &[d], |_, _| 0.0);
+    };
+    let conv = |w: &mut Weights, name: &str, shape: [usize; 4]| {
+        let inputs = shape[1..].iter().product();
+        w.add(format!("{name}.weight"), &shape, within(inputs));
+        w.add(format!("{name}.bias"), &[shape[0]], within(inputs));
+    };
+    conv(&mut w, "patch_embed.0", [48, 3, 3, 3]);
+    norm(&mut w, "patch_embed.2", 48);
+    conv(&mut w, "patch_embed.5", [96, 48, 3, 3]);
+    norm(&mut w, "patch_embed.7", 96);
+    for (i, depth) in [2, 2, 8, 2].into_iter().enumerate() {
+        let d: usize = 96 << i;
+        let r = d.div_ceil(16);
+        for j in 0..depth {
+            let block = format!("layers.{i}.blocks.{j}");
+            let op = |n: &str| format!("{block}.op.{n}");
+            norm(&mut w, &format!("{block}.norm"), d);
+            w.add(op("in_proj.weight"), &[d, d, 1, 1], within(d));
+            w.add(op("conv2d.weight"), &[d, 1, 3, 3], within(9));
+            w.add(op("x_proj_weight"), &[4, r + 2, d], within(d));
+            w.add(op("dt_projs_weight"), &[4, d, r], within(r));
+            w.add(op("dt_projs_bias"), &[4, d], step);
+            w.add(op("A_logs"), &[4 * d, 1], |_, _| 0.0);
+            w.add(op("Ds"), &[4 * d], |_, _| 1.0);
+            norm(&mut w, &op("out_norm"), d);
+            w.add(op("out_proj.weight"), &[d, d, 1, 1], within(d));
+            norm(&mut w, &format!("{block}.norm2"), d);
+            conv(&mut w, &format!("{block}.mlp.fc1"), [4 * d, d, 1, 1]);
+            conv(&mut w, &format!("{block}.mlp.fc2"), [d, 4 * d, 1, 1]);
+        }
+        if i < 3 {
+            conv(&mut w, &format!("layers.{i}.downsample.1"), [2 * d, d, 3, 3]);
+            norm(&mut w, &format!("layers.{i}.downsample.3"), 2 * d);
+        }
+    }
+    norm(&mut w, "classifier.norm", 768);
+    w.add("classifier.head.weight".into(), &[1000, 768], within(768));
+    w.add("classifier.head.bias".into(), &[1000], within(768));
+    w.tensors
+}
+
 pub fn run(args: &Args) -> Result<(), Failure> {
     let lm = |d, layers, n, vocab, second| mamba(&Lm { d, layers, n, vocab, second }, args.seed);
     let (name, tensors) = match args.network {
         Network::Tiny => ("Vim-Ti", vim(192, args.seed)),
         Network::Small => ("Vim-S", vim(384, args.seed)),
         Network::Base => ("Vim-B", vim(768, args.seed)),
+        Network::VmambaTiny => ("VMamba-T", vmamba_tiny(args.seed)),
         Network::Mamba130m => ("Mamba-130m", lm(768, 24, 16, 50280, false)),
         Network::Mamba370m => ("Mamba-370m", lm(1024, 48, 16, 50280, false)),
         Network::Mamba2At130m => ("Mamba-2-130m", lm(768, 24, 128, 50288, true)),
@@ -192,6 +243,7 @@ mod tests {
         for (d, parameters) in [(192, 7_148_008), (384, 25_796_584)] {
             assert_eq!(vim(d, 1).iter().map(|t| t.2.len()).sum::<usize>(), parameters);
         }
+        assert_eq!(vmamba_tiny(1).iter().map(|t| t.2.len()).sum::<usize>(), 30_249_064);
         let lm = Lm { d: 768, layers: 24, n: 16, vocab: 50280, second: false };
         assert_eq!(mamba(&lm, 1).iter().map(|t| t.2.len()).sum::<usize>(), 129_135_360);
         let (a, b) = (vim(192, 1), vim(192, 2));
