@@ -3,7 +3,8 @@
 # there `./gpu.sh run` needs no network and nothing installed but the card's driver. It prints one table and fails if a
 # row does.
 #
-# compute-sanitizer comes with the CUDA toolkit; without it those rows say SKIP.
+# compute-sanitizer comes with the CUDA toolkit; without it those rows say SKIP. `DEVICE=cpu SMOKE=1 BATCHES=1 ./gpu.sh run`
+# shows without a card that it runs.
 set -euo pipefail
 
 pack() {
@@ -16,13 +17,14 @@ pack() {
   # The machine has a C library of its own; everything else travels.
   ldd "$out/bin/ssm" | awk '$3 ~ /^\// && $1 !~ /^(libc|libm|libdl|librt|libpthread)\.so/ { print $3 }' |
     xargs -I{} cp -L {} "$out/lib/"
-  cp tests/golden/{vim,vmamba,mamba,mamba2,composite}_*.safetensors "$out/golden/"
-  # Its weights lie elsewhere, and it is for the processor.
-  rm "$out/golden/composite_shots.safetensors"
-  for network in vim-tiny vim-small mamba-130m; do
+  cp tests/golden/{vim,vmamba,mamba,mamba2,moe_mamba,s4,s4d,band_mask,composite,bst}_*.safetensors "$out/golden/"
+  # Their weights lie elsewhere: they find them two folders above.
+  rm "$out"/golden/{composite_shots,band_mask_denoise}.safetensors
+  for network in vim-tiny vim-small vmamba-tiny mamba-130m; do
     [[ -e $out/models/$network.safetensors ]] || "$out/bin/ssm" random "$network" -o "$out/models/$network.safetensors"
   done
   cp "$0" "$out/gpu.sh"
+  cp tests/bench/peers/{gpu,vim}.py "$out/"
   echo "packed: $out"
 }
 
@@ -67,7 +69,7 @@ run() {
 
   for file in models/*.safetensors; do
     for precision in f32 bf16; do
-      for batch in 1 16 64; do
+      for batch in ${BATCHES:-1 16 64}; do
         local name="$(basename "$file" .safetensors) $precision batch $batch" say
         if say=$(bin/ssm-bench model "$file" --device "$device" --batch "$batch" --precision "$precision" \
           --seconds "$seconds" 2>"log/bench" | grep -o '"milliseconds":[0-9.e-]*'); then
@@ -79,6 +81,16 @@ run() {
       done
     done
   done
+
+  # With peers where there is torch. A row that cannot be measured says why.
+  if python3 -c '' 2>/dev/null; then
+    python3 gpu.py all --device "$device" --seconds "$seconds" ${SMOKE:+--smoke} 2>log/peers || {
+      failed=1
+      row "gpu.py" "FAIL: $(tail -n 1 log/peers | cut -c 1-32)"
+    }
+  else
+    row "gpu.py" "SKIP: no python3"
+  fi
   return $failed
 }
 

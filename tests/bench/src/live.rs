@@ -17,7 +17,7 @@ const COUNTS: [usize; 7] = [1, 2, 4, 8, 16, 32, 64];
 /// `count` streams, a thread each. Their hops come evenly spread over the time of one. Prints processor seconds a second
 /// of all of them, and milliseconds from when a hop was due until it was done (median, 99 of 100), as JSON.
 pub fn child(count: usize, seconds: f64) -> Result<(), Box<dyn Error>> {
-    let engine = streams::engine(streams::DENOISER, count)?;
+    let engine = streams::engine(streams::DENOISER, count, Device::Cpu)?;
     let Signal::Samples { hop, rate } = engine.info().input else { return Err("expected a model of samples".into()) };
     let period = Duration::from_secs_f64(hop as f64 / f64::from(rate));
     let length = Duration::from_secs_f64(seconds).max(period);

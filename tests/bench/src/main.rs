@@ -1,10 +1,11 @@
 //! `make bench`: kernels against the machine's own roof and against other crates, whole models, many streams at
 //! once, and a stream of a million steps. With the argument `long` only the last, with `streams` only the many, with
-//! `scans` only the scan, with `model FILE` only that file; `--seconds S` and `--steps L` make all of it shorter.
+//! `scans` only the scan, with `model FILE` only that file, with `card` only the scan on a card; `--seconds S` and `--steps L` make all of it shorter.
 //!
 //! Every figure is the median of runs that alternate with their peers in one sitting. A rate above the roof that is
 //! measured in turns with it is a mistake of the benchmark and ends it.
 
+mod card;
 mod kernels;
 mod live;
 mod long;
@@ -54,9 +55,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             kernels::scans(level);
             Ok(())
         }
+        Some("card") => card::scan(&args),
         Some("live") => live::child(option(&args, "--count").ok_or("expected --count")?.parse()?, seconds(5.0)?),
         Some("streams") => match &args[1..] {
-            [way, file, ..] if way == "shared" || way == "separate" => streams::child(way, file, seconds(3.0)?),
+            [way, file, ..] if way == "shared" || way == "separate" => {
+                let device = option(&args, "--device").as_deref().unwrap_or("cpu").parse()?;
+                let many = option(&args, "--streams").map_or(Ok(streams::STREAMS), |n| n.parse())?;
+                streams::child(way, file, seconds(3.0)?, device, many)
+            }
             _ => streams::run(seconds(3.0)?).and_then(|()| live::run(seconds(5.0)?, plot.as_deref())),
         },
         _ => all(level, cores, seconds(5.0)?, steps.unwrap_or(LONG), plot.as_deref()),

@@ -137,7 +137,7 @@ pub fn one(file: &str, how: &One<'_>) -> Result<(), Box<dyn Error>> {
         model.run(&cx, &mut rows, steps, &mut scratch)?;
     }
     let output = rows[0].y[rows[0].y.len() / steps * (steps - 1)..].to_vec();
-    let device = model.device().to_string();
+    let (device, bytes) = (model.device().to_string(), model.card().map_or(0, |card| card.bytes()));
     let mut failed = None;
     let mut pass = || failed = model.run(&cx, &mut rows, steps, &mut scratch).err().or(failed.take());
     if how.turns {
@@ -151,7 +151,7 @@ pub fn one(file: &str, how: &One<'_>) -> Result<(), Box<dyn Error>> {
         let resident = peak() - before;
         println!(
             "{}",
-            serde_json::json!({ "milliseconds": time * 1e3, "device": device, "output": output, "resident": resident })
+            serde_json::json!({ "milliseconds": time * 1e3, "device": device, "device_bytes": bytes, "output": output, "resident": resident })
         );
     }
     failed.map_or(Ok(()), |error| Err(error.into()))

@@ -5,29 +5,29 @@
 use crate::{long, models};
 use ssm_bench::values;
 use ssm_kernels::Cx;
-use ssm_models::{AudioStream, Engine, Options, Signal, open};
+use ssm_models::{AudioStream, Device, Engine, Options, Signal, open};
 use std::error::Error;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-const STREAMS: usize = 16;
+pub const STREAMS: usize = 16;
 pub const DENOISER: &str = "builtin:denoise";
 
 /// An engine on as many threads as the elements take: the denoiser one, the others all.
-pub fn engine(file: &str, batch: usize) -> Result<Arc<Engine>, Box<dyn Error>> {
+pub fn engine(file: &str, batch: usize, device: Device) -> Result<Arc<Engine>, Box<dyn Error>> {
     let cores = std::thread::available_parallelism()?.get();
     let cx = Cx::new(if file == DENOISER { 1 } else { cores })?;
-    let model = open(file, &Options { level: cx.level, ..Options::default() })?;
+    let model = device.place(open(file, &Options { level: cx.level, ..Options::default() })?)?.model;
     Ok(Engine::start(model, cx, batch, Duration::ZERO))
 }
 
-/// One way: `shared` or `separate`. Prints the steps a second of all streams together, and resident MiB, as JSON.
-pub fn child(way: &str, file: &str, seconds: f64) -> Result<(), Box<dyn Error>> {
+/// One way: `shared` or `separate`, of so many streams. Prints the steps a second of all streams together, and resident MiB, as JSON.
+pub fn child(way: &str, file: &str, seconds: f64, device: Device, many: usize) -> Result<(), Box<dyn Error>> {
     let engines = if way == "shared" {
-        vec![engine(file, STREAMS)?; STREAMS]
+        vec![engine(file, many, device)?; many]
     } else {
-        (0..STREAMS).map(|_| engine(file, 1)).collect::<Result<_, _>>()?
+        (0..many).map(|_| engine(file, 1, device)).collect::<Result<_, _>>()?
     };
     let begin = Instant::now();
     let done: Vec<u64> = std::thread::scope(|scope| {
