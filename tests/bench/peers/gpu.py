@@ -208,7 +208,7 @@ def do_lengths(args):
     w = {name: t.to(args.device) for name, t in w.items()}
     e, n, r = 2 * d, 16, d // 16
     for length in (16, 64) if args.smoke else (2**i for i in range(9, 20)):
-        args.ours.model(file, f"Mamba layer of {d}, {length} steps", len=length)
+        args.ours.model(file, f"Mamba layer of {d}, {length} steps", steps=length)
         x = torch.randn(1, length, d, device=args.device)
 
         def layer():
@@ -247,7 +247,7 @@ class BlockRecurrent(nn.Module if torch else object):
 
 def do_bst(args):
     if Path(args.bst).is_file():
-        args.ours.model(args.bst, "Block-State Transformer", len=64 if args.smoke else 4096)
+        args.ours.model(args.bst, "Block-State Transformer", steps=64 if args.smoke else 4096)
     else:
         row("ours, Block-State Transformer", "no file: give --bst")
     if torch is None:

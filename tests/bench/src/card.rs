@@ -1,6 +1,6 @@
 //! What only a card can show: how much of its memory's bandwidth the selective scan reaches.
 
-use crate::option;
+use ssm_bench::option;
 use ssm_kernels::cuda::selective_scan::{self, order};
 use ssm_kernels::cuda::{Card, CardError, Kind};
 use std::error::Error;

@@ -6,7 +6,7 @@ use crate::plot::{Side, plot};
 use crate::streams;
 use plotters::style::RGBColor;
 use ssm_bench::{processor, values};
-use ssm_models::{AudioStream, Signal};
+use ssm_models::{AudioStream, Device, Signal};
 use std::error::Error;
 use std::process::Command;
 use std::time::{Duration, Instant};
