@@ -56,11 +56,17 @@ struct Ssm {
     map: Map,
 }
 
+/// Maps to the states and back.
+struct Both {
+    b: Linear, // (n, c)
+    c: Linear, // (c, n)
+}
+
 enum Map {
     /// One channel in and out: Δ B C of each state.
     One(Vec<f32>),
     /// B, scaled by Δ, and C.
-    Many { b: Linear, c: Linear }, // (n, c), (c, n)
+    Many(Box<Both>),
 }
 
 struct Block {
@@ -140,10 +146,10 @@ impl Ssm {
             let gain = |i: usize| (dt[i] * f64::from(b[i]) * f64::from(out[i])) as f32;
             Map::One((0..n).map(gain).collect())
         } else {
-            Map::Many {
+            Map::Many(Box::new(Both {
                 b: Linear::pack_with(options.level, n, c, None, |i, k| (dt[i] * f64::from(b[i * c + k])) as f32),
                 c: Linear::pack(options.level, &out, c, n, None),
-            }
+            }))
         };
         Ok(Self { poles, log_poles, map })
     }
@@ -156,7 +162,8 @@ impl Ssm {
                 complex_filter(cx.level, &self.poles, gain, s, x, y);
                 x.copy_from_slice(y);
             }
-            Map::Many { b, c } => {
+            Map::Many(both) => {
+                let Both { b, c } = &**both;
                 let n = self.poles.n();
                 for x in x.chunks_mut(STRIP * channels) {
                     // u = Δ B x; u = Re s; y = C u

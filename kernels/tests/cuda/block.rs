@@ -11,7 +11,7 @@ use ssm_kernels::cuda::{Kind, Ptr, TooLarge, act, causal_conv1d as conv, linear 
 use ssm_kernels::linear::{Linear, Store, linear};
 use ssm_kernels::norm::{Kind as NormKind, Norm, add_norm};
 use ssm_kernels::selective_scan::{Order, Scan, selective_scan};
-use ssm_kernels::{Act, CpuLevel, Mat, MatMut};
+use ssm_kernels::{Act, CpuLevel, Cx, Mat, MatMut};
 
 /// Sequences, steps, width, inner width, states, rank, taps.
 const B: usize = 2;
@@ -68,7 +68,7 @@ fn judge(w: &Weights, hidden: &[f32], residual: &[f32]) -> [Vec<f32>; 2] {
     let (mut residual, mut normed) = (residual.to_vec(), vec![0.0; M * D]);
     let norm = Norm::new(NormKind::Rms, w.norm.clone(), None, 1e-5);
     let r = MatMut::new(&mut residual, M, D);
-    add_norm(CpuLevel::Scalar, &norm, Mat::new(hidden, M, D), r, MatMut::new(&mut normed, M, D));
+    add_norm(&Cx::at(CpuLevel::Scalar, 1), &norm, Mat::new(hidden, M, D), r, MatMut::new(&mut normed, M, D));
     let mut xz = vec![0.0; M * 2 * E];
     apply(Mat::new(&normed, M, D), &w.in_proj, 2 * E, &mut xz);
     let xz = Mat::new(&xz, M, 2 * E);

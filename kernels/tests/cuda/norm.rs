@@ -4,7 +4,7 @@ use ssm_kernels::activation::silu;
 use ssm_kernels::cuda::norm::Args;
 use ssm_kernels::cuda::{Kind, Ptr};
 use ssm_kernels::norm::{Kind as NormKind, Norm, add_norm, norm};
-use ssm_kernels::{CpuLevel, Mat, MatMut};
+use ssm_kernels::{CpuLevel, Cx, Mat, MatMut};
 
 /// What is done beside the norm.
 #[derive(Clone, Copy, Debug)]
@@ -58,7 +58,7 @@ fn check(rng: &mut Rng, rows: usize, d: usize, with: With, kind: NormKind) {
     let y = MatMut::strided(&mut want, rows, d, d + 1);
     if with.residual {
         let r = MatMut::strided(&mut want_residual, rows, d, d + 1);
-        add_norm(CpuLevel::Scalar, &w, mat(&input), r, y);
+        add_norm(&Cx::at(CpuLevel::Scalar, 1), &w, mat(&input), r, y);
     } else {
         norm(CpuLevel::Scalar, &w, mat(&input), y);
     }
