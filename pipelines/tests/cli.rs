@@ -86,7 +86,7 @@ fn a_card_is_used_where_there_is_one() {
         let done = command.output().expect("the command runs");
         (done.status.success(), text(&done))
     };
-    let (vim, other) = (golden("vim_tiny_cfg_a.safetensors"), golden("s4d_zoh_tiny.safetensors"));
+    let (vim, other) = (golden("vim_tiny_cfg_a.safetensors"), golden("aum_fofo_tiny.safetensors"));
     let (passed, said) = on_card(&["verify", &vim, "--device", "cuda"], &[]);
     assert!(passed && said.contains("1 passed, 0 failed, 0 unsupported"), "{said}");
     let (_, said) = on_card(&["verify", &other, "--device", "cuda"], &[]);
