@@ -10,6 +10,8 @@ blob by blob with git, so bare clones do, and a blob that a clone lacks is skipp
     git clone --bare https://github.com/rhasspy/dataset-voice-kathleen REPOS/dataset-voice-kathleen
     git clone --bare https://github.com/rhasspy/dataset-voice-nathalie REPOS/dataset-voice-nathalie
     git clone --bare https://github.com/rhasspy/dataset-voice-flemishguy REPOS/dataset-voice-flemishguy
+    git clone --bare https://github.com/Picovoice/speech-to-intent-benchmark REPOS/speech-to-intent-benchmark
+    git clone --bare https://github.com/Picovoice/wake-word-benchmark REPOS/wake-word-benchmark
     git clone --bare https://github.com/karolpiczak/ESC-10 REPOS/ESC-10
     git clone --bare https://github.com/rafaelmardojai/blanket REPOS/blanket
 
@@ -43,6 +45,12 @@ VOICES = {
     "nathalie": ("dataset-voice-nathalie", "3b3e91f", r"verified/.*\.flac$", "CC0-1.0", 300),
     "flemishguy": ("dataset-voice-flemishguy", "2576e9c", r"wavs/.*\.wav$", "CC0-1.0", 300),
 }
+# Many speakers at their own microphones; all of it is for training.
+CROWDS = {
+    "commands": ("speech-to-intent-benchmark", "47b1ca6", r"data/speech/clean/.*\.wav$"),
+    "words": ("wake-word-benchmark", "8491919", r"audio/(computer|jarvis)/.*\.wav$"),
+}
+CLEAN = 40  # dB that a recording of a crowd must have between speech and pauses
 FESTVOX_HELD_OUT = 60
 ESC10_COMMIT = "553c8f17"
 BLANKET_COMMIT = "8b1c27a"
@@ -151,6 +159,20 @@ def decode_g722(path):
     return np.concatenate(parts).astype(np.float32) / 32768
 
 
+def loudness(x):
+    """Power in dB of the 20 ms pieces of x."""
+    return 10 * np.log10((x[: len(x) // 320 * 320].reshape(-1, 320) ** 2).mean(axis=1) + 1e-12)
+
+
+def spoken(x):
+    """x without the silence before and behind, or nothing if its pauses are not `CLEAN`."""
+    level = loudness(x)
+    if not len(level) or level.max() - 10 - np.percentile(level, 10) < CLEAN:
+        return x[:0]
+    loud = np.flatnonzero(level > level.max() - 45)
+    return x[max(loud[0] - 3, 0) * 320 : (loud[-1] + 4) * 320]
+
+
 def speech(cache, repos):
     """Training and held-out sentences of every voice."""
     minutes = {}
@@ -171,6 +193,12 @@ def speech(cache, repos):
         samples, rate = soundfile.read(path, dtype="float32")
         (test if i >= len(files) - FESTVOX_HELD_OUT else train).add(path.stem, to_16k(samples, rate))
     minutes[train.name], minutes[test.name] = train.close(), test.close()
+    for crowd, (repo, commit, pattern) in CROWDS.items():
+        r, train = Repository(repos, repo), Writer(cache, f"train_speech_{crowd}")
+        for path, data in r.read(r.files(commit, pattern)):
+            samples, rate = soundfile.read(io.BytesIO(data), dtype="float32")
+            train.add(Path(path).stem, spoken(to_16k(samples, rate)))
+        minutes[train.name] = train.close()
     for language in ("it", "ru"):
         test = Writer(cache, f"test_speech_asterisk_{language}")
         files = package(cache, f"asterisk-core-sounds-{language}-g722").rglob("*.g722")
@@ -223,6 +251,18 @@ def manifest(minutes):
                 "train_minutes": minutes[f"train_speech_{voice}"],
                 "test_minutes": minutes[f"test_speech_{voice}"],
                 "held_out": f"last {held_out} sentences",
+            }
+        )
+    for crowd, (repo, commit, _) in CROWDS.items():
+        sources.append(
+            {
+                "source": f"{git}Picovoice/{repo}",
+                "version": commit,
+                "licence": "Apache-2.0",
+                "use": "speech",
+                "train_minutes": minutes[f"train_speech_{crowd}"],
+                "test_minutes": 0,
+                "held_out": "none",
             }
         )
     tail = f"last {FESTVOX_HELD_OUT} sentences"

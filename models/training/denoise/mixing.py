@@ -14,11 +14,14 @@ from scipy.signal import fftconvolve, lfilter, resample_poly
 
 from data import RATE, load
 
-VOICES = {"kerstin": 0.18, "kathleen": 0.18, "nathalie": 0.16, "festvox_ru": 0.24, "flemishguy": 0.24}  # share of the examples
+VOICES = {  # share of the examples
+    **{"commands": 0.42, "words": 0.06},
+    **{"kerstin": 0.1, "kathleen": 0.1, "nathalie": 0.1, "festvox_ru": 0.11, "flemishguy": 0.11},
+}
 NOISES = {"esc10": 0.6, "blanket": 0.25, "sonic_pi": 0.15}
 KEPT_OUT = ("loop_3d_printer", "vinyl_hiss")  # of sonic_pi: the demonstrations use them
 PIECE = 5 * RATE
-POOLS = {"speech": 4800, "noise": 3000}  # pieces
+POOLS = {"speech": 6000, "noise": 3000}  # pieces
 VALIDATION = 60  # pieces of each pool kept for validation, the last ones
 
 
@@ -34,6 +37,29 @@ def faster(x, percent):
     """x played at `percent` of its speed, pitch and formants moving along."""
     g = gcd(100, percent)
     return resample_poly(x, 100 // g, percent // g).astype(np.float32) if percent != 100 else x
+
+
+def formants(x, ratio):
+    """x with its spectral envelope stretched by `ratio` along frequency, so that a voice of the same pitch comes from a
+    shorter or longer tract. The envelope is that of the first 30 cepstral coefficients of frames of 32 ms."""
+    n, hop, keep = 512, 128, 30
+    window = np.sin(np.pi * (np.arange(n) + 0.5) / n).astype(np.float32)
+    padded = np.pad(x, (n, n + -len(x) % hop))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, n)[::hop]
+    spectrum = np.fft.rfft(frames * window)
+    level = np.log(np.abs(spectrum) + 1e-5)
+    cepstrum = np.fft.irfft(level)
+    cepstrum[:, keep : n - keep + 1] = 0
+    envelope = np.fft.rfft(cepstrum).real
+    at = np.minimum(np.arange(n // 2 + 1) / ratio, n // 2)
+    low = np.minimum(at.astype(int), n // 2 - 1)
+    moved = envelope[:, low] + (envelope[:, low + 1] - envelope[:, low]) * (at - low)
+    parts = np.fft.irfft(spectrum * np.exp(np.clip(moved - envelope, -3, 3))) * window
+    out = np.zeros(len(padded))
+    for k in range(n // hop):
+        rows = parts[k :: n // hop]
+        out[k * hop : k * hop + rows.size] += rows.reshape(-1)
+    return (out[n : n + len(x)] / (n / hop / 2)).astype(np.float32)
 
 
 def curve(rng, n, points, spread, slope=0.0):
@@ -103,9 +129,11 @@ class Maker:
         """n samples of one voice, of one or more sentences with pauses."""
         voice = rng.choice(list(VOICES), p=list(VOICES.values()))
         percent = int(rng.integers(74, 132))
+        ratio = float(rng.uniform(0.84, 1.2)) if rng.random() < 0.6 else 1.0
         x = np.zeros(0, np.float32)
         while len(x) < n:
             part = faster(self.draw(rng, self.speech, {voice: 1.0}, n * 130 // 100), percent)
+            part = formants(part, ratio) if ratio != 1 else part
             part *= 0.1 / max(active_rms(part), 1e-4)
             x = np.concatenate([x, part, np.zeros(int(rng.uniform(0, 0.4) * RATE), np.float32)])
         x = x[:n]
@@ -223,16 +251,16 @@ class Mixer:
         return pool[i, at : at + n].astype(np.float32) / 32768
 
     def example(self, rng, n):
-        """(noisy, clean): n samples each, full scale 1. 5 % clean, 5 % without speech."""
+        """(noisy, clean): n samples each, full scale 1. 7 % clean, 5 % without speech."""
         kind = 0.5 if self.validation else rng.random()
         speech = self.draw(rng, "speech", n) if kind > 0.05 else np.zeros(n, np.float32)
         if kind > 0.05 and rng.random() < 0.1:
             speech[: int(rng.uniform(0.1, 0.5) * n)] = 0
         noise = self.draw(rng, "noise", n)
         loudness = active_rms(speech) or 0.1
-        if kind > 0.95:
+        if kind > 0.93:
             noise[:] = 0
-        snr = rng.uniform(-5, 20)
+        snr = rng.uniform(-6, 20)
         noise *= loudness / max(active_rms(noise), 1e-6) * 10 ** (-snr / 20)
         if rng.random() < 0.05:
             noise[: int(rng.uniform(0.1, 0.6) * n)] *= 1e-3

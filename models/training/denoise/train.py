@@ -23,7 +23,7 @@ from model import CONFIG, Denoiser
 from perceptual import Perceptual
 
 RECIPE = {
-    "steps": 6_249,
+    "steps": 6_746,
     "batch": 8,
     "samples": 32_000,  # 2 s
     "long_from": 0.88,  # share of the steps after which examples are twice as long and half as many
@@ -88,11 +88,12 @@ def compressed(s):
 
 
 def spectral_loss(estimate, clean):
-    """Squared distance of compressed spectra, magnitudes and complex."""
+    """Squared distance of compressed spectra, magnitudes and complex; what the estimate lacks counts twice in magnitude."""
     with torch.no_grad():
         mb, cb = compressed(clean)
     ma, ca = compressed(estimate)
-    return 0.7 * (ma - mb).square().mean() + 0.6 * (ca - cb).square().mean()
+    lack = (mb - ma).clamp_min(0)
+    return 0.5 * ((ma - mb).square().mean() + lack.square().mean()) + 0.6 * (ca - cb).square().mean()
 
 
 def losses(model, noisy, clean):
@@ -162,12 +163,15 @@ def main():
     p.add_argument("--out", type=Path, required=True, help="folder of this run")
     p.add_argument("--smoke", action="store_true", help="tiny settings, under two minutes")
     p.add_argument("--steps", type=int, help="instead of the recipe's")
+    p.add_argument("--lr", type=float, help="highest learning rate, instead of the recipe's")
     p.add_argument("--minutes", type=float, help="as many steps as this time allows; the clock sets the learning rate")
     p.add_argument("--threads", type=int, default=2, help="parts of a batch worked on at once; one more process mixes")
+    p.add_argument("--start", type=Path, help="model.pt of another run, whose weights to start from")
     p.add_argument("--resume", action="store_true", help="go on from checkpoint.pt")
     args = p.parse_args()
     recipe, config = (dict(SMOKE), SMOKE_CONFIG) if args.smoke else (dict(RECIPE), CONFIG)
     recipe["steps"] = args.steps or recipe["steps"]
+    recipe["lr"] = args.lr or recipe["lr"]
     args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     torch.manual_seed(recipe["seed"])
@@ -179,6 +183,8 @@ def main():
     model, average = Denoiser(**config), Denoiser(**config)
     examples = Batches(mixer, recipe)
     set_statistics(model, [examples[10**8 + i] for i in range(2 if args.smoke else 12)])
+    if args.start:
+        model.load_state_dict(torch.load(args.start, weights_only=False)["weights"])
     average.load_state_dict(model.state_dict())
     count = sum(w.numel() for w in model.parameters())
     print(f"{count} parameters", flush=True)
