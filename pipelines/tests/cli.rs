@@ -94,7 +94,7 @@ fn a_card_is_used_where_there_is_one() {
     let (passed, said) = on_card(&["inspect", &vim, "--device", "auto"], &[]);
     assert!(passed && said.contains("device        cuda:0\ncard          runner\n"), "{said}");
     let (passed, said) = on_card(&["inspect", &other, "--device", "auto"], &[]);
-    assert!(passed && said.contains("device        cpu\ndevice_note   this s4 model"), "{said}");
+    assert!(passed && said.contains("device        cpu\ndevice_note   this aum model"), "{said}");
     for (what, value, part) in [
         ("SSM_RUNNER_VERSION", "11080", "the CUDA driver is of version 11.8, 12.0 is needed"),
         ("SSM_RUNNER_DEVICES", "0", "no card 0: there are 0"),
