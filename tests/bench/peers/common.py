@@ -18,17 +18,6 @@ SCAN = r"""
 #include <cmath>
 #include <vector>
 
-template <int N>
-static float step(float *h, const float *a, const float *b, const float *c, float s, float sx) {
-  float sum = 0;
-  #pragma GCC ivdep
-  for (int k = 0; k < N; k++) {
-    h[k] = expf(s * a[k]) * h[k] + sx * b[k];
-    sum += h[k] * c[k];
-  }
-  return sum;
-}
-
 at::Tensor scan(at::Tensor u, at::Tensor delta, at::Tensor a, at::Tensor b, at::Tensor c, at::Tensor d) {
   // u, delta (E, L); a (E, N); b, c (G, L, N), each for E / G channels; d (E)
   const int64_t e = u.size(0), l = u.size(1), n = a.size(1), each = e / b.size(0);
@@ -49,8 +38,16 @@ at::Tensor scan(at::Tensor u, at::Tensor delta, at::Tensor a, at::Tensor b, at::
         for (int64_t t = 0; t < l; t++) yi[t] = yi[t] * ci[t] + dp[i] * ui[t];
       } else {
         float h[16] = {0};
-        for (int64_t t = 0; t < l; t++)
-          yi[t] = step<16>(h, ap + i * 16, bi + t * 16, ci + t * 16, ti[t], ti[t] * ui[t]) + dp[i] * ui[t];
+        for (int64_t t = 0; t < l; t++) {
+          const float x = ui[t], s = ti[t], sx = s * x;
+          float sum = 0;
+          #pragma GCC ivdep
+          for (int64_t k = 0; k < 16; k++) {
+            h[k] = expf(s * ap[i * 16 + k]) * h[k] + sx * bi[t * 16 + k];
+            sum += h[k] * ci[t * 16 + k];
+          }
+          yi[t] = sum + dp[i] * x;
+        }
       }
     }
   });
