@@ -77,8 +77,9 @@ soak: deps
 
 # Trains nothing of use: every recipe runs from its first line to its last.
 train-smoke: build
-	@$(TRAIN_VENV)/bin/python -c 'import av, cv2, matplotlib, safetensors, torch' 2>/dev/null || \
-	  { python3 -m venv $(TRAIN_VENV) && $(TRAIN_VENV)/bin/pip install -q -r models/training/shots/requirements.txt; }
+	@$(TRAIN_VENV)/bin/python -c 'import av, cv2, matplotlib, safetensors, scipy, soundfile, torch' 2>/dev/null || \
+	  { python3 -m venv $(TRAIN_VENV) && $(TRAIN_VENV)/bin/pip install -q \
+	    -r models/training/shots/requirements.txt -r models/training/denoise/requirements.txt; }
 	models/training/smoke.sh $(TRAIN_VENV)/bin/python target/train-smoke
 
 # QUICK=1: seconds instead of minutes, to see that all of it runs.

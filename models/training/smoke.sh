@@ -45,4 +45,11 @@ mkdir -p "$out/golden"
 echo "head"
 "$python" head/head.py --out "$out/head" --smoke
 
-# denoise: its data are recordings, which this script would have to fetch.
+echo "denoise"
+cd denoise
+"$python" data.py --made --cache "$out/sounds"
+"$python" train.py --cache "$out/sounds" --out "$out/denoise" --smoke
+"$python" export.py "$out/denoise/model.pt" "$out/denoise/denoise.safetensors" --half
+"$python" export.py --tiny "$out/denoise/tiny.safetensors"
+"$bin/ssm" inspect "$out/denoise/denoise.safetensors" > /dev/null
+"$bin/ssm" verify "$out/denoise/tiny.safetensors"
