@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::families::{Family, Options};
 use crate::golden::Golden;
 use crate::mixer::sub;
-use crate::model::{Facts, Info, Model, Row, Scratch, Signal, carve, line};
+use crate::model::{Facts, Info, Model, Row, Scratch, Signal, carve, embed, line};
 use crate::s4_core::{Core, Rules, bad, field};
 use crate::state::{State, StateLayout};
 use serde_json::Value;
@@ -815,9 +815,7 @@ impl Model for Bst {
         let (x, h) = (carve(s, m * d), carve(s, m * d));
         // x = embed[token]
         for (row, x) in rows.iter().zip(x.chunks_exact_mut(len * d)) {
-            for (x, id) in x.chunks_exact_mut(d).zip(&row.tokens) {
-                x.copy_from_slice(&self.embed[(*id as usize).min(self.vocab - 1) * d..][..d]);
-            }
+            embed(&self.embed, d, &row.tokens, x);
         }
         // logits = lm_head rms(layers(x))
         self.core.forward(cx, x, h, rows, len, s);

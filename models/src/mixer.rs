@@ -293,6 +293,8 @@ impl Mixer {
         let m = steps * lanes;
         let xz = carve(s, m * 2 * e);
         let mut room = self.room(s, m);
+        let rates = carve(s, if self.is_bidirectional() { rows.len() } else { 0 });
+        rates.iter_mut().zip(rows.iter()).for_each(|(rate, row)| *rate = row.rate);
 
         // [x | z] = in_proj u
         linear(cx, x, &self.in_proj, Act::None, Store::Set, MatMut::new(xz, m, 2 * e));
@@ -300,8 +302,7 @@ impl Mixer {
         match &self.backward {
             Backward::Own(w) if cx.team.threads() == 2 => {
                 // Each direction on a thread of its own, which then waits for the other once.
-                let (mut own, rates) = (self.room(s, m), carve(s, rows.len()));
-                rates.iter_mut().zip(rows.iter()).for_each(|(rate, row)| *rate = row.rate);
+                let mut own = self.room(s, m);
                 let (forward, backward) = (&mut room, &mut own);
                 cx.team.both(
                     || {
@@ -325,12 +326,10 @@ impl Mixer {
                     Backward::OwnA(a) => (None, Some(a)),
                     Backward::Own(w) => (Some(&**w), Some(&w.a)),
                 };
+                if let Some(w) = w {
+                    self.inputs(cx, w, &at, Ends::Backward(rates), &mut room);
+                }
                 if let Some(a) = a {
-                    let rates = carve(s, rows.len());
-                    rates.iter_mut().zip(rows.iter()).for_each(|(rate, row)| *rate = row.rate);
-                    if let Some(w) = w {
-                        self.inputs(cx, w, &at, Ends::Backward(rates), &mut room);
-                    }
                     self.scan(cx, w.unwrap_or(&self.forward), a, &at, Ends::Backward(rates), true, &mut room);
                 }
             }

@@ -215,6 +215,14 @@ impl Scratch {
     }
 }
 
+/// Rows of a table of `d` columns by token id. The engine checks ids; one that is too large is taken for the last.
+pub(crate) fn embed<'a>(table: &[f32], d: usize, ids: impl IntoIterator<Item = &'a u32>, out: &mut [f32]) {
+    let last = table.len() / d - 1;
+    for (id, out) in ids.into_iter().zip(out.chunks_exact_mut(d)) {
+        out.copy_from_slice(&table[(*id as usize).min(last) * d..][..d]);
+    }
+}
+
 /// Cuts `len` values, rounded up to whole cache lines, off the front of `rest`.
 ///
 /// # Panics

@@ -18,7 +18,7 @@ use crate::golden_sequence;
 use crate::mamba::{head, head_scratch_len};
 use crate::mixer::Mixer;
 use crate::mixers::AnyMixer;
-use crate::model::{Facts, Info, Model, Row, Scratch, Signal, carve, line};
+use crate::model::{Facts, Info, Model, Row, Scratch, Signal, carve, embed, line};
 use crate::stack::{Layer, Stack};
 use crate::state::{State, StateLayout};
 use ssm_kernels::linear::Linear;
@@ -246,9 +246,7 @@ impl MoeMamba {
         let s = &mut scratch.take(self.scratch_len(rows.len(), len));
         let (residual, hidden, normed) = (carve(s, m * d), carve(s, m * d), carve(s, m * d));
         let tokens = rows.iter().flat_map(|r| &r.tokens[..len]);
-        for (id, x) in tokens.zip(hidden.chunks_exact_mut(d)) {
-            x.copy_from_slice(&self.embedding[*id as usize * d..][..d]);
-        }
+        embed(&self.embedding, d, tokens, hidden);
         residual.fill(0.0);
         self.stack.forward(cx, [&mut *residual, &mut *hidden, &mut *normed], rows, len, s, &mut routed);
         residual.iter_mut().zip(&*hidden).for_each(|(r, h)| *r += h);
@@ -275,10 +273,7 @@ impl Model for MoeMamba {
     }
 
     fn embed(&self, row: &Row, steps: Range<usize>, out: &mut [f32]) {
-        let d = self.head.k();
-        for (id, out) in row.tokens[steps].iter().zip(out.chunks_exact_mut(d)) {
-            out.copy_from_slice(&self.embedding[*id as usize * d..][..d]);
-        }
+        embed(&self.embedding, self.head.k(), &row.tokens[steps], out);
     }
 
     fn gap(&self, state: &mut State, periods: f64) {

@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::families::{Family, Options};
 use crate::golden::Golden;
 use crate::mixer::sub;
-use crate::model::{Facts, Info, Model, Row, Scratch, Signal, carve, line};
+use crate::model::{Facts, Info, Model, Row, Scratch, Signal, carve, embed, line};
 use crate::s4_core::{Core, Rules, bad, field};
 use crate::state::{State, StateLayout};
 use serde_json::Value;
@@ -453,12 +453,7 @@ impl S4 {
                     let input = Mat::new(&row.x, len, w.k());
                     linear(cx, input, w, Act::None, Store::Set, MatMut::new(x, len, d));
                 }
-                Encoder::Embedding(table) => {
-                    for (x, id) in x.chunks_exact_mut(d).zip(&row.tokens) {
-                        let vocab = table.len() / d;
-                        x.copy_from_slice(&table[(*id as usize).min(vocab - 1) * d..][..d]);
-                    }
-                }
+                Encoder::Embedding(table) => embed(table, d, &row.tokens, x),
             }
         }
         let mut width = d;
@@ -537,12 +532,7 @@ impl Model for S4 {
     fn embed(&self, row: &Row, steps: Range<usize>, out: &mut [f32]) {
         let (n, d) = (self.info.input.len(), self.d_model);
         match &self.encoder {
-            Encoder::Embedding(table) => {
-                let vocab = table.len() / d;
-                for (id, out) in row.tokens[steps].iter().zip(out.chunks_exact_mut(d)) {
-                    out.copy_from_slice(&table[(*id as usize).min(vocab - 1) * d..][..d]);
-                }
-            }
+            Encoder::Embedding(table) => embed(table, d, &row.tokens[steps], out),
             _ => out.copy_from_slice(&row.x[steps.start * n..steps.end * n]),
         }
     }

@@ -96,11 +96,19 @@ fn resume(path: &Path, of: &str, lines: u64) -> Option<(Header, Vec<u8>)> {
 }
 
 fn write_state(path: &Path, header: &Header, snapshot: &[u8]) -> io::Result<()> {
+    replace(path, |file| {
+        serde_json::to_writer(&mut *file, header)?;
+        file.write_all(b"\n")?;
+        file.write_all(snapshot)
+    })
+}
+
+/// Writes a file beside the path, then puts it in its place: who reads that meanwhile has the old one, and so has who comes
+/// after a crash.
+pub fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
     let part = beside(path, ".part");
     let mut file = File::create(&part)?;
-    serde_json::to_writer(&mut file, header)?;
-    file.write_all(b"\n")?;
-    file.write_all(snapshot)?;
+    write(&mut file)?;
     file.sync_all()?;
     fs::rename(&part, path)
 }

@@ -3,6 +3,7 @@
 use crate::Failure;
 use object_store::path::Path as Key;
 use object_store::{Error, GetOptions, ObjectStore, PutOptions};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -110,14 +111,6 @@ fn store(url: &str) -> Result<(Box<dyn ObjectStore>, Key), Failure> {
     Ok((store, key))
 }
 
-/// Beside the file, then in its place: who reads it meanwhile has the old one.
-fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let mut part = path.as_os_str().to_owned();
-    part.push(".part");
-    std::fs::write(&part, bytes)?;
-    std::fs::rename(&part, path)
-}
-
 pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| Failure::Usage(e.to_string()))?;
@@ -148,7 +141,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
                 Err(e) => return Err(bad(url, told(&e))),
             };
             check(&bytes).map_err(|e| bad(url, e))?;
-            replace(file, &bytes).map_err(|e| at(file, e.to_string()))?;
+            crate::job::replace(file, |out| out.write_all(&bytes)).map_err(|e| at(file, e.to_string()))?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -3,9 +3,7 @@
 //! Weights are scaled by output so that the largest becomes 127, inputs by row; inputs are held 128 higher, since the
 //! processors' products take one factor without a sign, and what that adds to a sum is known beforehand.
 
-use crate::CpuLevel;
-use crate::array::{Mat, Slab, as_bytes};
-use std::cell::RefCell;
+use crate::array::Mat;
 
 /// The largest integer of either sign.
 const MOST: f32 = 127.0;
@@ -72,15 +70,9 @@ fn largest(x: &[f32]) -> f32 {
     most.iter().fold(0.0, |a: f32, b| a.max(*b)) + finite.iter().sum::<f32>()
 }
 
-thread_local! {
-    /// Inputs of a block of rows as fours, and the unit of each row; as `half::ROUNDED`.
-    static WHOLE: RefCell<(Slab, Slab)> = RefCell::new((Slab::zeros(0), Slab::zeros(super::ROWS)));
-}
-
-/// The rows of `x` as bytes, each in whole fours, and their units. Inlined into each level's function, whose vectors the
-/// compiler then takes for the loops.
+/// The rows of `x` as bytes, each in whole fours, and their units.
 #[inline(always)]
-fn rows(x: Mat<'_>, out: &mut [u8], units: &mut [f32]) {
+pub(super) fn rows(x: Mat<'_>, out: &mut [u8], units: &mut [f32]) {
     let width = x.cols().next_multiple_of(4);
     for (r, (out, u)) in out.chunks_exact_mut(width).zip(units).enumerate() {
         let x = x.row(r);
@@ -90,43 +82,4 @@ fn rows(x: Mat<'_>, out: &mut [u8], units: &mut [f32]) {
         whole_part.iter_mut().zip(x).for_each(|(o, v)| *o = whole(*v, n).cast_unsigned() ^ ZERO);
         rest.fill(ZERO);
     }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn rows_avx2(x: Mat<'_>, out: &mut [u8], units: &mut [f32]) {
-    rows(x, out, units);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq")]
-fn rows_avx512(x: Mat<'_>, out: &mut [u8], units: &mut [f32]) {
-    rows(x, out, units);
-}
-
-/// Calls `f` with the rows of `x`, at most [`super::ROWS`], as fours, and their units.
-pub(super) fn rounded(level: CpuLevel, x: Mat<'_>, f: impl FnOnce(Mat<'_>, &[f32])) {
-    let (m, fours) = (x.rows(), x.cols().div_ceil(4));
-    let (mut slab, mut units) = WHOLE.replace((Slab::zeros(0), Slab::zeros(0)));
-    if slab.len() < m * fours {
-        slab = Slab::zeros((m * fours).max(super::ROWS * 1024));
-    }
-    if units.len() < m {
-        units = Slab::zeros(m.max(super::ROWS));
-    }
-    let (out, u) = (as_bytes(&mut slab[..m * fours]), &mut units[..m]);
-    match level {
-        _ if fours == 0 => u.fill(0.0),
-        CpuLevel::Scalar => rows(x, out, u),
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: the level of packed weights is one that the machine has.
-        CpuLevel::Avx2 => unsafe { rows_avx2(x, out, u) },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above.
-        CpuLevel::Avx512 => unsafe { rows_avx512(x, out, u) },
-        #[cfg(not(target_arch = "x86_64"))]
-        _ => rows(x, out, u),
-    }
-    f(Mat::new(&slab[..m * fours], m, fours), &units[..m]);
-    WHOLE.set((slab, units));
 }

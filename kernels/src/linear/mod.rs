@@ -12,6 +12,7 @@
 mod agree;
 mod half;
 mod int8;
+mod lower;
 
 use crate::activation::Act;
 use crate::array::{Mat, MatMut, Slab};
@@ -240,12 +241,7 @@ pub fn linear(cx: &Cx, x: Mat<'_>, w: &Linear, act: Act, store: Store, mut y: Ma
         for first in rows.clone().step_by(ROWS) {
             let rows = first..rows.end.min(first + ROWS);
             let (x, here, out) = (x.sub_rows(rows.clone()), 0..rows.len(), out.from(first));
-            match w.precision {
-                Precision::Int8 => {
-                    int8::rounded(w.level, x, |x, units| block(x, w, here, cols.clone(), &Out { units, ..out }))
-                }
-                _ => half::rounded(w.level, x, |x| block(x, w, here, cols.clone(), &out)),
-            }
+            lower::lowered(w, x, |x, units| block(x, w, here, cols.clone(), &Out { units, ..out }));
         }
     });
 }

@@ -1,5 +1,6 @@
 """What the peers' scripts share: this library in turns, a scan compiled from C++, files, times, tables."""
 
+import argparse
 import json
 import os
 import statistics
@@ -159,6 +160,57 @@ def ours(file, threads, precision="f32", image=None, steps=1):
     command += ["--precision", precision, "--steps", str(steps)] + (["--input", str(image)] if image else [])
     child = Child(command)
     return child, np.array(child.answer()["output"])
+
+
+def every_precision(children, file, threads, image, want, within):
+    """Ours in f32, bf16 and int8: the children by name, and how far each is from `want`; f32 may be off by `within`."""
+    found, offs = {}, {}
+    for name, precision, most in (("ours", "f32", within), ("ours bf16", "bf16", 0.1), ("ours int8", "int8", 0.3)):
+        child, got = ours(file, threads, precision, image)
+        found[name] = children.enter_context(child)
+        offs[name] = agree(name, got, want, most)
+    return found, offs
+
+
+def in_torch(model, image, compiled):
+    """A network on a frame in PyTorch: eager, compiled if asked for, and as the published reference scans. The calls by
+    name, and what all of them give."""
+    import torch
+
+    scan, calls = compiled_scan(), {}
+    calls["eager"] = lambda: model(image, scan)
+    if compiled:
+        fast = torch.compile(model)
+        calls["compiled"] = lambda: fast(image, scan)
+    calls["reference"] = lambda: model(image, reference_scan)
+    want = calls["reference"]().numpy()
+    for name, call in calls.items():
+        agree(name, call().numpy(), want, 1e-3)
+    return {name: Call(call) for name, call in calls.items()}, want
+
+
+def arguments(doc, more=lambda p: None):
+    """What a script of peers on a frame is asked; PyTorch is made ready."""
+    import torch
+
+    p = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--rounds", type=int, default=5)
+    p.add_argument("--seconds", type=float, default=1.5)
+    p.add_argument("--quick", action="store_true", help="one short round, without torch.compile: for trying")
+    more(p)
+    args = p.parse_args()
+    if args.quick:
+        args.rounds, args.seconds = 1, 0.3
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(1)
+    torch.set_grad_enabled(False)
+    return args
+
+
+def within(offs):
+    """Distances as text."""
+    return ", ".join(f"{name} {off:.1e}" for name, off in offs.items())
 
 
 def timed(call, seconds):

@@ -20,7 +20,6 @@ With `--sizes`, ours and DeiT-Ti over the side of the frame: time, and the peak 
 what the process held before it opened the model. Each side has networks of its own, with as many positions as it needs.
 """
 
-import argparse
 import contextlib
 import io
 import statistics
@@ -29,7 +28,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from common import Call, agree, compiled_scan, onnx, ours, race, reference_scan, save, table
+from common import agree, arguments, compiled_scan, every_precision, in_torch, onnx, race, save, table, within
 from torch import nn
 from torch.nn import functional
 
@@ -148,11 +147,9 @@ class Sitting:
 
     def ours(self, want):
         """Ours in every precision; how far each is from `want`."""
-        offs = {}
-        for name, precision, within in (("ours", "f32", 1e-3), ("ours bf16", "bf16", 0.1), ("ours int8", "int8", 0.3)):
-            child, got = ours(self.folder / "vim.safetensors", self.threads, precision, self.folder / "image.f32")
-            self.peers[name] = self.children.enter_context(child)
-            offs[name] = agree(name, got, want, within)
+        files = self.folder / "vim.safetensors", self.threads, self.folder / "image.f32"
+        found, offs = every_precision(self.children, *files, want, 1e-3)
+        self.peers |= found
         return offs
 
     def deit(self):
@@ -174,20 +171,11 @@ def one(args):
     """One side: every peer."""
     with ExitStack() as children:
         it = Sitting(args.size, args.threads, children)
-        model, image, scan = it.model, it.image, compiled_scan()
-        calls = {"eager": lambda: model(image, scan)}
-        if not args.quick:
-            fast = torch.compile(model)
-            calls["compiled"] = lambda: fast(image, scan)
-        calls["reference"] = lambda: model(image, reference_scan)
-        want = calls["reference"]().numpy()
-        for name, call in calls.items():
-            agree(name, call().numpy(), want, 1e-3)
+        calls, want = in_torch(it.model, it.image, not args.quick)
         offs = it.ours(want)
         it.deit()
-        it.peers |= {name: Call(call) for name, call in calls.items()}
-        print(f"{args.size} x {args.size}, {args.threads} threads, torch {torch.__version__}, scores agree within",
-              ", ".join(f"{name} {off:.1e}" for name, off in offs.items()))  # fmt: skip
+        it.peers |= calls
+        print(f"{args.size} x {args.size}, {args.threads} threads, torch {torch.__version__}, scores agree: {within(offs)}")
         table(race(it.peers, args.rounds, args.seconds), "ours")
 
 
@@ -241,20 +229,12 @@ def plot(file, found):
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--threads", type=int, default=2)
-    p.add_argument("--rounds", type=int, default=5)
-    p.add_argument("--seconds", type=float, default=1.5)
-    p.add_argument("--size", type=int, default=224)
-    p.add_argument("--sizes", help="sides, with commas between")
-    p.add_argument("--plot", help="SVG file for --sizes")
-    p.add_argument("--quick", action="store_true", help="one short round, without torch.compile: for trying")
-    args = p.parse_args()
-    if args.quick:
-        args.rounds, args.seconds = 1, 0.3
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(1)
-    torch.set_grad_enabled(False)
+    def more(p):
+        p.add_argument("--size", type=int, default=224)
+        p.add_argument("--sizes", help="sides, with commas between")
+        p.add_argument("--plot", help="SVG file for --sizes")
+
+    args = arguments(__doc__, more)
     if not args.sizes:
         return one(args)
     found = over([int(s) for s in args.sizes.split(",")], args)

@@ -14,13 +14,12 @@ every peer under the published names; scores are compared before anything is tim
     reference   the same with the scan as the published reference has it: a loop over steps in Python
 """
 
-import argparse
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from common import Call, agree, compiled_scan, ours, race, reference_scan, save, table
+from common import arguments, every_precision, in_torch, race, save, table, within
 from torch import nn
 from torch.nn import functional
 
@@ -117,41 +116,17 @@ class VMamba(nn.Module):
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--threads", type=int, default=2)
-    p.add_argument("--rounds", type=int, default=5)
-    p.add_argument("--seconds", type=float, default=1.5)
-    p.add_argument("--quick", action="store_true", help="one short round, without torch.compile")
-    args = p.parse_args()
-    if args.quick:
-        args.rounds, args.seconds = 1, 0.3
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(1)
-    torch.set_grad_enabled(False)
+    args = arguments(__doc__)
     model = VMamba().eval().to(memory_format=torch.channels_last)
     image = torch.randn(1, 3, 224, 224)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as children:
-        folder = Path(folder)
-        save(folder / "vmamba.safetensors", model.state_dict())
-        image.numpy().astype("<f4").tofile(folder / "image.f32")
-        scan, last = compiled_scan(), image.contiguous(memory_format=torch.channels_last)
-        calls = {"eager": lambda: model(last, scan)}
-        if not args.quick:
-            fast = torch.compile(model)
-            calls["compiled"] = lambda: fast(last, scan)
-        calls["reference"] = lambda: model(last, reference_scan)
-        want = calls["reference"]().numpy()
-        for name in calls:
-            agree(name, calls[name]().numpy(), want, 1e-3)
-        peers, offs = {}, {}
-        for name, precision, within in (("ours", "f32", 1e-4), ("ours bf16", "bf16", 0.1), ("ours int8", "int8", 0.3)):
-            peers[name], got = ours(folder / "vmamba.safetensors", args.threads, precision, folder / "image.f32")
-            children.enter_context(peers[name])
-            offs[precision] = agree(name, got, want, within)
-        peers |= {name: Call(call) for name, call in calls.items()}
-        print(f"VMamba-T, {args.threads} threads, torch {torch.__version__}, scores agree within {offs['f32']:.1e}, "
-              f"bf16 {offs['bf16']:.1e}, int8 {offs['int8']:.1e}")
-        table(race(peers, args.rounds, args.seconds), "ours")
+        file, raw = Path(folder) / "vmamba.safetensors", Path(folder) / "image.f32"
+        save(file, model.state_dict())
+        image.numpy().astype("<f4").tofile(raw)
+        calls, want = in_torch(model, image.contiguous(memory_format=torch.channels_last), not args.quick)
+        peers, offs = every_precision(children, file, args.threads, raw, want, 1e-4)
+        print(f"VMamba-T, {args.threads} threads, torch {torch.__version__}, scores agree: {within(offs)}")
+        table(race(peers | calls, args.rounds, args.seconds), "ours")
 
 
 if __name__ == "__main__":
