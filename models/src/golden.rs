@@ -533,8 +533,8 @@ impl<'a> Golden<'a> {
 }
 
 /// Largest magnitude.
-fn largest(values: &[f64]) -> f32 {
-    values.iter().fold(0.0, |m: f64, v| m.max(v.abs())) as f32
+pub(crate) fn largest<T: Copy + Into<f64>>(values: &[T]) -> f32 {
+    values.iter().fold(0.0, |m: f64, v| m.max((*v).into().abs())) as f32
 }
 
 /// Runs the golden files of the repository whose names begin so, at every level, in several cuts.
