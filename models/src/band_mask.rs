@@ -6,6 +6,7 @@
 //! x_k = encode_k f_k                                          band k of K, each with its own weights, to (K, D)
 //! I times:  x_k = x_k + mixer(RMSNorm(x_k))                   the same weights for every band, a state for each
 //!           u = in_proj RMSNorm(x),  u = u + mixer(RMSNorm(u)),  x = x + out_proj silu(u)    over all bands
+//! or once:  u = core(in_proj x),  x = x + out_proj silu(u)    a core of any kind, of its own norms
 //! M_k = decode_k RMSNorm(x_k)  ->  y = ISTFT(M · X)
 //! ```
 //!
@@ -22,7 +23,8 @@ mod card;
 
 use crate::card::{Network, Weights};
 use crate::checkpoint::{Checkpoint, Reader};
-use crate::config::Fields;
+use crate::config::{Fields, Section};
+use crate::cores::{Core, Kind as CoreKind};
 use crate::error::Error;
 use crate::families::{Family, Options, Output};
 use crate::golden::Golden;
@@ -71,7 +73,21 @@ struct Across {
     out_proj: Linear, // (K D, U)
 }
 
-/// Places in the state.
+/// One path over all bands.
+struct Whole {
+    in_proj: Linear, // (U, K D)
+    core: Core,
+    out_proj: Linear, // (K D, U)
+}
+
+/// What runs over time.
+enum Body {
+    /// In turn along the bands and across them.
+    Bands(Vec<(Along, Across)>),
+    Whole(Box<Whole>),
+}
+
+/// Places in the state; a core knows its own.
 struct Places {
     /// The samples before the next hop that its frame begins with.
     tail: Range<usize>,
@@ -98,7 +114,7 @@ struct BandMask {
     mean: Vec<f32>,      // (3, F)
     scale: Vec<f32>,     // (3, F)
     encode: Vec<Linear>, // (D, 3 bins) of each band
-    blocks: Vec<(Along, Across)>,
+    body: Body,
     head: Head,
     /// Widths: of a band's vector, of the path over all bands.
     d: usize,
@@ -113,9 +129,16 @@ impl BandMask {
         let w = Reader::new(file);
         // At least 1: an empty tensor is of the wrong shape then.
         let dim = |name: &str, i: usize| w.shape(name).and_then(|s| s.get(i)).copied().unwrap_or(0).max(1);
-        let (d, u) = (dim("encode.0.weight", 0), dim("blocks.0.full.in_proj.weight", 0));
+        let whole = w.has("in_proj.weight");
+        let into = if whole { "in_proj.weight" } else { "blocks.0.full.in_proj.weight" };
+        let (d, u) = (dim("encode.0.weight", 0), dim(into, 0));
         let rms = |w: &Reader<'_>, name: &str, width: usize| -> Result<Norm, Error> {
             Ok(Norm::new(Kind::Rms, w.take(&format!("{name}.weight"), &[width])?, None, EPS))
+        };
+        // (N, K) with its bias
+        let full = |w: &Reader<'_>, name: &str, n: usize, k: usize| -> Result<Linear, Error> {
+            let (weight, bias) = (w.take(&format!("{name}.weight"), &[n, k])?, w.take(&format!("{name}.bias"), &[n])?);
+            Ok(Linear::pack(level, &weight, n, k, Some(&bias)))
         };
 
         let (mut encode, mut bins) = (Vec::new(), 0);
@@ -126,9 +149,7 @@ impl BandMask {
             if bins > MOST {
                 return Err(fields.bad(&name, format!("at most {MOST} bins in all bands"), bins));
             }
-            let weight = w.take(&format!("{name}.weight"), &[d, FEATURES * width])?;
-            let bias = w.take(&format!("{name}.bias"), &[d])?;
-            encode.push(Linear::pack(level, &weight, d, FEATURES * width, Some(&bias)));
+            encode.push(full(&w, &name, d, FEATURES * width)?);
         }
         if bins < 2 {
             return Err(fields.bad("encode", "two bins or more in all bands", bins));
@@ -149,36 +170,46 @@ impl BandMask {
         let features = &[FEATURES, bins];
         let (mean, scale) = (w.take("input_norm.mean", features)?, w.take("input_norm.scale", features)?);
 
-        let mut blocks = Vec::new();
-        while blocks.is_empty() || w.has(&format!("blocks.{}.band.norm.weight", blocks.len())) {
-            let (band, full) =
-                (w.at(&format!("blocks.{}.band.", blocks.len())), w.at(&format!("blocks.{}.full.", blocks.len())));
-            let along =
-                Along { norm: rms(&band, "norm", d)?, mixer: Mixer::load(&band.at("mixer."), level, d, false)? };
-            let (wide, into) = (bands * d, full.take("in_proj.weight", &[u, bands * d])?);
-            let out = full.take("out_proj.weight", &[wide, u])?;
-            let across = Across {
-                norm: rms(&full, "norm", d)?,
-                in_proj: Linear::pack(level, &into, u, wide, Some(&full.take("in_proj.bias", &[u])?)),
-                norm_full: rms(&full, "norm_full", u)?,
-                mixer: Mixer::load(&full.at("mixer."), level, u, false)?,
-                out_proj: Linear::pack(level, &out, wide, u, Some(&full.take("out_proj.bias", &[wide])?)),
-            };
-            blocks.push((along, across));
-        }
+        let mut layout = StateLayout::new();
+        let tail = layout.add("tail", &[window - hop]);
+        let samples = options.output == Output::Task;
+        let overlap = if samples { layout.add("overlap", &[hop]) } else { 0..0 };
+        let wide = bands * d;
+        let mut places = Places { tail, overlap, blocks: Vec::new() };
+        let body = if whole {
+            let in_proj = full(&w, "in_proj", u, wide)?;
+            let path = fields.file();
+            let part = Section::of(fields.whole(), path, "core")?;
+            let kind = CoreKind::read(&part)?;
+            let core = Core::load(&w.at("core."), level, u, (kind, &part.value()), path, &mut layout)?;
+            Body::Whole(Box::new(Whole { in_proj, core, out_proj: full(&w, "out_proj", wide, u)? }))
+        } else {
+            let mut blocks = Vec::new();
+            while blocks.is_empty() || w.has(&format!("blocks.{}.band.norm.weight", blocks.len())) {
+                let i = blocks.len();
+                let (band, across) = (w.at(&format!("blocks.{i}.band.")), w.at(&format!("blocks.{i}.full.")));
+                let along =
+                    Along { norm: rms(&band, "norm", d)?, mixer: Mixer::load(&band.at("mixer."), level, d, false)? };
+                let across = Across {
+                    norm: rms(&across, "norm", d)?,
+                    in_proj: full(&across, "in_proj", u, wide)?,
+                    norm_full: rms(&across, "norm_full", u)?,
+                    mixer: Mixer::load(&across.at("mixer."), level, u, false)?,
+                    out_proj: full(&across, "out_proj", wide, u)?,
+                };
+                let at = along.mixer.state_of(bands, &mut layout, &format!("blocks.{i}.band"));
+                places.blocks.push((at, across.mixer.state(&mut layout, &format!("blocks.{i}.full"))));
+                blocks.push((along, across));
+            }
+            Body::Bands(blocks)
+        };
         let norm_f = rms(&w, "norm_f", d)?;
         let mut decode = Vec::new();
         for (k, e) in encode.iter().enumerate() {
-            let n = 2 * (e.k() / FEATURES);
-            let (weight, bias) =
-                (w.take(&format!("decode.{k}.weight"), &[n, d])?, w.take(&format!("decode.{k}.bias"), &[n])?);
-            decode.push(Linear::pack(level, &weight, n, d, Some(&bias)));
+            decode.push(full(&w, &format!("decode.{k}"), 2 * (e.k() / FEATURES), d)?);
         }
         let head = match options.output {
-            Output::Speech => {
-                let (weight, bias) = (w.take("vad.weight", &[1, u])?, w.take("vad.bias", &[1])?);
-                Head::Speech(Linear::pack(level, &weight, 1, u, Some(&bias)))
-            }
+            Output::Speech => Head::Speech(full(&w, "vad", 1, u)?),
             other => {
                 w.take_optional("vad.weight", &[1, u])?;
                 w.take_optional("vad.bias", &[1])?;
@@ -193,32 +224,24 @@ impl BandMask {
             Head::Features => (Signal::Vector { dim: u }, hop / 2, "band_mask features"),
         };
 
-        let mut layout = StateLayout::new();
-        let samples = matches!(head, Head::Mask { .. });
-        let places = Places {
-            tail: layout.add("tail", &[window - hop]),
-            overlap: if samples { layout.add("overlap", &[hop]) } else { 0..0 },
-            blocks: blocks
-                .iter()
-                .enumerate()
-                .map(|(i, (along, across))| {
-                    let band = along.mixer.state_of(bands, &mut layout, &format!("blocks.{i}.band"));
-                    (band, across.mixer.state(&mut layout, &format!("blocks.{i}.full")))
-                })
-                .collect(),
+        let sizes = match &body {
+            Body::Bands(blocks) => {
+                let (along, across) = (&blocks[0].0.mixer, &blocks[0].1.mixer);
+                format!(
+                    "{} blocks, D {d} (E {}, N {}), U {u} (E {}, N {})",
+                    blocks.len(),
+                    along.d_inner(),
+                    along.d_state(),
+                    across.d_inner(),
+                    across.d_state(),
+                )
+            }
+            Body::Whole(whole) => format!("each {d}, {}", whole.core.sizes(u)),
         };
-        let (along, across) = (&blocks[0].0.mixer, &blocks[0].1.mixer);
         let info = Info {
             family: FAMILY.name,
             facts: Facts::default(),
-            sizes: format!(
-                "{bins} bins in {bands} bands, {} blocks, D {d} (E {}, N {}), U {u} (E {}, N {}), frame {window}, hop {hop}, {rate} Hz",
-                blocks.len(),
-                along.d_inner(),
-                along.d_state(),
-                across.d_inner(),
-                across.d_state(),
-            ),
+            sizes: format!("{bins} bins in {bands} bands, {sizes}, frame {window}, hop {hop}, {rate} Hz"),
             parameters: file.parameters(),
             input: Signal::Samples { hop, rate },
             output,
@@ -233,7 +256,7 @@ impl BandMask {
             mean,
             scale,
             encode,
-            blocks,
+            body,
             head,
             d,
             u,
@@ -250,6 +273,10 @@ impl BandMask {
         let (f, wide, tokens) = (self.bins(), self.encode.len() * self.d, m * self.encode.len());
         let mixers =
             |(along, across): &(Along, Across)| along.mixer.scratch_len(tokens).max(across.mixer.scratch_len(m));
+        let body = match &self.body {
+            Body::Bands(blocks) => blocks.iter().map(mixers).max().unwrap_or(0),
+            Body::Whole(whole) => whole.core.scratch_len(m, self.u),
+        };
         line(self.stft.len()) // frame
             + line(self.stft.out_len())
             + line(self.stft.work_len())
@@ -257,7 +284,7 @@ impl BandMask {
             + line(m * FEATURES * f) // features, then masks
             + 3 * line(m * wide)
             + 3 * line(m * self.u)
-            + self.blocks.iter().map(mixers).max().unwrap_or(0)
+            + body
     }
 
     /// `X = STFT(x)` and the features of `len` hops of a stream, those of a band side by side.
@@ -365,23 +392,64 @@ impl Model for BandMask {
             at += w.k();
         }
         // The stream is x + hidden.
-        hidden.fill(0.0);
-        for ((along, across), (band, full)) in self.blocks.iter().zip(&self.places.blocks) {
-            // along time: x_k += mixer(norm(x_k))
-            let (sum, n) = (MatMut::new(x, tokens, d), MatMut::new(normed, tokens, d));
-            add_norm(cx, &along.norm, Mat::new(hidden, tokens, d), sum, n);
-            let (n, out) = (Mat::new(normed, tokens, d), MatMut::new(hidden, tokens, d));
-            along.mixer.forward_lanes(cx, n, rows, bands, len, Some(band), s, out);
-            // across: u = in_proj norm(x); u += mixer(norm(u)); x += out_proj silu(u)
-            let (sum, n) = (MatMut::new(x, tokens, d), MatMut::new(normed, tokens, d));
-            add_norm(cx, &across.norm, Mat::new(hidden, tokens, d), sum, n);
-            linear(cx, Mat::new(normed, m, wide), &across.in_proj, Act::None, Store::Set, MatMut::new(path, m, u));
-            norm(cx.level, &across.norm_full, Mat::new(path, m, u), MatMut::new(narrow, m, u));
-            across.mixer.forward(cx, Mat::new(narrow, m, u), rows, len, Some(full), s, MatMut::new(change, m, u));
-            path.iter_mut().zip(&*change).for_each(|(p, c)| *p += c);
-            narrow.copy_from_slice(path);
-            apply(cx.level, Act::Silu, narrow);
-            linear(cx, Mat::new(narrow, m, u), &across.out_proj, Act::None, Store::Set, MatMut::new(hidden, m, wide));
+        match &self.body {
+            Body::Bands(blocks) => {
+                hidden.fill(0.0);
+                for ((along, across), (band, full)) in blocks.iter().zip(&self.places.blocks) {
+                    // along time: x_k += mixer(norm(x_k))
+                    let (sum, n) = (MatMut::new(x, tokens, d), MatMut::new(normed, tokens, d));
+                    add_norm(cx, &along.norm, Mat::new(hidden, tokens, d), sum, n);
+                    let (n, out) = (Mat::new(normed, tokens, d), MatMut::new(hidden, tokens, d));
+                    along.mixer.forward_lanes(cx, n, rows, bands, len, Some(band), s, out);
+                    // across: u = in_proj norm(x); u += mixer(norm(u)); x += out_proj silu(u)
+                    let (sum, n) = (MatMut::new(x, tokens, d), MatMut::new(normed, tokens, d));
+                    add_norm(cx, &across.norm, Mat::new(hidden, tokens, d), sum, n);
+                    linear(
+                        cx,
+                        Mat::new(normed, m, wide),
+                        &across.in_proj,
+                        Act::None,
+                        Store::Set,
+                        MatMut::new(path, m, u),
+                    );
+                    norm(cx.level, &across.norm_full, Mat::new(path, m, u), MatMut::new(narrow, m, u));
+                    across.mixer.forward(
+                        cx,
+                        Mat::new(narrow, m, u),
+                        rows,
+                        len,
+                        Some(full),
+                        s,
+                        MatMut::new(change, m, u),
+                    );
+                    path.iter_mut().zip(&*change).for_each(|(p, c)| *p += c);
+                    narrow.copy_from_slice(path);
+                    apply(cx.level, Act::Silu, narrow);
+                    linear(
+                        cx,
+                        Mat::new(narrow, m, u),
+                        &across.out_proj,
+                        Act::None,
+                        Store::Set,
+                        MatMut::new(hidden, m, wide),
+                    );
+                }
+            }
+            Body::Whole(whole) => {
+                // u = core(in_proj x); x += out_proj silu(u)
+                linear(cx, Mat::new(x, m, wide), &whole.in_proj, Act::None, Store::Set, MatMut::new(narrow, m, u));
+                whole.core.forward(cx, narrow, path, rows, len, s, u);
+                narrow.copy_from_slice(path);
+                apply(cx.level, Act::Silu, narrow);
+                linear(
+                    cx,
+                    Mat::new(narrow, m, u),
+                    &whole.out_proj,
+                    Act::None,
+                    Store::Set,
+                    MatMut::new(hidden, m, wide),
+                );
+            }
         }
         rows.iter_mut().for_each(|row| row.state.steps += len as u64);
         let (norm_f, decode) = match &self.head {
@@ -415,13 +483,18 @@ impl Model for BandMask {
     }
 
     fn network(&self, weights: &mut Weights) -> Option<Box<dyn Network>> {
-        Some(self.on_card(weights))
+        self.on_card(weights)
     }
 
     fn gap(&self, state: &mut State, periods: f64) {
-        for ((along, across), (band, full)) in self.blocks.iter().zip(&self.places.blocks) {
-            along.mixer.gap(&mut state.data, band, periods);
-            across.mixer.gap(&mut state.data, full, periods);
+        match &self.body {
+            Body::Bands(blocks) => {
+                for ((along, across), (band, full)) in blocks.iter().zip(&self.places.blocks) {
+                    along.mixer.gap(&mut state.data, band, periods);
+                    across.mixer.gap(&mut state.data, full, periods);
+                }
+            }
+            Body::Whole(whole) => whole.core.gap(&mut state.data, periods),
         }
     }
 

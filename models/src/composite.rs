@@ -17,26 +17,21 @@ mod card;
 mod config;
 mod encoder;
 
-use crate::bst;
 use crate::card::{Network, Weights};
 use crate::checkpoint::{Checkpoint, Reader};
-use crate::config::Fields;
+use crate::cores::Core;
 use crate::error::Error;
 use crate::families::{Family, Options, Output};
 use crate::golden::Golden;
 use crate::golden_sequence;
 use crate::mamba::{head, head_scratch_len};
 use crate::model::{Info, Model, Row, Scratch, Signal, carve, line};
-use crate::moe_mamba::{Routing, load_experts};
 use crate::s4_core::bad;
-use crate::stack::{Layer, Stack, load_norm};
 use crate::state::{State, StateLayout};
 use config::{Config, Input};
 use encoder::{CHANNELS, Encoder};
 use ssm_kernels::linear::{Linear, Store, linear};
-use ssm_kernels::moe_route::Experts;
-use ssm_kernels::norm::{Norm, add_norm};
-use ssm_kernels::{Act, CpuLevel, Cx, Mat, MatMut};
+use ssm_kernels::{Act, Cx, Mat, MatMut};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -54,12 +49,6 @@ pub(crate) const FAMILY: Family = Family {
     open: |file, options| Ok(Arc::new(Composite::load(file, options)?)),
     verify,
 };
-
-/// What runs over time, D to D, and the norm behind it.
-enum Core {
-    Stack { stack: Stack, norm_f: Norm },
-    Bst(bst::Layers),
-}
 
 struct Composite {
     info: Info,
@@ -93,7 +82,7 @@ impl Composite {
             let (weight, bias) = (w.take("in_proj.weight", &[d, joined])?, w.take_optional("in_proj.bias", &[d])?);
             in_proj = Some(Linear::pack(level, &weight, d, joined, bias.as_deref()));
         }
-        let core = Core::load(&w.at("core."), level, d, &config, &path, &mut layout)?;
+        let core = Core::load(&w.at("core."), level, d, (config.core, &config.core_fields), &path, &mut layout)?;
         let classes = config.facts.labels.len();
         let head = if config.head {
             let (weight, bias) = (w.take("head.weight", &[classes, d])?, w.take_optional("head.bias", &[classes])?);
@@ -179,94 +168,6 @@ fn liken(v: &[f32], last: &mut [f32], out: &mut [f32]) {
     }
     last.copy_within(..last.len() - f, f);
     last[..f].iter_mut().zip(v).for_each(|(l, v)| *l = v * scale);
-}
-
-impl Core {
-    /// Reads the core at the reader's place; its state goes to spans `core.…`.
-    fn load(
-        w: &Reader<'_>,
-        level: CpuLevel,
-        d: usize,
-        config: &Config,
-        path: &str,
-        layout: &mut StateLayout,
-    ) -> Result<Self, Error> {
-        let (said, place) = (Some(&config.core_fields), format!("{path}: core"));
-        if config.core == config::Core::Bst {
-            return Ok(Self::Bst(bst::Layers::load(w, level, d, said, &place, layout, "core.")?));
-        }
-        let fields = Fields::new(said, place);
-        let eps = fields.number(&["norm_epsilon"])?.unwrap_or(1e-5);
-        let (mut stack, mut count) = (Stack::new(d), 0);
-        while count == 0 || w.has(&format!("layers.{count}.norm.weight")) {
-            let w = w.at(&format!("layers.{count}."));
-            stack.push_mixer(&w, level, eps, &fields, layout, &format!("core.layers.{count}"))?;
-            if config.core == config::Core::MoeMamba {
-                let mut layer = Layer::new(load_norm(&w, "norm2", d, eps)?);
-                layer.experts = Some(load_experts(&w.at("feedforward."), level, d, &Routing::read(&fields)?, &fields)?);
-                stack.layers.push(layer);
-            } else {
-                stack.push_mlp(&w, level, eps)?;
-            }
-            count += 1;
-        }
-        let kind = if config.core == config::Core::MoeMamba { config::Core::Mamba } else { config.core }.kind();
-        if let Some((i, (other, _))) = stack.mixers().enumerate().find(|(_, (mixer, _))| mixer.kind() != kind) {
-            let got = format!("{}, whose layer {i} has tensors of {}", config.core.kind(), other.kind());
-            return Err(bad(path, "core.kind", "the kind of the tensors", got));
-        }
-        Ok(Self::Stack { stack, norm_f: load_norm(w, "norm_f", d, eps)? })
-    }
-
-    fn sizes(&self, d: usize) -> String {
-        match self {
-            Self::Bst(core) => core.sizes(),
-            Self::Stack { stack, .. } => {
-                let mixer = stack.mixers().next().map(|(mixer, _)| mixer.sizes()).unwrap_or_default();
-                let experts = |e: &Experts| format!(", {} experts of {}, top {}", e.experts(), e.width(), e.top_k());
-                let experts = stack.experts().map(experts).unwrap_or_default();
-                format!("D {d}, {} layers, {mixer}{experts}", stack.mixers().count())
-            }
-        }
-    }
-
-    fn scratch_len(&self, m: usize, d: usize) -> usize {
-        match self {
-            Self::Stack { stack, .. } => line(m * d) + stack.scratch_len(m),
-            Self::Bst(core) => core.scratch_len(m),
-        }
-    }
-
-    /// `y = norm_f(core(x))`, x and y (rows · len, D); x is spent.
-    fn forward(
-        &self,
-        cx: &Cx,
-        x: &mut [f32],
-        y: &mut [f32],
-        rows: &mut [Row],
-        len: usize,
-        mut scratch: &mut [f32],
-        d: usize,
-    ) {
-        let m = rows.len() * len;
-        match self {
-            Self::Stack { stack, norm_f } => {
-                let residual = carve(&mut scratch, m * d);
-                residual.fill(0.0);
-                stack.forward(cx, [&mut *residual, &mut *x, &mut *y], rows, len, scratch, &mut |_| ());
-                let (r, y) = (MatMut::new(residual, m, d), MatMut::new(y, m, d));
-                add_norm(cx, norm_f, Mat::new(x, m, d), r, y);
-            }
-            Self::Bst(core) => core.forward(cx, x, y, rows, len, scratch),
-        }
-    }
-
-    fn gap(&self, state: &mut [f32], periods: f64) {
-        match self {
-            Self::Stack { stack, .. } => stack.gap(state, periods),
-            Self::Bst(core) => core.gap(state, periods),
-        }
-    }
 }
 
 impl Model for Composite {

@@ -1,7 +1,8 @@
 //! Reading configuration: values that are looked up under any of the names in use, and JSON as Python writes it.
 
 use crate::error::Error;
-use serde_json::Value;
+use serde_json::{Map, Value};
+use std::ops::RangeInclusive;
 
 /// Parses JSON that may hold `Infinity`, `-Infinity` and `NaN`, as Python's writer leaves them; they become strings.
 pub(crate) fn parse(text: &str) -> Result<Value, serde_json::Error> {
@@ -130,6 +131,125 @@ fn number(v: &Value) -> Option<f32> {
         // Rust reads "inf", "Infinity" and their negatives as Python writes them.
         Value::String(word) => word.parse().ok().filter(|v: &f32| !v.is_nan()),
         _ => v.as_f64().map(|v| v as f32),
+    }
+}
+
+/// An object of the configuration and its name in errors.
+pub(crate) struct Section<'a> {
+    pub(crate) path: &'a str,
+    pub(crate) name: &'a str,
+    pub(crate) map: &'a Map<String, Value>,
+}
+
+impl<'a> Section<'a> {
+    pub(crate) fn top(config: Option<&'a Value>, path: &'a str) -> Result<Self, Error> {
+        match config {
+            Some(Value::Object(map)) => Ok(Self { path, name: "", map }),
+            other => Err(Error::Config {
+                file: path.into(),
+                field: "config".into(),
+                expected: "an object in the file's metadata or in config.json".into(),
+                got: other.map_or("nothing".into(), Value::to_string),
+            }),
+        }
+    }
+
+    /// The section `name` of a configuration.
+    pub(crate) fn of(config: Option<&'a Value>, path: &'a str, name: &'a str) -> Result<Self, Error> {
+        Section::top(config, path)?.section(name)
+    }
+
+    /// The section as it is written.
+    pub(crate) fn value(&self) -> Value {
+        Value::Object(self.map.clone())
+    }
+
+    pub(crate) fn section(&self, name: &'a str) -> Result<Self, Error> {
+        match self.map.get(name) {
+            Some(Value::Object(map)) => Ok(Self { path: self.path, name, map }),
+            other => Err(self.bad(name, "an object", other.map_or("nothing".into(), Value::to_string))),
+        }
+    }
+
+    pub(crate) fn bad(&self, field: &str, expected: impl ToString, got: impl ToString) -> Error {
+        let field = if self.name.is_empty() { field.into() } else { format!("{}.{field}", self.name) };
+        let mut got = got.to_string();
+        if let Some((at, _)) = got.char_indices().nth(200) {
+            got.truncate(at);
+            got.push('…');
+        }
+        Error::Config { file: self.path.into(), field, expected: expected.to_string(), got }
+    }
+
+    /// Refuses fields of other names.
+    pub(crate) fn only(&self, known: &[&str]) -> Result<(), Error> {
+        match self.map.keys().find(|k| !known.contains(&k.as_str())) {
+            Some(key) => Err(self.bad(key, format!("one of {}", known.join(", ")), "an unknown field")),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Option<&'a Value> {
+        self.map.get(name).filter(|v| !v.is_null())
+    }
+
+    pub(crate) fn required(&self, name: &str, expected: impl ToString) -> Result<&'a Value, Error> {
+        self.get(name).ok_or_else(|| self.bad(name, expected, "nothing"))
+    }
+
+    pub(crate) fn word(&self, name: &str, known: &[&'static str]) -> Result<&'static str, Error> {
+        let v = self.required(name, known.join(", "))?;
+        let found = known.iter().find(|k| v.as_str() == Some(**k));
+        found.copied().ok_or_else(|| self.bad(name, known.join(", "), v))
+    }
+
+    pub(crate) fn whole(&self, name: &str, v: &Value, range: &RangeInclusive<usize>) -> Result<usize, Error> {
+        let n = v.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| range.contains(n));
+        n.ok_or_else(|| self.bad(name, format!("a whole number, {} to {}", range.start(), range.end()), v))
+    }
+
+    pub(crate) fn size(&self, name: &str, range: RangeInclusive<usize>) -> Result<usize, Error> {
+        let v = self.required(name, format!("a whole number, {} to {}", range.start(), range.end()))?;
+        self.whole(name, v, &range)
+    }
+
+    pub(crate) fn size_or(&self, name: &str, default: usize, range: RangeInclusive<usize>) -> Result<usize, Error> {
+        self.get(name).map_or(Ok(default), |v| self.whole(name, v, &range))
+    }
+
+    pub(crate) fn pair(&self, name: &str, range: RangeInclusive<usize>) -> Result<Option<(usize, usize)>, Error> {
+        match self.get(name).map(|v| (v, v.as_array().map(Vec::as_slice))) {
+            None => Ok(None),
+            Some((_, Some([a, b]))) => Ok(Some((self.whole(name, a, &range)?, self.whole(name, b, &range)?))),
+            Some((v, _)) => Err(self.bad(name, "two whole numbers", v)),
+        }
+    }
+
+    pub(crate) fn triple(&self, name: &str, range: RangeInclusive<f64>) -> Result<Option<[f32; 3]>, Error> {
+        let Some(v) = self.get(name) else { return Ok(None) };
+        let expected = || format!("three numbers of {} to {}", range.start(), range.end());
+        let one = |v: &Value| v.as_f64().filter(|v| range.contains(v)).map(|v| v as f32);
+        match v.as_array().map(Vec::as_slice) {
+            Some([a, b, c]) => match (one(a), one(b), one(c)) {
+                (Some(a), Some(b), Some(c)) => Ok(Some([a, b, c])),
+                _ => Err(self.bad(name, expected(), v)),
+            },
+            _ => Err(self.bad(name, expected(), v)),
+        }
+    }
+
+    pub(crate) fn number(&self, name: &str) -> Result<Option<f64>, Error> {
+        match self.get(name) {
+            None => Ok(None),
+            Some(v) => v.as_f64().map(Some).ok_or_else(|| self.bad(name, "a number", v)),
+        }
+    }
+
+    pub(crate) fn flag(&self, name: &str) -> Result<bool, Error> {
+        match self.get(name) {
+            None => Ok(false),
+            Some(v) => v.as_bool().ok_or_else(|| self.bad(name, "true or false", v)),
+        }
     }
 }
 

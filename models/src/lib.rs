@@ -20,6 +20,7 @@ mod builtin;
 mod cleanumamba;
 mod composite;
 mod config;
+mod cores;
 mod dense;
 mod engine;
 mod error;

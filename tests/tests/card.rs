@@ -87,7 +87,14 @@ fn moe_mamba_golden_files_pass() {
 
 #[test]
 fn band_mask_golden_files_pass() {
-    pass(&["band_mask_tiny.safetensors", "band_mask_denoise.safetensors"]);
+    pass(&[
+        "band_mask_tiny.safetensors",
+        "band_mask_denoise.safetensors",
+        "band_mask_mamba.safetensors",
+        "band_mask_mamba2.safetensors",
+        "band_mask_s4d.safetensors",
+        "band_mask_moe_mamba.safetensors",
+    ]);
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! The complex mask by bands on a card. The transforms are products with waves as weights.
 
-use super::{BandMask, COMPRESSION, FEATURES, FLOOR, Head};
+use super::{BandMask, Body, COMPRESSION, FEATURES, FLOOR, Head};
 use crate::card::{At, Dense, Network, NormAt, Pass, Rows, Weights};
+use crate::cores::Core;
 use crate::error::Error;
 use crate::mixer::{MixerNet, MixerState};
+use crate::stack::StackNet;
 use ssm_kernels::cuda::{Kind, bands, linear};
 use ssm_kernels::linear::Linear;
 use ssm_kernels::{Act, CpuLevel};
@@ -26,6 +28,11 @@ struct AcrossNet {
     state: MixerState,
 }
 
+enum BodyNet {
+    Bands(Vec<(AlongNet, AcrossNet)>),
+    Whole { in_proj: Dense, stack: StackNet, norm_f: NormAt, out_proj: Dense },
+}
+
 enum HeadNet {
     Mask { norm: NormAt, decode: Vec<Dense>, inverse: Dense },
     Speech(Dense),
@@ -40,7 +47,7 @@ struct BandNet {
     mean: At,
     scale: At,
     encode: Vec<Dense>,
-    blocks: Vec<(AlongNet, AcrossNet)>,
+    body: BodyNet,
     head: HeadNet,
     tail: Range<usize>,
     overlap: Range<usize>,
@@ -51,8 +58,8 @@ struct BandNet {
 }
 
 impl BandMask {
-    /// The network for a card.
-    pub(super) fn on_card(&self, w: &mut Weights) -> Box<dyn Network> {
+    /// The network for a card; `None` where a part is not written for one.
+    pub(super) fn on_card(&self, w: &mut Weights) -> Option<Box<dyn Network>> {
         let (bins, window) = (self.bins(), self.stft.len());
         // Of a band k with its bins from b on: features from 3 b on, part by part; masks from 2 b on.
         let mut place = vec![0; 5 * bins];
@@ -77,26 +84,40 @@ impl BandMask {
             Head::Speech(vad) => HeadNet::Speech(w.dense(vad)),
             Head::Features => HeadNet::Features,
         };
-        let blocks = self.blocks.iter().zip(&self.places.blocks).map(|((along, across), (band, full))| {
-            let along = AlongNet { norm: w.norm(&along.norm), mixer: along.mixer.on_card(w), state: band.clone() };
-            let across = AcrossNet {
-                norm: w.norm(&across.norm),
-                in_proj: w.dense(&across.in_proj),
-                norm_full: w.norm(&across.norm_full),
-                mixer: across.mixer.on_card(w),
-                out_proj: w.dense(&across.out_proj),
-                state: full.clone(),
-            };
-            (along, across)
-        });
-        let blocks = blocks.collect();
-        Box::new(BandNet {
+        let body = match &self.body {
+            Body::Bands(blocks) => {
+                let blocks = blocks.iter().zip(&self.places.blocks).map(|((along, across), (band, full))| {
+                    let along =
+                        AlongNet { norm: w.norm(&along.norm), mixer: along.mixer.on_card(w), state: band.clone() };
+                    let across = AcrossNet {
+                        norm: w.norm(&across.norm),
+                        in_proj: w.dense(&across.in_proj),
+                        norm_full: w.norm(&across.norm_full),
+                        mixer: across.mixer.on_card(w),
+                        out_proj: w.dense(&across.out_proj),
+                        state: full.clone(),
+                    };
+                    (along, across)
+                });
+                BodyNet::Bands(blocks.collect())
+            }
+            Body::Whole(whole) => {
+                let Core::Stack { stack, norm_f } = &whole.core else { return None };
+                BodyNet::Whole {
+                    in_proj: w.dense(&whole.in_proj),
+                    stack: stack.on_card(w)?,
+                    norm_f: w.norm(norm_f),
+                    out_proj: w.dense(&whole.out_proj),
+                }
+            }
+        };
+        Some(Box::new(BandNet {
             forward: w.dense(&forward),
             place: w.put(&place),
             mean: w.put(&self.mean),
             scale: w.put(&self.scale),
             encode: self.encode.iter().map(|linear| w.dense(linear)).collect(),
-            blocks,
+            body,
             head,
             tail: self.places.tail.clone(),
             overlap: self.places.overlap.clone(),
@@ -104,13 +125,20 @@ impl BandMask {
             hop: self.hop as u32,
             d: self.d as u32,
             u: self.u as u32,
-        })
+        }))
     }
 }
 
 impl Network for BandNet {
     fn input_len(&self) -> usize {
         self.hop as usize
+    }
+
+    fn trained_rate(&self) -> bool {
+        match &self.body {
+            BodyNet::Bands(_) => false,
+            BodyNet::Whole { stack, .. } => stack.trained_rate(),
+        }
     }
 
     fn queue(&self, p: &Pass<'_>) -> Result<(), Error> {
@@ -160,26 +188,39 @@ impl Network for BandNet {
             at += w.k;
         }
         let each = |rows: Rows| Rows { stride: d, ..rows };
-        for (i, (along, across)) in self.blocks.iter().enumerate() {
-            // along time: x_k += mixer(norm(x_k))
-            let before = (i > 0).then_some(each(hidden));
-            p.add_norm(before, each(x), &along.norm, each(normed), tokens, d)?;
-            along.mixer.queue_lanes(p, each(normed), lanes, Some(&along.state), each(hidden))?;
-            // across: u = in_proj norm(x); u += mixer(norm(u)); x += out_proj silu(u)
-            p.add_norm(Some(each(hidden)), each(x), &across.norm, each(normed), tokens, d)?;
-            p.linear(normed, &across.in_proj, Act::None, path, m, false)?;
-            p.scope(|| {
-                let narrow = p.take(rows, u, across.mixer.kind());
-                p.add_norm(None, path, &across.norm_full, narrow, m, u)?;
-                across.mixer.queue(p, narrow, Some(&across.state), change)
-            })?;
-            p.scope(|| {
-                // Of which only the sum in front of it is used.
-                let narrow = p.take(rows, u, Kind::F32);
-                p.add_norm(Some(change), path, &across.norm_full, narrow, m, u)?;
+        match &self.body {
+            BodyNet::Bands(blocks) => {
+                for (i, (along, across)) in blocks.iter().enumerate() {
+                    // along time: x_k += mixer(norm(x_k))
+                    let before = (i > 0).then_some(each(hidden));
+                    p.add_norm(before, each(x), &along.norm, each(normed), tokens, d)?;
+                    along.mixer.queue_lanes(p, each(normed), lanes, Some(&along.state), each(hidden))?;
+                    // across: u = in_proj norm(x); u += mixer(norm(u)); x += out_proj silu(u)
+                    p.add_norm(Some(each(hidden)), each(x), &across.norm, each(normed), tokens, d)?;
+                    p.linear(normed, &across.in_proj, Act::None, path, m, false)?;
+                    p.scope(|| {
+                        let narrow = p.take(rows, u, across.mixer.kind());
+                        p.add_norm(None, path, &across.norm_full, narrow, m, u)?;
+                        across.mixer.queue(p, narrow, Some(&across.state), change)
+                    })?;
+                    p.scope(|| {
+                        // Of which only the sum in front of it is used.
+                        let narrow = p.take(rows, u, Kind::F32);
+                        p.add_norm(Some(change), path, &across.norm_full, narrow, m, u)?;
+                        p.gate(path, 1, None, Act::Silu, narrow, m, u)?;
+                        p.linear(narrow, &across.out_proj, Act::None, hidden, m, false)
+                    })?;
+                }
+            }
+            BodyNet::Whole { in_proj, stack, norm_f, out_proj } => {
+                // u = core(in_proj x); x += out_proj silu(u)
+                let narrow = take(rows, u);
+                p.linear(x, in_proj, Act::None, narrow, m, false)?;
+                stack.queue(p, narrow, change)?;
+                p.add_norm((!stack.is_empty()).then_some(change), narrow, norm_f, path, m, u)?;
                 p.gate(path, 1, None, Act::Silu, narrow, m, u)?;
-                p.linear(narrow, &across.out_proj, Act::None, hidden, m, false)
-            })?;
+                p.linear(narrow, out_proj, Act::None, hidden, m, false)?;
+            }
         }
         let (norm, decode, inverse) = match &self.head {
             HeadNet::Mask { norm, decode, inverse } => (norm, decode, inverse),
@@ -187,8 +228,7 @@ impl Network for BandNet {
             HeadNet::Features => return p.gate(path, 1, None, Act::None, p.output(u), m, u),
         };
         // M_k = decode_k norm(x_k); y = ISTFT(M · X)
-        let before = (!self.blocks.is_empty()).then_some(each(hidden));
-        p.add_norm(before, each(x), norm, each(normed), tokens, d)?;
+        p.add_norm(Some(each(hidden)), each(x), norm, each(normed), tokens, d)?;
         let (masks, shares) = (take(rows, 2 * f), take(rows, 2 * hop));
         let mut at = 0;
         for (k, w) in decode.iter().enumerate() {

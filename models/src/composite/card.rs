@@ -1,8 +1,9 @@
 //! Composites on a card.
 
+use super::Composite;
 use super::encoder::{EncoderNet, taps_of_before};
-use super::{Composite, Core};
 use crate::card::{At, Dense, Network, NormAt, Pass, Weights};
+use crate::cores::Core;
 use crate::error::Error;
 use crate::stack::StackNet;
 use ssm_kernels::Act;

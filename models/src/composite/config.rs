@@ -1,9 +1,10 @@
 //! What a composite's configuration says: every field checked, unknown ones refused.
 
+use crate::config::Section;
+use crate::cores;
 use crate::error::Error;
 use crate::model::{Activation, Facts, Pixels};
-use serde_json::{Map, Value, json};
-use std::ops::RangeInclusive;
+use serde_json::{Value, json};
 
 /// Longest side of a frame.
 const MAX_SIDE: usize = 4096;
@@ -73,70 +74,6 @@ impl Encoder {
     }
 }
 
-/// What runs over time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Core {
-    Mamba,
-    Mamba2,
-    S4d,
-    MoeMamba,
-    Bst,
-}
-
-const CORES: [(&str, Core); 5] = [
-    ("mamba", Core::Mamba),
-    ("mamba2", Core::Mamba2),
-    ("s4d", Core::S4d),
-    ("moe_mamba", Core::MoeMamba),
-    ("bst", Core::Bst),
-];
-
-impl Core {
-    pub(super) fn kind(self) -> &'static str {
-        CORES.iter().find(|(_, core)| *core == self).map_or("", |(word, _)| word)
-    }
-
-    /// Fields beside `kind` that this core reads.
-    fn fields(self) -> &'static [&'static str] {
-        const S4D: &[&str] = &[
-            "norm_epsilon",
-            "disc",
-            "dt_transform",
-            "dt_fast",
-            "real_transform",
-            "imag_transform",
-            "bandlimit",
-            "activation",
-            "mult_act",
-            "final_act",
-            "swap_channels",
-        ];
-        match self {
-            Self::Mamba => &["norm_epsilon"],
-            Self::Mamba2 => &["norm_epsilon", "n_groups", "d_state", "head_dim", "time_step_limit", "norm_before_gate"],
-            Self::S4d => S4D,
-            Self::MoeMamba => &["norm_epsilon", "expert", "activation_type", "routing_top_k"],
-            Self::Bst => &[
-                "variant",
-                "context",
-                "xl_cache",
-                "window",
-                "num_states",
-                "rel_buckets",
-                "rel_max_distance",
-                "norm_eps",
-                "qk_norm_eps",
-                "disc",
-                "dt_transform",
-                "dt_fast",
-                "real_transform",
-                "imag_transform",
-                "bandlimit",
-            ],
-        }
-    }
-}
-
 /// What comes in at each step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Input {
@@ -154,7 +91,7 @@ pub(super) struct Config {
     pub(super) difference: bool,
     /// How many of the last steps' vectors the present one is likened to.
     pub(super) similarity: usize,
-    pub(super) core: Core,
+    pub(super) core: cores::Kind,
     /// The core's fields, as its family reads them.
     pub(super) core_fields: Value,
     /// Whether scores come out; else the core's vectors.
@@ -189,12 +126,7 @@ impl Config {
             other => other,
         };
         let part = top.section("core")?;
-        let word = part.word("kind", &CORES.map(|(word, _)| word))?;
-        let core = CORES.iter().find(|(name, _)| *name == word).map_or(Core::Mamba, |(_, core)| *core);
-        part.only(&[&["kind"], core.fields()].concat())?;
-        if let Some(v) = part.number("norm_epsilon")?.filter(|v| !(1e-12..=1.0).contains(v)) {
-            return Err(part.bad("norm_epsilon", "1e-12 to 1", v));
-        }
+        let core = cores::Kind::read(&part)?;
         let (head, labels, activation, look_ahead) = read_head(&top.section("head")?)?;
         // Samples say it themselves.
         let implied = match input {
@@ -225,7 +157,7 @@ impl Config {
             pixels,
             ..Facts::default()
         };
-        let core_fields = Value::Object(part.map.clone());
+        let core_fields = part.value();
         Ok(Self { input, encoder, difference, similarity, core, core_fields, head, facts })
     }
 }
@@ -323,113 +255,4 @@ fn read_head(s: &Section<'_>) -> Result<(bool, Vec<String>, Activation, usize), 
         }
     }
     Ok((true, labels, activation, look_ahead))
-}
-
-/// An object of the configuration and its name in errors.
-struct Section<'a> {
-    path: &'a str,
-    name: &'a str,
-    map: &'a Map<String, Value>,
-}
-
-impl<'a> Section<'a> {
-    fn top(config: Option<&'a Value>, path: &'a str) -> Result<Self, Error> {
-        match config {
-            Some(Value::Object(map)) => Ok(Self { path, name: "", map }),
-            other => Err(Error::Config {
-                file: path.into(),
-                field: "config".into(),
-                expected: "an object in the file's metadata or in config.json".into(),
-                got: other.map_or("nothing".into(), Value::to_string),
-            }),
-        }
-    }
-
-    fn section(&self, name: &'a str) -> Result<Self, Error> {
-        match self.map.get(name) {
-            Some(Value::Object(map)) => Ok(Self { path: self.path, name, map }),
-            other => Err(self.bad(name, "an object", other.map_or("nothing".into(), Value::to_string))),
-        }
-    }
-
-    fn bad(&self, field: &str, expected: impl ToString, got: impl ToString) -> Error {
-        let field = if self.name.is_empty() { field.into() } else { format!("{}.{field}", self.name) };
-        let mut got = got.to_string();
-        if let Some((at, _)) = got.char_indices().nth(200) {
-            got.truncate(at);
-            got.push('…');
-        }
-        Error::Config { file: self.path.into(), field, expected: expected.to_string(), got }
-    }
-
-    /// Refuses fields of other names.
-    fn only(&self, known: &[&str]) -> Result<(), Error> {
-        match self.map.keys().find(|k| !known.contains(&k.as_str())) {
-            Some(key) => Err(self.bad(key, format!("one of {}", known.join(", ")), "an unknown field")),
-            None => Ok(()),
-        }
-    }
-
-    fn get(&self, name: &str) -> Option<&'a Value> {
-        self.map.get(name).filter(|v| !v.is_null())
-    }
-
-    fn required(&self, name: &str, expected: impl ToString) -> Result<&'a Value, Error> {
-        self.get(name).ok_or_else(|| self.bad(name, expected, "nothing"))
-    }
-
-    fn word(&self, name: &str, known: &[&'static str]) -> Result<&'static str, Error> {
-        let v = self.required(name, known.join(", "))?;
-        let found = known.iter().find(|k| v.as_str() == Some(**k));
-        found.copied().ok_or_else(|| self.bad(name, known.join(", "), v))
-    }
-
-    fn whole(&self, name: &str, v: &Value, range: &RangeInclusive<usize>) -> Result<usize, Error> {
-        let n = v.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| range.contains(n));
-        n.ok_or_else(|| self.bad(name, format!("a whole number, {} to {}", range.start(), range.end()), v))
-    }
-
-    fn size(&self, name: &str, range: RangeInclusive<usize>) -> Result<usize, Error> {
-        let v = self.required(name, format!("a whole number, {} to {}", range.start(), range.end()))?;
-        self.whole(name, v, &range)
-    }
-
-    fn size_or(&self, name: &str, default: usize, range: RangeInclusive<usize>) -> Result<usize, Error> {
-        self.get(name).map_or(Ok(default), |v| self.whole(name, v, &range))
-    }
-
-    fn pair(&self, name: &str, range: RangeInclusive<usize>) -> Result<Option<(usize, usize)>, Error> {
-        match self.get(name).map(|v| (v, v.as_array().map(Vec::as_slice))) {
-            None => Ok(None),
-            Some((_, Some([a, b]))) => Ok(Some((self.whole(name, a, &range)?, self.whole(name, b, &range)?))),
-            Some((v, _)) => Err(self.bad(name, "two whole numbers", v)),
-        }
-    }
-
-    fn triple(&self, name: &str, range: RangeInclusive<f64>) -> Result<Option<[f32; 3]>, Error> {
-        let Some(v) = self.get(name) else { return Ok(None) };
-        let expected = || format!("three numbers of {} to {}", range.start(), range.end());
-        let one = |v: &Value| v.as_f64().filter(|v| range.contains(v)).map(|v| v as f32);
-        match v.as_array().map(Vec::as_slice) {
-            Some([a, b, c]) => match (one(a), one(b), one(c)) {
-                (Some(a), Some(b), Some(c)) => Ok(Some([a, b, c])),
-                _ => Err(self.bad(name, expected(), v)),
-            },
-            _ => Err(self.bad(name, expected(), v)),
-        }
-    }
-
-    fn number(&self, name: &str) -> Result<Option<f64>, Error> {
-        match self.get(name) {
-            None => Ok(None),
-            Some(v) => v.as_f64().map(Some).ok_or_else(|| self.bad(name, "a number", v)),
-        }
-    }
-
-    fn flag(&self, name: &str) -> Result<bool, Error> {
-        match self.get(name) {
-            None => Ok(false),
-            Some(v) => v.as_bool().ok_or_else(|| self.bad(name, "true or false", v)),
-        }
-    }
 }

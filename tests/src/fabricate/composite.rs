@@ -58,19 +58,12 @@ pub fn composite(rng: &mut Rng, encoder: &str, core: &str) -> Fabricated {
     f.config["encoder"]["similarity"] = json!(similarity);
     let joined = if difference { 2 * width } else { width } + similarity;
     let plain = core != "bst" && joined < 80 && rng.range(0, 3) == 0;
-    let d = match core {
-        "bst" => block_state(&mut f, rng),
-        _ if plain => joined,
-        _ => rng.range(2, 30),
-    };
+    let d = core_of(&mut f, rng, core, plain.then_some(joined));
     if !plain {
         f.weight(rng, "in_proj.weight", &[d, joined]);
         if rng.range(0, 1) == 1 {
             f.normal(rng, "in_proj.bias", &[d], 0.2);
         }
-    }
-    if core != "bst" {
-        layers(&mut f, rng, core, d);
     }
     if rng.range(0, 3) > 0 {
         let classes = rng.range(1, 6);
@@ -84,6 +77,17 @@ pub fn composite(rng: &mut Rng, encoder: &str, core: &str) -> Fabricated {
         f.config["head"] = json!({ "kind": "none" });
     }
     f
+}
+
+/// A core of the kind asked for, of width `d` where that is given, which a Block-State Transformer chooses itself; returns
+/// its width.
+pub fn core_of(f: &mut Fabricated, rng: &mut Rng, core: &str, d: Option<usize>) -> usize {
+    if core == "bst" {
+        return block_state(f, rng);
+    }
+    let d = d.unwrap_or_else(|| rng.range(2, 30));
+    layers(f, rng, core, d);
+    d
 }
 
 /// Adds the tensors of another model under `prefix`, those that `keep` wants.

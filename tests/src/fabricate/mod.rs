@@ -42,6 +42,7 @@ pub const FAMILIES: &[(&str, Draw)] = &[
     ("composite", composite::with_vmamba),
     ("composite", composite::with_conv),
     ("composite", composite::with_mel),
+    ("band_mask", band_mask::with_core),
 ];
 
 /// A checkpoint that no file holds.
