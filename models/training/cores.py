@@ -8,6 +8,7 @@ import argparse
 import json
 import math
 from pathlib import Path
+from threading import get_ident
 
 import torch
 from torch import nn
@@ -135,13 +136,14 @@ class Experts(nn.Module):
     def __init__(self, d_model, experts, hidden):
         super().__init__()
         self.gating, self.expert_inner_function = Gating(d_model, experts), Inner(d_model, experts, hidden)
-        self.balance = 0.0
+        self.balance = {}
 
     def forward(self, x):
         p = (x @ self.gating.gate).softmax(-1)
         best = functional.one_hot(p.argmax(-1), p.shape[-1]).to(p.dtype)
-        # 1 when all experts are visited alike: what training adds to its loss (Switch Transformer, equation 4).
-        self.balance = p.shape[-1] * (best.mean((0, 1)) * p.mean((0, 1))).sum()
+        # 1 when all experts are visited alike: what training adds to its loss (Switch Transformer, equation 4). Parts of a
+        # batch may be on threads of their own.
+        self.balance[get_ident()] = p.shape[-1] * (best.mean((0, 1)) * p.mean((0, 1))).sum()
         w = self.expert_inner_function
         hidden = functional.relu(torch.einsum("btd,edf->btef", x, w.lin1_weight)) * (best * p)[..., None]
         return torch.einsum("btef,efd->btd", hidden, w.lin2_weight)
@@ -176,8 +178,8 @@ class Stack(nn.Module):
         return self.norm_f(x)
 
     def balance(self):
-        """What the routers of experts add to a loss."""
-        return sum(m.balance for m in self.modules() if isinstance(m, Experts))
+        """What the routers of experts add to the loss of this thread's last pass."""
+        return sum(m.balance[get_ident()] for m in self.modules() if isinstance(m, Experts))
 
 
 class Scale(nn.Module):

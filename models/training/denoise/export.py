@@ -2,7 +2,7 @@ r"""Writes trained weights as safetensors, and golden files to judge other imple
 
     python export.py RUN/model.pt ../../builtin/denoise.safetensors --half \
         --golden ../../../tests/golden/band_mask_denoise.safetensors
-    python export.py --tiny ../../../tests/golden/band_mask_tiny.safetensors
+    python export.py --tiny ../../../tests/golden/band_mask_tiny.safetensors [--core KIND]
 
 A golden file holds an input (n,), the output in line with it (n,), the mask (frames, bins, 2) and the speech logits
 (frames,), computed in double precision from the stored weights.
@@ -17,14 +17,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from model import CONFIG, RATE, Denoiser
+from model import RATE, Denoiser
 
 FAMILY = "band_mask"
 
 
-def metadata(config, **more):
+def metadata(model, **more):
     """What stands in the file beside the tensors; the other sizes follow from their shapes."""
-    fields = {"family": FAMILY, "sample_rate": RATE, "window": 2 * (sum(config["bands"]) - 1), "hop": config["hop"]}
+    fields = {"family": FAMILY, "sample_rate": RATE, "window": model.window, "hop": model.hop}
+    if model.core:
+        fields["core"] = model.core_fields
     return {"config": json.dumps({**fields, **more}), "format": "pt"}
 
 
@@ -34,7 +36,8 @@ def write(model_pt, path, half):
     kind = torch.float16 if half else torch.float32
     weights = {k: w.contiguous().to(kind) for k, w in saved["weights"].items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(weights, path, metadata(saved["config"], name="denoise"))
+    # The core's sizes are for `read`; the library sees them in the shapes.
+    save_file(weights, path, metadata(Denoiser(**saved["config"]), name=path.stem, sizes=saved["config"].get("core")))
     print(f"{path}: {sum(w.numel() for w in weights.values())} parameters, {path.stat().st_size} bytes")
 
 
@@ -51,16 +54,20 @@ def read(path):
     with safe_open(path, "pt") as f:
         config = json.loads(f.metadata()["config"])
     weights = {k: w.float() for k, w in load_file(path).items()}
-    into = numbered(weights, "blocks.", ".full.in_proj.weight")
-    model = Denoiser(
-        config["hop"],
-        [w.shape[1] // 3 for w in numbered(weights, "encode.", ".weight")],
-        d_band=len(weights["norm_f.weight"]),
-        d_full=len(into[0]),
-        blocks=len(into),
-        d_state=weights["blocks.0.band.mixer.A_log"].shape[1],
-        d_state_full=weights["blocks.0.full.mixer.A_log"].shape[1],
-    )
+    bands = [w.shape[1] // 3 for w in numbered(weights, "encode.", ".weight")]
+    d_band, into = len(weights["norm_f.weight"]), numbered(weights, "blocks.", ".full.in_proj.weight")
+    if into:
+        model = Denoiser(
+            config["hop"],
+            bands,
+            d_band,
+            d_full=len(into[0]),
+            blocks=len(into),
+            d_state=weights["blocks.0.band.mixer.A_log"].shape[1],
+            d_state_full=weights["blocks.0.full.mixer.A_log"].shape[1],
+        )
+    else:
+        model = Denoiser(config["hop"], bands, d_band, len(weights["in_proj.weight"]), core=config["sizes"])
     model.load_state_dict(weights)
     return model.eval()
 
@@ -92,26 +99,39 @@ def judged(model, n):
 def golden(weights, path):
     """The golden file of a file of `write`."""
     model = read(weights)
-    fields = metadata({"hop": model.hop, "bands": model.bands}, name="denoise", weights_from=f"../../models/builtin/{weights.name}")
+    fields = metadata(model, name=weights.stem, weights_from=f"../../models/builtin/{weights.name}")
     save_file(judged(model, 9600), path, fields)
 
 
-def tiny(path):
-    """A small random network, its weights inside the file, and what it gives."""
+SMALL = {
+    "mamba": {"layers": 2, "d_state": 4, "dt_rank": 2},
+    "mamba2": {"layers": 2, "d_state": 5, "head_dim": 4},
+    "s4d": {"layers": 2, "states": 3, "hidden": 6},
+    "moe_mamba": {"layers": 2, "d_state": 3, "dt_rank": 2, "experts": 3, "hidden": 5},
+    "bst": {"layers": 2, "heads": 2, "hidden": 12, "states": 3, "window": 7},
+}
+
+
+def tiny(path, kind):
+    """A small random network, its weights inside the file, and what it gives; with a core where `kind` names one."""
     torch.manual_seed(3)
-    config = {"hop": 20, "bands": [1, 2, 5, 9, 16], "d_band": 6, "d_full": 10, "blocks": 2, "d_state": 4, "d_state_full": 5}
+    config = {"hop": 20, "bands": [1, 2, 5, 9, 16], "d_band": 6}
+    if kind:
+        config |= {"d_full": 8, "core": {"kind": kind, **SMALL[kind]}}
+    else:
+        config |= {"d_full": 10, "blocks": 2, "d_state": 4, "d_state_full": 5}
     model = Denoiser(**config)
     with torch.no_grad():
         # Nothing stays at a value that hides an error.
         for name, w in model.named_parameters():
-            if "norm" in name or name.endswith((".D", "A_log", "bias")) and "dt_proj" not in name:
+            if "norm" in name or name.endswith((".D", "A_log", "bias", "rel_embedding")) and "dt_proj" not in name:
                 w.add_(torch.randn_like(w) * 0.3)
         for part in model.decode:
             part.weight.mul_(8)
         model.input_norm.mean.add_(torch.randn_like(model.input_norm.mean))
         model.input_norm.scale.mul_(1 + 0.5 * torch.rand_like(model.input_norm.scale))
     weights = {k: w.clone() for k, w in model.state_dict().items()}
-    save_file({**weights, **judged(model, 1600)}, path, metadata(config, name="tiny"))
+    save_file({**weights, **judged(model, 1600)}, path, metadata(model, name="tiny"))
 
 
 def main():
@@ -121,9 +141,10 @@ def main():
     p.add_argument("--half", action="store_true", help="store f16")
     p.add_argument("--golden", type=Path, help="also write this golden file")
     p.add_argument("--tiny", type=Path, help="write the golden file of a small random network")
+    p.add_argument("--core", choices=SMALL, help="of one with this core")
     args = p.parse_args()
     if args.tiny:
-        tiny(args.tiny)
+        tiny(args.tiny, args.core)
     if args.model and args.file:
         write(args.model, args.file, args.half)
         if args.golden:

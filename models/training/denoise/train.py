@@ -1,6 +1,7 @@
 """Trains the denoiser.
 
     python train.py --cache CACHE --out RUN            the recipe of the shipped weights
+    python train.py --cache CACHE --out RUN --core s4d the smaller network with a core of this kind
     python train.py --cache CACHE --out RUN --smoke    all of it in under two minutes, tiny
 
 Writes into RUN: log.csv, curves.png, checkpoint.pt (to go on from with --resume), and model.pt (averaged weights and
@@ -19,7 +20,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from mixing import Mixer, pools
-from model import CONFIG, Denoiser
+from model import CONFIG, CORES, Denoiser, with_core
 from perceptual import Perceptual
 
 RECIPE = {
@@ -39,9 +40,12 @@ RECIPE = {
     "log": 50,  # steps
     "save": 200,  # steps
 }
+# Of the smaller networks; one thread each.
+CORE_RECIPE = {**RECIPE, "steps": 3_000}
 SMOKE = {**RECIPE, "steps": 20, "batch": 4, "samples": 16_000, "validation": 1, "log": 5, "save": 10}
 SMOKE_CONFIG = {**CONFIG, "d_band": 8, "d_full": 16, "blocks": 1, "d_state": 4}
 SMOKE_POOLS = {"speech": 24, "noise": 24}
+BALANCE = 0.01  # weight of what routers of experts add
 LONGEST_WAVE = 25.0  # dB; more is not asked for
 AUDIBLE = 0.03  # least share of speech in the power of a clip whose quality counts
 perceptual = Perceptual()
@@ -162,6 +166,7 @@ def main():
     p.add_argument("--cache", type=Path, required=True, help="folder that data.py prepared")
     p.add_argument("--out", type=Path, required=True, help="folder of this run")
     p.add_argument("--smoke", action="store_true", help="tiny settings, under two minutes")
+    p.add_argument("--core", choices=CORES, help="one path over all bands with this core")
     p.add_argument("--steps", type=int, help="instead of the recipe's")
     p.add_argument("--lr", type=float, help="highest learning rate, instead of the recipe's")
     p.add_argument("--minutes", type=float, help="as many steps as this time allows; the clock sets the learning rate")
@@ -170,6 +175,8 @@ def main():
     p.add_argument("--resume", action="store_true", help="go on from checkpoint.pt")
     args = p.parse_args()
     recipe, config = (dict(SMOKE), SMOKE_CONFIG) if args.smoke else (dict(RECIPE), CONFIG)
+    if args.core:
+        recipe, config = recipe if args.smoke else dict(CORE_RECIPE), with_core(args.core)
     recipe["steps"] = args.steps or recipe["steps"]
     recipe["lr"] = args.lr or recipe["lr"]
     args.out.mkdir(parents=True, exist_ok=True)
@@ -218,7 +225,8 @@ def main():
     def gradients(part):
         """Adds the gradients of a part of the batch to those of the network; its losses (4,)."""
         found = torch.stack(losses(model, *part))
-        ((found * found.new_tensor(recipe["weights"])).sum() / args.threads).backward()
+        balance = BALANCE * model.core.balance() if model.core else 0.0
+        ((found * found.new_tensor(recipe["weights"])).sum() + balance).div(args.threads).backward()
         return found.detach()
 
     for noisy, clean in loader:
