@@ -1,4 +1,4 @@
-"""Gets the recordings and turns them into 16 kHz mono arrays in a cache folder.
+r"""Gets the recordings and turns them into 16 kHz mono arrays in a cache folder.
 
     python data.py --cache CACHE --repos REPOS
 
@@ -12,11 +12,24 @@ blob by blob with git, so bare clones do, and a blob that a clone lacks is skipp
     git clone --bare https://github.com/rhasspy/dataset-voice-flemishguy REPOS/dataset-voice-flemishguy
     git clone --bare https://github.com/Picovoice/speech-to-intent-benchmark REPOS/speech-to-intent-benchmark
     git clone --bare https://github.com/Picovoice/wake-word-benchmark REPOS/wake-word-benchmark
+    git clone --bare https://github.com/zhongyuchen/DSPSpeech-20 REPOS/DSPSpeech-20
+    git clone --bare https://github.com/abdulkaderghandoura/arabic-speech-commands-dataset \
+        REPOS/arabic-speech-commands-dataset
+    git clone --bare https://github.com/Minali24/Identify-Speech-Commands REPOS/Identify-Speech-Commands
+    git clone --bare https://github.com/Sakshee5/alphanumeric-audio-dataset REPOS/alphanumeric-audio-dataset
+    git clone --bare https://github.com/ogunlao/yoruba_speech_project REPOS/yoruba_speech_project
     git clone --bare https://github.com/karolpiczak/ESC-10 REPOS/ESC-10
     git clone --bare https://github.com/rafaelmardojai/blanket REPOS/blanket
+    git clone --bare https://github.com/Fris0uman/CDDA-Soundpacks REPOS/CDDA-Soundpacks
+    git clone --bare https://github.com/jtgsystems/modern-alarm-clock REPOS/modern-alarm-clock
+    git clone --bare https://github.com/mateusfg7/Noisekun REPOS/Noisekun
+    git clone --bare https://github.com/DrunkenToast/gui-project REPOS/gui-project
+    git clone --bare https://github.com/AntumMT/mod-sounds REPOS/mod-sounds
+    git clone --bare https://github.com/IBM/MAX-Audio-Classifier REPOS/MAX-Audio-Classifier
 
 What the cache holds afterwards, for every set: ``NAME.npy``, int16 samples at 16 kHz (full scale 32768), all clips one
-behind the other; ``NAME.json``, ``{"clips": [[clip name, first sample, samples], ...]}``. Sets whose name begins with
+behind the other; ``NAME.json``, ``{"clips": [[clip name, first sample, samples], ...]}``, where the name of a clip of a
+crowd begins with its speaker and a slash if the source tells them apart. Sets whose name begins with
 ``train_`` may be trained on; those that begin with ``test_`` are only for evaluate.py. ``manifest.json`` beside this
 file lists sources, licences and the minutes found.
 """
@@ -45,10 +58,57 @@ VOICES = {
     "nathalie": ("dataset-voice-nathalie", "3b3e91f", r"verified/.*\.flac$", "CC0-1.0", 300),
     "flemishguy": ("dataset-voice-flemishguy", "2576e9c", r"wavs/.*\.wav$", "CC0-1.0", 300),
 }
-# Many speakers at their own microphones; all of it is for training.
+# Many speakers at their own microphones, or one; all of it is for training. The first group of a pattern is the speaker.
 CROWDS = {
-    "commands": ("speech-to-intent-benchmark", "47b1ca6", r"data/speech/clean/.*\.wav$"),
-    "words": ("wake-word-benchmark", "8491919", r"audio/(computer|jarvis)/.*\.wav$"),
+    "commands": ("Picovoice/speech-to-intent-benchmark", "47b1ca6", r"data/speech/clean/.*\.wav$", "Apache-2.0"),
+    "words": ("Picovoice/wake-word-benchmark", "8491919", r"audio/(?:computer|jarvis)/.*\.wav$", "Apache-2.0"),
+    "students": ("zhongyuchen/DSPSpeech-20", "8165959", r"speech_data/(\d+)/.*\.wav$", "MIT"),
+    "arabic": (
+        "abdulkaderghandoura/arabic-speech-commands-dataset",
+        "72f3438",
+        r"^dataset/.*/(\d{8})_.*\.wav$",
+        "CC-BY-4.0",
+    ),
+    # A part of Google's Speech Commands, version 1.
+    "google": (
+        "Minali24/Identify-Speech-Commands",
+        "2ccde63",
+        r"^audio/audio/[a-z]+/([0-9a-f]+)_nohash_.*\.wav$",
+        "CC-BY-4.0 (Speech Commands, Google)",
+    ),
+    "spelled": (
+        "Sakshee5/alphanumeric-audio-dataset",
+        "6c9a38e",
+        r"^audio_data/(?:Addresses|Names|Numbers)/(.*)\.wav$",
+        "MIT",
+    ),
+    "yoruba": ("ogunlao/yoruba_speech_project", "7000026", r"^recordings/.*\.wav$", "MIT"),
+}
+# Places and machines, mostly minutes long, and short events; each file's licence stands in a table beside them.
+SOUNDS = {
+    "places": [
+        ("Fris0uman/CDDA-Soundpacks", "88586bb", r"^sound/CC-Sounds/environment/.*\.ogg$", "each file CC0 or CC-BY"),
+        ("jtgsystems/modern-alarm-clock", "552ffc6", r"^public/sfx/.*\.mp3$", "CC0"),
+        ("abdulkaderghandoura/arabic-speech-commands-dataset", "72f3438", r"^background_noise/.*\.wav$", "CC-BY-4.0"),
+        (
+            "mateusfg7/Noisekun",
+            "d32024c",
+            r"sounds/(air-plane|birds-tree|cave-drops|drops|fire|leaves|night|rain|rain-on-tent|stream-water|underwater|"
+            r"waterfall|waves|playground)\.ogg$",
+            "each file CC0 or CC-BY",
+        ),
+        ("DrunkenToast/gui-project", "52d6f58", r"^sounds/(construction|farm|leaves|owls)\.ogg$", "each file CC0 or CC-BY"),
+        ("IBM/MAX-Audio-Classifier", "3c308ab", r"^samples/.*\.wav$", "each file CC0 or CC-BY"),
+    ],
+    # Without those of the table that are CC-BY-SA.
+    "events": [
+        (
+            "AntumMT/mod-sounds",
+            "a002ea8",
+            r"^sounds/sounds_(?!duck_quack_01|ghost|giraffe|lava|loon|node_|toucan|trumpeter).*\.ogg$",
+            "each file CC0, CC-BY or OGA-BY-3.0",
+        ),
+    ],
 }
 CLEAN = 40  # dB that a recording of a crowd must have between speech and pauses
 FESTVOX_HELD_OUT = 60
@@ -106,7 +166,7 @@ class Repository:
     """A git repository whose blobs are read singly."""
 
     def __init__(self, repos, name):
-        self.name = name
+        self.name = name = name.rpartition("/")[2]
         places = [repos / name, repos / f"{name}.git"]
         self.path = next((p for p in places if p.is_dir()), None)
         if self.path is None:
@@ -114,15 +174,16 @@ class Repository:
         self.env = {**os.environ, "GIT_NO_LAZY_FETCH": "1"}
 
     def files(self, commit, pattern):
-        """Paths and blob names of the files of ``commit`` that match, sorted by path, numbers by value."""
+        """Paths and blob names of the files of ``commit`` that match, sorted by path, numbers by value; each blob once."""
         out = subprocess.run(
             ["git", "-C", str(self.path), "ls-tree", "-r", "-z", commit], capture_output=True, check=True, env=self.env
         ).stdout
-        found = []
+        found, seen = [], set()
         for entry in out.decode().split("\0"):
             head, _, path = entry.partition("\t")
-            if path and re.search(pattern, path):
+            if path and re.search(pattern, path) and head.split()[2] not in seen:
                 found.append((path, head.split()[2]))
+                seen.add(head.split()[2])
         return sorted(found, key=lambda f: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", f[0])])
 
     def read(self, files):
@@ -159,6 +220,15 @@ def decode_g722(path):
     return np.concatenate(parts).astype(np.float32) / 32768
 
 
+def sound(path, data):
+    """Float samples (n,) at 16 kHz of a file's bytes; None, said aloud, if it cannot be read."""
+    try:
+        return to_16k(*soundfile.read(io.BytesIO(data), dtype="float32"))
+    except soundfile.LibsndfileError as error:
+        print(f"{path}: {error}", flush=True)
+        return None
+
+
 def loudness(x):
     """Power in dB of the 20 ms pieces of x."""
     return 10 * np.log10((x[: len(x) // 320 * 320].reshape(-1, 320) ** 2).mean(axis=1) + 1e-12)
@@ -193,11 +263,13 @@ def speech(cache, repos):
         samples, rate = soundfile.read(path, dtype="float32")
         (test if i >= len(files) - FESTVOX_HELD_OUT else train).add(path.stem, to_16k(samples, rate))
     minutes[train.name], minutes[test.name] = train.close(), test.close()
-    for crowd, (repo, commit, pattern) in CROWDS.items():
+    for crowd, (repo, commit, pattern, _) in CROWDS.items():
         r, train = Repository(repos, repo), Writer(cache, f"train_speech_{crowd}")
         for path, data in r.read(r.files(commit, pattern)):
-            samples, rate = soundfile.read(io.BytesIO(data), dtype="float32")
-            train.add(Path(path).stem, spoken(to_16k(samples, rate)))
+            speaker = "".join(f"{name}/" for name in re.search(pattern, path).groups())
+            decoded = sound(path, data)
+            if decoded is not None:
+                train.add(speaker + Path(path).stem, spoken(decoded))
         minutes[train.name] = train.close()
     for language in ("it", "ru"):
         test = Writer(cache, f"test_speech_asterisk_{language}")
@@ -229,6 +301,16 @@ def noise(cache, repos):
             samples, rate = soundfile.read(io.BytesIO(data), dtype="float32")
             writer.add(name, to_16k(samples, rate))
     minutes[train.name], minutes[test.name] = train.close(), test.close()
+    for name, sources in SOUNDS.items():
+        train = Writer(cache, f"train_noise_{name}")
+        for repo, commit, pattern, _ in sources:
+            r, before = Repository(repos, repo), train.length
+            for path, data in r.read(r.files(commit, pattern)):
+                decoded = sound(path, data)
+                if decoded is not None:
+                    train.add(Path(path).stem, decoded)
+            minutes[f"{train.name} {repo}"] = round((train.length - before) / RATE / 60, 1)
+        train.close()
     train = Writer(cache, "train_noise_sonic_pi")
     for path in sorted(package(cache, "sonic-pi-samples").rglob("*.flac")):
         samples, rate = soundfile.read(path, dtype="float32")
@@ -247,7 +329,7 @@ def made(cache):
             tones = sum(np.sin(k * 2 * np.pi * np.cumsum(pitch) / RATE) / k for k in range(1, 12))
             train.add(f"made_{i}", 0.05 * tones * np.clip(np.sin(2 * np.pi * 3 * time), 0, 1))
         train.close()
-    for name in ("esc10", "blanket", "sonic_pi"):
+    for name in ("esc10", "blanket", "sonic_pi", *SOUNDS):
         train = Writer(cache, f"train_noise_{name}")
         train.add("made", 0.05 * rng.standard_normal(4 * RATE))
         train.close()
@@ -269,18 +351,22 @@ def manifest(minutes):
                 "held_out": f"last {held_out} sentences",
             }
         )
-    for crowd, (repo, commit, _) in CROWDS.items():
-        sources.append(
-            {
-                "source": f"{git}Picovoice/{repo}",
-                "version": commit,
-                "licence": "Apache-2.0",
-                "use": "speech",
-                "train_minutes": minutes[f"train_speech_{crowd}"],
-                "test_minutes": 0,
-                "held_out": "none",
-            }
-        )
+    def whole(repo, commit, licence, use, train):
+        return {
+            "source": f"{git}{repo}",
+            "version": commit,
+            "licence": licence,
+            "use": use,
+            "train_minutes": minutes[train],
+            "test_minutes": 0,
+            "held_out": "none",
+        }
+
+    for crowd, (repo, commit, _, licence) in CROWDS.items():
+        sources.append(whole(repo, commit, licence, "speech", f"train_speech_{crowd}"))
+    for name, repos in SOUNDS.items():
+        for repo, commit, _, licence in repos:
+            sources.append(whole(repo, commit, licence, "noise", f"train_noise_{name} {repo}"))
     tail = f"last {FESTVOX_HELD_OUT} sentences"
     held = {
         "festvox-ru": ("speech", "train_speech_festvox_ru", "test_speech_festvox_ru", tail),

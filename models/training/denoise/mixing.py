@@ -15,13 +15,14 @@ from scipy.signal import fftconvolve, lfilter, resample_poly
 from data import RATE, load
 
 VOICES = {  # share of the examples
-    **{"commands": 0.42, "words": 0.06},
-    **{"kerstin": 0.1, "kathleen": 0.1, "nathalie": 0.1, "festvox_ru": 0.11, "flemishguy": 0.11},
+    **{"commands": 0.2, "words": 0.05, "students": 0.16, "arabic": 0.1, "google": 0.08, "spelled": 0.03, "yoruba": 0.03},
+    **{"kerstin": 0.07, "kathleen": 0.07, "nathalie": 0.07, "festvox_ru": 0.07, "flemishguy": 0.07},
 }
-NOISES = {"esc10": 0.6, "blanket": 0.25, "sonic_pi": 0.15}
+NOISES = {"esc10": 0.42, "blanket": 0.14, "sonic_pi": 0.1, "places": 0.22, "events": 0.12}
 KEPT_OUT = ("loop_3d_printer", "vinyl_hiss")  # of sonic_pi: the demonstrations use them
+FEW = 8  # clips: a speaker of fewer stays for one of them
 PIECE = 5 * RATE
-POOLS = {"speech": 6000, "noise": 3000}  # pieces
+POOLS = {"speech": 9000, "noise": 4500}  # pieces
 VALIDATION = 60  # pieces of each pool kept for validation, the last ones
 
 
@@ -111,28 +112,36 @@ class Maker:
     """Makes the pieces of the pools."""
 
     def __init__(self, cache):
-        self.speech = {v: load(cache, f"train_speech_{v}") for v in VOICES}
+        self.speech = {}
+        for v in VOICES:
+            samples, clips = load(cache, f"train_speech_{v}")
+            people = {}
+            for clip in clips:
+                people.setdefault(clip[0].rpartition("/")[0], []).append(clip)
+            self.speech[v] = [(samples, clips) for clips in people.values()]
         self.noise = {}
         for v in NOISES:
             samples, clips = load(cache, f"train_noise_{v}")
             self.noise[v] = samples, [c for c in clips if c[0] not in KEPT_OUT]
 
     @staticmethod
-    def draw(rng, sets, shares, n):
-        """A clip of a set drawn by its share, from a random place if it is longer than n samples."""
-        samples, clips = sets[rng.choice(list(shares), p=list(shares.values()))]
+    def draw(rng, samples, clips, n):
+        """One of the clips, from a random place if it is longer than n samples."""
         _, start, length = clips[rng.integers(len(clips))]
         skip = int(rng.integers(length - n + 1)) if length > n else 0
         return samples[start + skip : start + skip + min(n, length)].astype(np.float32) / 32768
 
     def sentence(self, rng, n):
         """n samples of one voice, of one or more sentences with pauses."""
-        voice = rng.choice(list(VOICES), p=list(VOICES.values()))
+        people = self.speech[rng.choice(list(VOICES), p=list(VOICES.values()))]
+        voice = people[rng.integers(len(people))]
         percent = int(rng.integers(74, 132))
         ratio = float(rng.uniform(0.84, 1.2)) if rng.random() < 0.6 else 1.0
         x = np.zeros(0, np.float32)
         while len(x) < n:
-            part = faster(self.draw(rng, self.speech, {voice: 1.0}, n * 130 // 100), percent)
+            if len(voice[1]) < FEW:
+                voice = people[rng.integers(len(people))]
+            part = faster(self.draw(rng, *voice, n * 130 // 100), percent)
             part = formants(part, ratio) if ratio != 1 else part
             part *= 0.1 / max(active_rms(part), 1e-4)
             x = np.concatenate([x, part, np.zeros(int(rng.uniform(0, 0.4) * RATE), np.float32)])
@@ -150,7 +159,8 @@ class Maker:
     def recorded(self, rng, n):
         """Recorded noise, repeated if it is short."""
         percent = int(rng.integers(60, 150))
-        x = faster(self.draw(rng, self.noise, NOISES, n * 2), percent)
+        kind = rng.choice(list(NOISES), p=list(NOISES.values()))
+        x = faster(self.draw(rng, *self.noise[kind], n * 2), percent)
         if len(x) < n:
             gap = np.zeros(int(rng.uniform(0, 0.5) * RATE) if len(x) < RATE else 0, np.float32)
             x = np.tile(np.concatenate([x, gap]), n // max(len(x), 1) + 1)
