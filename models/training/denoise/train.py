@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mixing import Mixer, pools
 from model import CONFIG, CORES, Denoiser, with_core
-from perceptual import Perceptual
+from perceptual import Intelligible, Perceptual
 
 RECIPE = {
     "steps": 6_746,
@@ -34,21 +34,21 @@ RECIPE = {
     "weight_decay": 0.01,
     "clip": 1.0,
     "ema": 0.999,
-    "weights": (0.05, 3.0, 0.5, 0.2),  # of the losses: waveform a dB, spectrum, quality, speech
+    "weights": (0.05, 3.0, 0.5, 1.5, 0.2),  # of the losses: waveform a dB, spectrum, quality, intelligibility, speech
     "seed": 1,
     "validation": 6,  # batches
     "log": 50,  # steps
     "save": 200,  # steps
 }
 # Of the smaller networks; one thread each.
-CORE_RECIPE = {**RECIPE, "steps": 3_000}
+CORE_RECIPE = {**RECIPE, "steps": 2_000}
 SMOKE = {**RECIPE, "steps": 20, "batch": 4, "samples": 16_000, "validation": 1, "log": 5, "save": 10}
 SMOKE_CONFIG = {**CONFIG, "d_band": 8, "d_full": 16, "blocks": 1, "d_state": 4}
 SMOKE_POOLS = {"speech": 24, "noise": 24}
 BALANCE = 0.01  # weight of what routers of experts add
 LONGEST_WAVE = 25.0  # dB; more is not asked for
 AUDIBLE = 0.03  # least share of speech in the power of a clip whose quality counts
-perceptual = Perceptual()
+perceptual, intelligible = Perceptual(), Intelligible()
 
 
 class Batches(Dataset):
@@ -101,8 +101,8 @@ def spectral_loss(estimate, clean):
 
 
 def losses(model, noisy, clean):
-    """Mean over the batch of: SI-SDR in dB, negative; distance of compressed spectra; negative quality after P.862; cross
-    entropy of the speech probability."""
+    """Mean over the batch of: SI-SDR in dB, negative; distance of compressed spectra; negative quality after P.862;
+    negative intelligibility after ESTOI; cross entropy of the speech probability."""
     enhanced, _, _, vad = model(noisy, details=True)
     # The level is evened out, so that soft clips count as much as loud ones.
     level = noisy.square().mean(1, keepdim=True).sqrt().clamp_min(1e-5)
@@ -113,12 +113,13 @@ def losses(model, noisy, clean):
     target = model.spectrum(clean)
     spectral = spectral_loss(model.spectrum(enhanced), target)
     audible = clean.square().mean(1) > AUDIBLE
-    quality = perceptual(enhanced[audible], clean[audible]).sum() / len(noisy) if audible.any() else torch.zeros(())
+    heard = lambda measure: measure(enhanced[audible], clean[audible]).sum() / len(noisy)  # noqa: E731
+    quality, clear = (heard(m) if audible.any() else torch.zeros(()) for m in (perceptual, intelligible))
     energy = target.real.square().sum(-1) + target.imag.square().sum(-1)
     loud = energy > energy.amax(1, keepdim=True) * 1e-3
     active = (energy * loud).sum(1, keepdim=True) / loud.sum(1, keepdim=True).clamp_min(1)
     speech = (energy > active * 10**-3.5) & talking[:, None]
-    return wave, spectral, -quality, functional.binary_cross_entropy_with_logits(vad, speech.float())
+    return wave, spectral, -quality, -clear, functional.binary_cross_entropy_with_logits(vad, speech.float())
 
 
 def validate(model, batches):
@@ -219,11 +220,11 @@ def main():
 
     numbers = order(start, progress, recipe["long_from"])
     loader = DataLoader(examples, batch_size=None, sampler=numbers, num_workers=1, prefetch_factor=4)
-    sums, count, step = torch.zeros(4), 0, start
+    sums, count, step = torch.zeros(5), 0, start
     threads = ThreadPoolExecutor(args.threads, initializer=torch.set_num_threads, initargs=(1,))
 
     def gradients(part):
-        """Adds the gradients of a part of the batch to those of the network; its losses (4,)."""
+        """Adds the gradients of a part of the batch to those of the network; its losses (5,)."""
         found = torch.stack(losses(model, *part))
         balance = BALANCE * model.core.balance() if model.core else 0.0
         ((found * found.new_tensor(recipe["weights"])).sum() + balance).div(args.threads).backward()
@@ -255,7 +256,8 @@ def main():
                 "wave": f"{mean[0]:.3f}",
                 "spectral": f"{mean[1]:.4f}",
                 "quality": f"{mean[2]:.3f}",
-                "vad": f"{mean[3]:.3f}",
+                "clear": f"{mean[3]:.3f}",
+                "vad": f"{mean[4]:.3f}",
                 "lr": f"{optimizer.param_groups[0]['lr']:.2e}",
                 "norm": f"{norm:.2f}",
                 "gain": "",
@@ -266,7 +268,7 @@ def main():
                 row["gain"], row["heard"] = (f"{v:.3f}" for v in validate(average, validation))
             rows.append(row)
             print(row, flush=True)
-            sums, count = torch.zeros(4), 0
+            sums, count = torch.zeros(5), 0
             if row["gain"]:
                 with open(args.out / "log.csv", "w", newline="") as f:
                     writer = csv.DictWriter(f, row.keys())
