@@ -1,6 +1,8 @@
 //! VMamba on a card: the four scans of a block are one launch, which reads the image in four orders.
 
-use super::{Classifier, ConvNorm, Downsample, Mlp, ORDERS, OutNorm, Ss2d, VMamba};
+use super::parts::{ConvNorm, Downsample, Mlp};
+use super::ss2d::{ORDERS, OutNorm, Ss2d};
+use super::{Classifier, VMamba};
 use crate::card::{At, ConvNet, Dense, DepthwiseNet, Network, NormAt, Pass, Rows, Weights};
 use crate::error::Error;
 use ssm_kernels::Act;

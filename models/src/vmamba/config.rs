@@ -1,6 +1,7 @@
 //! What a VMamba's configuration and tensors say about its function.
 
-use super::{ORDERS, name, name_of};
+use super::parts::{name, name_of};
+use super::ss2d::ORDERS;
 use crate::checkpoint::{Checkpoint, Reader};
 use crate::error::Error;
 use crate::families::Options;
