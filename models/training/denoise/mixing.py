@@ -270,8 +270,9 @@ class Mixer:
         loudness = active_rms(speech) or 0.1
         if kind > 0.93:
             noise[:] = 0
-        snr = rng.uniform(-6, 20)
-        noise *= loudness / max(active_rms(noise), 1e-6) * 10 ** (-snr / 20)
+        # Over the whole example barks and knocks are far louder than over the time that they take.
+        level = active_rms(noise) if rng.random() < 0.5 else float(np.sqrt((noise**2).mean()))
+        noise *= loudness / max(level, 1e-4) * 10 ** (-rng.uniform(-8, 20) / 20)
         if rng.random() < 0.05:
             noise[: int(rng.uniform(0.1, 0.6) * n)] *= 1e-3
         gain = 10 ** (rng.uniform(-58, -12) / 20) / loudness
