@@ -53,3 +53,11 @@ cd denoise
 "$python" export.py --tiny "$out/denoise/tiny.safetensors"
 "$bin/ssm" inspect "$out/denoise/denoise.safetensors" > /dev/null
 "$bin/ssm" verify "$out/denoise/tiny.safetensors"
+for core in mamba mamba2 s4d moe_mamba bst; do
+  run=$out/denoise-$core
+  "$python" train.py --cache "$out/sounds" --out "$run" --smoke --core "$core"
+  "$python" export.py "$run/model.pt" "$run/denoise.safetensors" --half --golden "$run/golden.safetensors"
+  "$python" export.py --tiny "$run/tiny.safetensors" --core "$core"
+  "$bin/ssm" inspect "$run/denoise.safetensors" > /dev/null
+  "$bin/ssm" verify "$run/tiny.safetensors"
+done

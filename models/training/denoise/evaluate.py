@@ -175,6 +175,37 @@ def other_checks(model, cache):
     return out
 
 
+def pauses(model, cache):
+    """What is left of steady noise between two sentences, which must neither ring nor breathe: dB taken away; kurtosis of the
+    powers of single bins beside that of what went in (1: as even as before; musical noise: far above, Uemura et al. 2008);
+    spread in dB of the level of 0.1 s."""
+    samples, clips = load(cache, "test_speech_asterisk_it")
+    rng, rows = np.random.default_rng(10), []
+    for i in range(8):
+        one, other = clip(rng, samples, clips), clip(rng, samples, clips)
+        speech = np.concatenate([one, np.zeros(3 * RATE, np.float32), other])
+        noise = rng.standard_normal(len(speech))
+        if i % 2:
+            noise = np.cumsum(noise - np.concatenate([[0.0] * 40, noise[:-40]]))  # falls by 6 dB an octave
+        noise *= np.sqrt((one**2).mean() / (noise**2).mean()) * 10 ** (-10 / 20)
+        noisy = (speech + noise).astype(np.float32)
+        # From a second after the last word on.
+        part = slice(len(one) + RATE, len(one) + 3 * RATE)
+        before, after = noisy[part], run(model, noisy)[part]
+        found = []
+        for x in (before, after):
+            frames = np.lib.stride_tricks.sliding_window_view(x, 512)[::256] * np.hanning(512)
+            power = np.abs(np.fft.rfft(frames)[:, 4:220]) ** 2
+            centred = power - power.mean(0)
+            level = 10 * np.log10((x[: len(x) // 1600 * 1600].reshape(-1, 1600) ** 2).mean(1) + 1e-14)
+            found.append(((centred**4).mean(0) / (centred**2).mean(0) ** 2, level))
+        taken = found[0][1].mean() - found[1][1].mean()
+        rows.append((taken, np.median(found[1][0]) / np.median(found[0][0]), found[1][1].std()))
+    taken, kurtosis, spread = np.mean(rows, 0)
+    out = {"noise in pauses at 10 dB, dB taken away": taken, "noise in pauses, kurtosis ratio": kurtosis}
+    return {**out, "noise in pauses, spread of its level in dB": spread}
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("file", type=Path, nargs="?", help="safetensors of export.py")
@@ -208,7 +239,7 @@ def main():
     scores["unseen speakers"] = line("**unseen speakers**", [r for r in rows if r["set"] in UNSEEN])
     scores["all"] = line("**all**", rows)
     print()
-    scores["checks"] = {**other_checks(model, args.cache), **voice_activity(model, args.cache)}
+    scores["checks"] = {**other_checks(model, args.cache), **pauses(model, args.cache), **voice_activity(model, args.cache)}
     for key, value in scores["checks"].items():
         print(f"* {key}: {value:.3g}")
     if args.json:
