@@ -31,11 +31,12 @@ use crate::golden::Golden;
 use crate::mixer::{Mixer, MixerState};
 use crate::model::{Facts, Info, Model, Row, Scratch, Signal, carve, line};
 use crate::state::{State, StateLayout};
+use serde_json::Value;
 use ssm_kernels::activation::apply;
 use ssm_kernels::linear::{Linear, Store, linear};
 use ssm_kernels::norm::{Kind, Norm, add_norm, norm};
 use ssm_kernels::stft::Stft;
-use ssm_kernels::{Act, Cx, Mat, MatMut};
+use ssm_kernels::{Act, CpuLevel, Cx, Mat, MatMut};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -77,6 +78,8 @@ struct Across {
 struct Whole {
     in_proj: Linear, // (U, K D)
     core: Core,
+    /// Its configuration.
+    said: Value,
     out_proj: Linear, // (K D, U)
 }
 
@@ -122,6 +125,81 @@ struct BandMask {
     hop: usize,
 }
 
+/// An RMSNorm.
+fn rms(w: &Reader<'_>, name: &str, width: usize) -> Result<Norm, Error> {
+    Ok(Norm::new(Kind::Rms, w.take(&format!("{name}.weight"), &[width])?, None, EPS))
+}
+
+/// A linear map (n, k) with its bias.
+fn full(w: &Reader<'_>, level: CpuLevel, name: &str, n: usize, k: usize) -> Result<Linear, Error> {
+    let (weight, bias) = (w.take(&format!("{name}.weight"), &[n, k])?, w.take(&format!("{name}.bias"), &[n])?);
+    Ok(Linear::pack(level, &weight, n, k, Some(&bias)))
+}
+
+impl Body {
+    /// Reads what runs over time, and the places of the blocks' states.
+    fn load(
+        w: &Reader<'_>,
+        level: CpuLevel,
+        fields: &Fields<'_>,
+        [bands, d, u]: [usize; 3],
+        layout: &mut StateLayout,
+    ) -> Result<(Self, Vec<(MixerState, MixerState)>), Error> {
+        let wide = bands * d;
+        if w.has("in_proj.weight") {
+            let path = fields.file();
+            let part = Section::of(fields.whole(), path, "core")?;
+            let (kind, said) = (CoreKind::read(&part)?, part.value());
+            let whole = Whole {
+                in_proj: full(w, level, "in_proj", u, wide)?,
+                core: Core::load(&w.at("core."), level, u, (kind, &said), path, layout)?,
+                said,
+                out_proj: full(w, level, "out_proj", wide, u)?,
+            };
+            return Ok((Self::Whole(Box::new(whole)), Vec::new()));
+        }
+        let (mut blocks, mut places) = (Vec::new(), Vec::new());
+        while blocks.is_empty() || w.has(&format!("blocks.{}.band.norm.weight", blocks.len())) {
+            let i = blocks.len();
+            let (band, across) = (w.at(&format!("blocks.{i}.band.")), w.at(&format!("blocks.{i}.full.")));
+            let along =
+                Along { norm: rms(&band, "norm", d)?, mixer: Mixer::load(&band.at("mixer."), level, d, false)? };
+            let across = Across {
+                norm: rms(&across, "norm", d)?,
+                in_proj: full(&across, level, "in_proj", u, wide)?,
+                norm_full: rms(&across, "norm_full", u)?,
+                mixer: Mixer::load(&across.at("mixer."), level, u, false)?,
+                out_proj: full(&across, level, "out_proj", wide, u)?,
+            };
+            let at = along.mixer.state_of(bands, layout, &format!("blocks.{i}.band"));
+            places.push((at, across.mixer.state(layout, &format!("blocks.{i}.full"))));
+            blocks.push((along, across));
+        }
+        Ok((Self::Bands(blocks), places))
+    }
+
+    /// Sizes in a few words.
+    fn sizes(&self, d: usize, u: usize) -> String {
+        match self {
+            Self::Bands(blocks) => {
+                let size = |mixer: &Mixer| format!("E {}, N {}", mixer.d_inner(), mixer.d_state());
+                let each = |(along, across): &(Along, Across)| (size(&along.mixer), size(&across.mixer));
+                let (band, path) = blocks.first().map(each).unwrap_or_default();
+                format!("{} blocks, D {d} ({band}), U {u} ({path})", blocks.len())
+            }
+            Self::Whole(whole) => format!("D {d} each; {}", whole.core.sizes(u)),
+        }
+    }
+
+    /// What changes the function beside the weights, for hashes.
+    fn options(&self) -> String {
+        match self {
+            Self::Bands(_) => String::new(),
+            Self::Whole(whole) => format!(" {}", whole.said),
+        }
+    }
+}
+
 impl BandMask {
     fn load(file: &Checkpoint, options: &Options) -> Result<Self, Error> {
         let level = options.level;
@@ -129,17 +207,8 @@ impl BandMask {
         let w = Reader::new(file);
         // At least 1: an empty tensor is of the wrong shape then.
         let dim = |name: &str, i: usize| w.shape(name).and_then(|s| s.get(i)).copied().unwrap_or(0).max(1);
-        let whole = w.has("in_proj.weight");
-        let into = if whole { "in_proj.weight" } else { "blocks.0.full.in_proj.weight" };
+        let into = if w.has("in_proj.weight") { "in_proj.weight" } else { "blocks.0.full.in_proj.weight" };
         let (d, u) = (dim("encode.0.weight", 0), dim(into, 0));
-        let rms = |w: &Reader<'_>, name: &str, width: usize| -> Result<Norm, Error> {
-            Ok(Norm::new(Kind::Rms, w.take(&format!("{name}.weight"), &[width])?, None, EPS))
-        };
-        // (N, K) with its bias
-        let full = |w: &Reader<'_>, name: &str, n: usize, k: usize| -> Result<Linear, Error> {
-            let (weight, bias) = (w.take(&format!("{name}.weight"), &[n, k])?, w.take(&format!("{name}.bias"), &[n])?);
-            Ok(Linear::pack(level, &weight, n, k, Some(&bias)))
-        };
 
         let (mut encode, mut bins) = (Vec::new(), 0);
         while encode.is_empty() || w.has(&format!("encode.{}.weight", encode.len())) {
@@ -149,7 +218,7 @@ impl BandMask {
             if bins > MOST {
                 return Err(fields.bad(&name, format!("at most {MOST} bins in all bands"), bins));
             }
-            encode.push(full(&w, &name, d, FEATURES * width)?);
+            encode.push(full(&w, level, &name, d, FEATURES * width)?);
         }
         if bins < 2 {
             return Err(fields.bad("encode", "two bins or more in all bands", bins));
@@ -174,42 +243,15 @@ impl BandMask {
         let tail = layout.add("tail", &[window - hop]);
         let samples = options.output == Output::Task;
         let overlap = if samples { layout.add("overlap", &[hop]) } else { 0..0 };
-        let wide = bands * d;
-        let mut places = Places { tail, overlap, blocks: Vec::new() };
-        let body = if whole {
-            let in_proj = full(&w, "in_proj", u, wide)?;
-            let path = fields.file();
-            let part = Section::of(fields.whole(), path, "core")?;
-            let kind = CoreKind::read(&part)?;
-            let core = Core::load(&w.at("core."), level, u, (kind, &part.value()), path, &mut layout)?;
-            Body::Whole(Box::new(Whole { in_proj, core, out_proj: full(&w, "out_proj", wide, u)? }))
-        } else {
-            let mut blocks = Vec::new();
-            while blocks.is_empty() || w.has(&format!("blocks.{}.band.norm.weight", blocks.len())) {
-                let i = blocks.len();
-                let (band, across) = (w.at(&format!("blocks.{i}.band.")), w.at(&format!("blocks.{i}.full.")));
-                let along =
-                    Along { norm: rms(&band, "norm", d)?, mixer: Mixer::load(&band.at("mixer."), level, d, false)? };
-                let across = Across {
-                    norm: rms(&across, "norm", d)?,
-                    in_proj: full(&across, "in_proj", u, wide)?,
-                    norm_full: rms(&across, "norm_full", u)?,
-                    mixer: Mixer::load(&across.at("mixer."), level, u, false)?,
-                    out_proj: full(&across, "out_proj", wide, u)?,
-                };
-                let at = along.mixer.state_of(bands, &mut layout, &format!("blocks.{i}.band"));
-                places.blocks.push((at, across.mixer.state(&mut layout, &format!("blocks.{i}.full"))));
-                blocks.push((along, across));
-            }
-            Body::Bands(blocks)
-        };
+        let (body, blocks) = Body::load(&w, level, &fields, [bands, d, u], &mut layout)?;
+        let places = Places { tail, overlap, blocks };
         let norm_f = rms(&w, "norm_f", d)?;
         let mut decode = Vec::new();
         for (k, e) in encode.iter().enumerate() {
-            decode.push(full(&w, &format!("decode.{k}"), 2 * (e.k() / FEATURES), d)?);
+            decode.push(full(&w, level, &format!("decode.{k}"), 2 * (e.k() / FEATURES), d)?);
         }
         let head = match options.output {
-            Output::Speech => Head::Speech(full(&w, "vad", 1, u)?),
+            Output::Speech => Head::Speech(full(&w, level, "vad", 1, u)?),
             other => {
                 w.take_optional("vad.weight", &[1, u])?;
                 w.take_optional("vad.bias", &[1])?;
@@ -223,30 +265,15 @@ impl BandMask {
             Head::Speech(_) => (Signal::Logits { classes: 1 }, hop / 2, "band_mask speech"),
             Head::Features => (Signal::Vector { dim: u }, hop / 2, "band_mask features"),
         };
-
-        let sizes = match &body {
-            Body::Bands(blocks) => {
-                let (along, across) = (&blocks[0].0.mixer, &blocks[0].1.mixer);
-                format!(
-                    "{} blocks, D {d} (E {}, N {}), U {u} (E {}, N {})",
-                    blocks.len(),
-                    along.d_inner(),
-                    along.d_state(),
-                    across.d_inner(),
-                    across.d_state(),
-                )
-            }
-            Body::Whole(whole) => format!("each {d}, {}", whole.core.sizes(u)),
-        };
         let info = Info {
             family: FAMILY.name,
             facts: Facts::default(),
-            sizes: format!("{bins} bins in {bands} bands, {sizes}, frame {window}, hop {hop}, {rate} Hz"),
+            sizes: format!("{bins} bins in {bands} bands, {}, frame {window}, hop {hop}, {rate} Hz", body.sizes(d, u)),
             parameters: file.parameters(),
             input: Signal::Samples { hop, rate },
             output,
             delay,
-            hash: file.hash(&format!("{what} {hop}")),
+            hash: file.hash(&format!("{what} {hop}{}", body.options())),
         };
         Ok(Self {
             stft: Stft::low_delay(window, hop),
@@ -557,8 +584,22 @@ fn verify(g: &mut Golden<'_>) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
     #[test]
     fn golden_files_pass() {
         crate::golden::pass("band_mask");
+    }
+
+    #[test]
+    fn what_a_core_is_told_is_part_of_the_hash() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/band_mask_bst.safetensors");
+        let file = Checkpoint::open(std::path::Path::new(file)).unwrap();
+        let hash = |window: u32| {
+            let config = serde_json::json!({ "hop": 20, "core": { "kind": "bst", "variant": "SH", "window": window } });
+            BandMask::load(&file, &Options { config: Some(config), ..Options::default() }).unwrap().info.hash
+        };
+        assert_eq!(hash(7), hash(7));
+        assert_ne!(hash(7), hash(8));
     }
 }
