@@ -154,7 +154,7 @@ class Denoiser(nn.Module):
             for block in self.blocks:
                 x, path = block(x)
         x = self.norm_f(x)
-        parts = [decode(x[:, :, k]).chunk(2, -1) for k, decode in enumerate(self.decode)]
+        parts = [decode(band).chunk(2, -1) for decode, band in zip(self.decode, x.unbind(2))]
         u, v = (torch.cat(side, -1) for side in zip(*parts))
         r = torch.sqrt(u * u + v * v + 1e-12)
         gain = torch.tanh(r) / r
