@@ -6,6 +6,11 @@ use crate::error::Error;
 /// Name and file of each.
 const BUILTIN: &[(&str, &[u8])] = &[
     ("denoise", include_bytes!("../builtin/denoise.safetensors")),
+    ("denoise-mamba", include_bytes!("../builtin/denoise-mamba.safetensors")),
+    ("denoise-mamba2", include_bytes!("../builtin/denoise-mamba2.safetensors")),
+    ("denoise-s4d", include_bytes!("../builtin/denoise-s4d.safetensors")),
+    ("denoise-moe-mamba", include_bytes!("../builtin/denoise-moe-mamba.safetensors")),
+    ("denoise-bst", include_bytes!("../builtin/denoise-bst.safetensors")),
     ("shots", include_bytes!("../builtin/shots.safetensors")),
 ];
 

@@ -214,7 +214,7 @@ def plot(file, found):
     names = {"ours": "Vim-Ti, ssm, f32", "ours bf16": "Vim-Ti, ssm, bf16", "ours int8": "Vim-Ti, ssm, int8"}
     names["deit"] = "DeiT-Ti, ONNX Runtime"
     names["deit fused"] = "DeiT-Ti, ONNX Runtime, fused attention"
-    figure, charts = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    figure, charts = pyplot.subplots(1, 2, figsize=(9, 3.9), layout="constrained")
     sides = [size for size, _ in found]
     for i, (chart, title) in enumerate(zip(charts, ("milliseconds a frame", "memory while frames run, MiB"))):
         for name, (colour, line) in looks.items():
@@ -223,7 +223,7 @@ def plot(file, found):
         chart.set_xticks(sides, map(str, sides))
         chart.minorticks_off()
         chart.grid(alpha=0.3)
-    charts[0].legend(frameon=False)
+    figure.legend(*charts[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(file, metadata={"Date": None})
     print(f"{file}: time and memory over the side")
 

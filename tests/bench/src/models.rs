@@ -17,6 +17,11 @@ pub fn run(level: CpuLevel, cores: usize, seconds: f64) {
         (VIM, "Vim-Ti 224, a frame", f32),
         (VIM, "the same in bf16", bf16),
         ("builtin:denoise", "denoiser, a hop", f32),
+        ("builtin:denoise-mamba", "  one path, mamba", f32),
+        ("builtin:denoise-mamba2", "  one path, mamba2", f32),
+        ("builtin:denoise-s4d", "  one path, s4d", f32),
+        ("builtin:denoise-moe-mamba", "  one path, moe", f32),
+        ("builtin:denoise-bst", "  one path, bst", f32),
     ] {
         let options = Options { level, precision, ..Options::default() };
         let model = match open(file, &options) {
