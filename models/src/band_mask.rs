@@ -136,6 +136,13 @@ fn full(w: &Reader<'_>, level: CpuLevel, name: &str, n: usize, k: usize) -> Resu
     Ok(Linear::pack(level, &weight, n, k, Some(&bias)))
 }
 
+/// `out = w silu(path)`, path (M, U); `narrow` is memory of the same size.
+fn spread(cx: &Cx, w: &Linear, path: &[f32], narrow: &mut [f32], out: MatMut<'_>) {
+    narrow.copy_from_slice(path);
+    apply(cx.level, Act::Silu, narrow);
+    linear(cx, Mat::new(narrow, path.len() / w.k(), w.k()), w, Act::None, Store::Set, out);
+}
+
 impl Body {
     /// Reads what runs over time, and the places of the blocks' states.
     fn load(
@@ -298,10 +305,13 @@ impl BandMask {
     /// Working memory of a pass of `m` frames of all streams together.
     fn scratch_len(&self, m: usize) -> usize {
         let (f, wide, tokens) = (self.bins(), self.encode.len() * self.d, m * self.encode.len());
-        let mixers =
-            |(along, across): &(Along, Across)| along.mixer.scratch_len(tokens).max(across.mixer.scratch_len(m));
         let body = match &self.body {
-            Body::Bands(blocks) => blocks.iter().map(mixers).max().unwrap_or(0),
+            Body::Bands(blocks) => {
+                let mixers = |(along, across): &(Along, Across)| {
+                    along.mixer.scratch_len(tokens).max(across.mixer.scratch_len(m))
+                };
+                blocks.iter().map(mixers).max().unwrap_or(0)
+            }
             Body::Whole(whole) => whole.core.scratch_len(m, self.u),
         };
         line(self.stft.len()) // frame
@@ -450,32 +460,14 @@ impl Model for BandMask {
                         MatMut::new(change, m, u),
                     );
                     path.iter_mut().zip(&*change).for_each(|(p, c)| *p += c);
-                    narrow.copy_from_slice(path);
-                    apply(cx.level, Act::Silu, narrow);
-                    linear(
-                        cx,
-                        Mat::new(narrow, m, u),
-                        &across.out_proj,
-                        Act::None,
-                        Store::Set,
-                        MatMut::new(hidden, m, wide),
-                    );
+                    spread(cx, &across.out_proj, path, narrow, MatMut::new(hidden, m, wide));
                 }
             }
             Body::Whole(whole) => {
                 // u = core(in_proj x); x += out_proj silu(u)
                 linear(cx, Mat::new(x, m, wide), &whole.in_proj, Act::None, Store::Set, MatMut::new(narrow, m, u));
                 whole.core.forward(cx, narrow, path, rows, len, s, u);
-                narrow.copy_from_slice(path);
-                apply(cx.level, Act::Silu, narrow);
-                linear(
-                    cx,
-                    Mat::new(narrow, m, u),
-                    &whole.out_proj,
-                    Act::None,
-                    Store::Set,
-                    MatMut::new(hidden, m, wide),
-                );
+                spread(cx, &whole.out_proj, path, narrow, MatMut::new(hidden, m, wide));
             }
         }
         rows.iter_mut().for_each(|row| row.state.steps += len as u64);

@@ -41,7 +41,7 @@ impl Kind {
     pub(crate) fn read(part: &Section<'_>) -> Result<Self, Error> {
         let word = part.word("kind", &KINDS.map(|(word, _)| word))?;
         let kind = KINDS.iter().find(|(name, _)| *name == word).map_or(Self::Mamba, |(_, kind)| *kind);
-        part.only(&[&["kind"], kind.fields()].concat())?;
+        part.only(&[vec!["kind"], kind.fields()].concat())?;
         if let Some(v) = part.number("norm_epsilon")?.filter(|v| !(1e-12..=1.0).contains(v)) {
             return Err(part.bad("norm_epsilon", "1e-12 to 1", v));
         }
@@ -49,24 +49,12 @@ impl Kind {
     }
 
     /// Fields beside `kind` that this core reads.
-    fn fields(self) -> &'static [&'static str] {
-        const S4D: &[&str] = &[
-            "norm_epsilon",
-            "disc",
-            "dt_transform",
-            "dt_fast",
-            "real_transform",
-            "imag_transform",
-            "bandlimit",
-            "activation",
-            "mult_act",
-            "final_act",
-            "swap_channels",
-        ];
-        match self {
+    fn fields(self) -> Vec<&'static str> {
+        const S4D: [&str; 6] = ["disc", "dt_transform", "dt_fast", "real_transform", "imag_transform", "bandlimit"];
+        let own: &[&str] = match self {
             Self::Mamba => &["norm_epsilon"],
             Self::Mamba2 => &["norm_epsilon", "n_groups", "d_state", "head_dim", "time_step_limit", "norm_before_gate"],
-            Self::S4d => S4D,
+            Self::S4d => &["norm_epsilon", "activation", "mult_act", "final_act", "swap_channels"],
             Self::MoeMamba => &["norm_epsilon", "expert", "activation_type", "routing_top_k"],
             Self::Bst => &[
                 "variant",
@@ -78,14 +66,10 @@ impl Kind {
                 "rel_max_distance",
                 "norm_eps",
                 "qk_norm_eps",
-                "disc",
-                "dt_transform",
-                "dt_fast",
-                "real_transform",
-                "imag_transform",
-                "bandlimit",
             ],
-        }
+        };
+        let inner: &[&str] = if matches!(self, Self::S4d | Self::Bst) { &S4D } else { &[] };
+        [own, inner].concat()
     }
 }
 

@@ -287,6 +287,7 @@ def build(kind, d_model, layers, **sizes):
 
 
 SMALL = {
+    "mamba": {"d_model": 8, "layers": 2, "d_state": 4, "dt_rank": 2},
     "mamba2": {"d_model": 8, "layers": 2, "d_state": 5, "head_dim": 4},
     "s4d": {"d_model": 8, "layers": 2, "states": 3, "hidden": 6},
     "moe_mamba": {"d_model": 8, "layers": 2, "d_state": 3, "dt_rank": 2, "experts": 3, "hidden": 5},

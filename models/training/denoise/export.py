@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from model import RATE, Denoiser
+from cores import SMALL  # noqa: I001  (its folder is put on the path by model.py)
 
 FAMILY = "band_mask"
 
@@ -103,21 +104,13 @@ def golden(weights, path):
     save_file(judged(model, 9600), path, fields)
 
 
-SMALL = {
-    "mamba": {"layers": 2, "d_state": 4, "dt_rank": 2},
-    "mamba2": {"layers": 2, "d_state": 5, "head_dim": 4},
-    "s4d": {"layers": 2, "states": 3, "hidden": 6},
-    "moe_mamba": {"layers": 2, "d_state": 3, "dt_rank": 2, "experts": 3, "hidden": 5},
-    "bst": {"layers": 2, "heads": 2, "hidden": 12, "states": 3, "window": 7},
-}
-
-
 def tiny(path, kind):
     """A small random network, its weights inside the file, and what it gives; with a core where `kind` names one."""
     torch.manual_seed(3)
     config = {"hop": 20, "bands": [1, 2, 5, 9, 16], "d_band": 6}
     if kind:
-        config |= {"d_full": 8, "core": {"kind": kind, **SMALL[kind]}}
+        sizes = dict(SMALL[kind])
+        config |= {"d_full": sizes.pop("d_model"), "core": {"kind": kind, **sizes}}
     else:
         config |= {"d_full": 10, "blocks": 2, "d_state": 4, "d_state_full": 5}
     model = Denoiser(**config)
