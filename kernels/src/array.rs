@@ -19,7 +19,7 @@ pub struct MatMut<'a> {
 
 fn check(len: usize, rows: usize, cols: usize, stride: usize) {
     assert!(rows <= 1 || cols <= stride, "matrix: rows of {cols} values overlap at a stride of {stride}");
-    let need = if rows == 0 || cols == 0 { 0 } else { (rows - 1) * stride + cols };
+    let need = if rows == 0 || cols == 0 { 0 } else { (rows - 1).saturating_mul(stride).saturating_add(cols) };
     assert!(len >= need, "matrix: {rows} rows of {cols} at stride {stride} need {need} values, got {len}");
 }
 
@@ -46,7 +46,7 @@ impl<'a> Mat<'a> {
     /// # Panics
     /// The last window does not fit in `data`.
     pub fn windows(data: &'a [f32], rows: usize, cols: usize, hop: usize) -> Self {
-        let need = if rows == 0 { 0 } else { (rows - 1) * hop + cols };
+        let need = if rows == 0 { 0 } else { (rows - 1).saturating_mul(hop).saturating_add(cols) };
         assert!(data.len() >= need, "windows: {rows} of {cols} every {hop} need {need} values, got {}", data.len());
         Self { data, rows, cols, stride: hop }
     }

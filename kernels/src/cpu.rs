@@ -49,6 +49,12 @@ impl CpuLevel {
         })
     }
 
+    /// This level, or the best of this machine where that is lower.
+    #[must_use]
+    pub fn here(self) -> Self {
+        self.min(Self::best())
+    }
+
     /// The levels of this machine, slowest first.
     pub fn present() -> impl Iterator<Item = Self> {
         Self::ALL.into_iter().filter(|l| *l <= Self::best())

@@ -545,7 +545,7 @@ impl Model for Attenuate {
     }
 
     fn gap(&self, state: &mut State, periods: f64) {
-        if periods <= 0.0 {
+        if periods.is_nan() || periods <= 0.0 {
             return;
         }
         let mut frames = periods * self.hop as f64;

@@ -112,7 +112,7 @@ impl Aum {
         let mut layers = Vec::with_capacity(config.depth);
         for i in 0..config.depth {
             let w = w.at(&format!("layers.{i}."));
-            let mixer = Mixer::load(&w.at("mixer."), level, d, config.if_devide_out)?;
+            let mixer = Mixer::load_both(&w.at("mixer."), level, d, config.if_devide_out)?;
             layers.push(Layer { norm: norm(&w, "norm")?, mixer });
         }
         let norm_f = norm(&w, "norm_f")?;

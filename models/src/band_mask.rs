@@ -169,13 +169,12 @@ impl Body {
         while blocks.is_empty() || w.has(&format!("blocks.{}.band.norm.weight", blocks.len())) {
             let i = blocks.len();
             let (band, across) = (w.at(&format!("blocks.{i}.band.")), w.at(&format!("blocks.{i}.full.")));
-            let along =
-                Along { norm: rms(&band, "norm", d)?, mixer: Mixer::load(&band.at("mixer."), level, d, false)? };
+            let along = Along { norm: rms(&band, "norm", d)?, mixer: Mixer::load(&band.at("mixer."), level, d)? };
             let across = Across {
                 norm: rms(&across, "norm", d)?,
                 in_proj: full(&across, level, "in_proj", u, wide)?,
                 norm_full: rms(&across, "norm_full", u)?,
-                mixer: Mixer::load(&across.at("mixer."), level, u, false)?,
+                mixer: Mixer::load(&across.at("mixer."), level, u)?,
                 out_proj: full(&across, level, "out_proj", wide, u)?,
             };
             let at = along.mixer.state_of(bands, layout, &format!("blocks.{i}.band"));

@@ -14,6 +14,7 @@ use crate::error::Error;
 use crate::families::{Family, LevelRule, Options};
 use crate::golden::Golden;
 use crate::mixer::MixerState;
+use crate::mixer2;
 use crate::mixers::AnyMixer;
 use crate::model::{Facts, Info, Model, Row, Scratch, Signal, carve, line};
 use crate::state::{State, StateLayout};
@@ -88,8 +89,9 @@ impl CleanUMamba {
     fn load(file: &Checkpoint, options: &Options) -> Result<Self, Error> {
         let level = options.level;
         let w = Reader::new(file);
-        let dim = |name: &str, i: usize| w.shape(name).and_then(|s| s.get(i)).copied().unwrap_or(0);
-        let levels = (0..16).take_while(|i| w.has(&format!("encoder.{i}.0.weight"))).count();
+        // At least 1: an empty tensor is of the wrong shape then.
+        let dim = |name: &str, i: usize| w.shape(name).and_then(|s| s.get(i)).copied().unwrap_or(0).max(1);
+        let levels = (0..MAX_LEVELS).take_while(|i| w.has(&format!("encoder.{i}.0.weight"))).count();
         let mut channels = dim("encoder.0.0.weight", 1);
         if channels != 1 {
             return Err(Error::Config {
@@ -102,8 +104,8 @@ impl CleanUMamba {
         let (mut encoder, mut skip_channels) = (Vec::new(), Vec::new());
         for i in 0..levels {
             let w = w.at(&format!("encoder.{i}."));
-            let inner = w.shape("0.weight").and_then(|s| s.first()).copied().unwrap_or(0);
-            let out = w.shape("2.weight").and_then(|s| s.first()).copied().unwrap_or(0) / 2;
+            let rows = |name: &str| w.shape(name).and_then(|s| s.first()).copied().unwrap_or(0);
+            let (inner, out) = (rows("0.weight").max(1), (rows("2.weight") / 2).max(1));
             let conv = w.take("0.weight", &[inner, channels, 4])?;
             let squeeze = w.take("2.weight", &[2 * out, inner, 1])?;
             let (b0, b2) = (w.take("0.bias", &[inner])?, w.take("2.bias", &[2 * out])?);
@@ -200,7 +202,7 @@ impl CleanUMamba {
             input: Signal::Samples { hop, rate: RATE },
             output: Signal::Samples { hop, rate: RATE },
             delay: 2 * hop,
-            hash: file.hash(&format!("level={rule:?}")),
+            hash: file.hash(&format!("level={rule:?} {:?}", mixer2::Config::read(&fields)?)),
         };
         Ok(Self {
             conv1: Linear::pack(level, &conv1, d, bottom, Some(&conv1_bias)),

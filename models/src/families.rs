@@ -216,7 +216,20 @@ pub fn family(file: &Checkpoint) -> Result<&'static Family, Error> {
     })
 }
 
-/// The configuration that belongs to a file: its `config` metadata, overlaid by `config.json` in the same folder.
+/// `over` laid over `base`, object by object.
+fn overlay(base: &mut Value, over: Value) {
+    match (base, over) {
+        (Value::Object(base), Value::Object(over)) => {
+            for (key, value) in over {
+                overlay(base.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (base, over) => *base = over,
+    }
+}
+
+/// The configuration that belongs to a file: its `config` metadata, overlaid by `config.json` in the same folder. What was
+/// read from memory lies in no folder.
 fn config(file: &Checkpoint) -> Result<Option<Value>, Error> {
     let parse = |name: String, text: &str| {
         crate::config::parse(text).map_err(|e| Error::Config {
@@ -231,12 +244,11 @@ fn config(file: &Checkpoint) -> Result<Option<Value>, Error> {
         None => None,
     };
     let beside = file.path.with_file_name("config.json");
-    if let Ok(text) = std::fs::read_to_string(&beside) {
-        let Value::Object(over) = parse(beside.display().to_string(), &text)? else { return Ok(config) };
-        match &mut config {
-            Some(Value::Object(base)) => base.extend(over),
-            _ => config = Some(Value::Object(over)),
-        }
+    if file.path.is_file()
+        && let Ok(text) = std::fs::read_to_string(&beside)
+        && let over @ Value::Object(_) = parse(beside.display().to_string(), &text)?
+    {
+        overlay(config.get_or_insert(Value::Null), over);
     }
     Ok(config)
 }

@@ -141,8 +141,8 @@ fn a_of(a_log: &[f32], e: usize, n: usize) -> Vec<f32> {
 
 impl Branch {
     /// Reads the tensors of one direction; `b` is `""` or `"_b"`.
-    fn load(w: &Reader<'_>, level: CpuLevel, b: &str, e: usize, n: usize, r: usize) -> Result<Self, CheckpointError> {
-        let k = w.shape(&format!("conv1d{b}.weight")).and_then(|s| s.get(2)).copied().unwrap_or(4).max(1);
+    fn load(w: &Reader<'_>, level: CpuLevel, b: &str, sizes: Sizes) -> Result<Self, CheckpointError> {
+        let Sizes { e, n, r, k } = sizes;
         let conv = w.take(&format!("conv1d{b}.weight"), &[e, 1, k])?;
         let conv_bias = w.take_optional(&format!("conv1d{b}.bias"), &[e])?;
         let x_proj = w.take(&format!("x_proj{b}.weight"), &[r + 2 * n, e])?;
@@ -160,32 +160,70 @@ impl Branch {
     }
 }
 
-impl Mixer {
-    /// Reads a mixer of width `d` at the reader's place; every other size is read off the tensors. `divide`: whether two
-    /// directions with weights of their own are averaged (`if_divide_out`) instead of added.
-    pub(crate) fn load(w: &Reader<'_>, level: CpuLevel, d: usize, divide: bool) -> Result<Self, CheckpointError> {
+/// Sizes of a mixer beside its width.
+#[derive(Clone, Copy)]
+struct Sizes {
+    e: usize,
+    n: usize,
+    r: usize,
+    /// Width of the convolutions.
+    k: usize,
+}
+
+impl Sizes {
+    fn read(w: &Reader<'_>) -> Self {
         // At least 1: an empty tensor is of the wrong shape then.
         let dim = |name: &str, i: usize| w.shape(name).and_then(|s| s.get(i)).copied().unwrap_or(0).max(1);
-        let (e, n) = (dim("A_log", 0), dim("A_log", 1));
-        let r = dim("dt_proj.weight", 1);
+        Self { e: dim("A_log", 0), n: dim("A_log", 1), r: dim("dt_proj.weight", 1), k: dim("conv1d.weight", 2) }
+    }
+}
+
+impl Mixer {
+    /// Reads a causal mixer of width `d` at the reader's place; every other size is read off the tensors. What a second
+    /// direction has is left in the file.
+    pub(crate) fn load(w: &Reader<'_>, level: CpuLevel, d: usize) -> Result<Self, CheckpointError> {
+        Self::with(w, level, d, Backward::None, &vec![1.0; d], 1.0)
+    }
+
+    /// Reads a mixer that may scan in both directions. `divide`: whether two with weights of their own are averaged
+    /// (`if_divide_out`) instead of added. A layer scale (`gamma`) is folded into `out_proj`.
+    pub(crate) fn load_both(w: &Reader<'_>, level: CpuLevel, d: usize, divide: bool) -> Result<Self, CheckpointError> {
+        let sizes = Sizes::read(w);
+        let scale = w.take_optional("gamma", &[d])?.unwrap_or_else(|| vec![1.0; d]);
+        let (backward, share) = if w.has("D_b") {
+            let own = Backward::Own(Box::new(Branch::load(w, level, "_b", sizes)?));
+            // The mean of both directions, folded into the product after it; halving is exact.
+            (own, if divide { 0.5 } else { 1.0 })
+        } else if w.has("A_b_log") {
+            let Sizes { e, n, .. } = sizes;
+            (Backward::OwnA(a_of(&w.take("A_b_log", &[e, n])?, e, n)), 1.0)
+        } else {
+            (Backward::None, 1.0)
+        };
+        Self::with(w, level, d, backward, &scale, share)
+    }
+
+    /// Reads what both kinds have; output `i` is `scale[i] (share · out_proj y + bias)`.
+    fn with(
+        w: &Reader<'_>,
+        level: CpuLevel,
+        d: usize,
+        backward: Backward,
+        scale: &[f32],
+        share: f32,
+    ) -> Result<Self, CheckpointError> {
+        let sizes @ Sizes { e, n, r, .. } = Sizes::read(w);
         let in_proj = w.take("in_proj.weight", &[2 * e, d])?;
         let in_bias = w.take_optional("in_proj.bias", &[2 * e])?;
         let mut out_proj = w.take("out_proj.weight", &[d, e])?;
-        let out_bias = w.take_optional("out_proj.bias", &[d])?;
-        let backward = if w.has("D_b") {
-            if divide {
-                // The mean of both directions, folded into the product after it; halving is exact.
-                out_proj.iter_mut().for_each(|v| *v *= 0.5);
-            }
-            Backward::Own(Box::new(Branch::load(w, level, "_b", e, n, r)?))
-        } else if w.has("A_b_log") {
-            Backward::OwnA(a_of(&w.take("A_b_log", &[e, n])?, e, n))
-        } else {
-            Backward::None
-        };
+        let mut out_bias = w.take_optional("out_proj.bias", &[d])?;
+        for (row, scale) in out_proj.chunks_exact_mut(e).zip(scale) {
+            row.iter_mut().for_each(|v| *v *= scale * share);
+        }
+        out_bias.iter_mut().flatten().zip(scale).for_each(|(v, scale)| *v *= scale);
         Ok(Self {
             in_proj: Linear::pack(level, &in_proj, 2 * e, d, in_bias.as_deref()),
-            forward: Branch::load(w, level, "", e, n, r)?,
+            forward: Branch::load(w, level, "", sizes)?,
             backward,
             out_proj: Linear::pack(level, &out_proj, d, e, out_bias.as_deref()),
             e,
@@ -426,7 +464,7 @@ impl Mixer {
     /// `periods` steps without input (mamba.md 7): `h ← exp(a · softplus(dt_bias) · periods) h`, and zeros move into the
     /// convolution's tail.
     pub(crate) fn gap(&self, state: &mut [f32], at: &MixerState, periods: f64) {
-        if periods <= 0.0 {
+        if periods.is_nan() || periods <= 0.0 {
             return;
         }
         let e = self.e;

@@ -39,7 +39,7 @@ impl Config {
             head_dim: fields.size(&["head_dim", "headdim"])?,
             dt_limit: fields.pair(&["time_step_limit", "dt_limit"])?.unwrap_or((0.0, f32::INFINITY)),
             norm_before_gate: fields.flag(&["norm_before_gate"])?.unwrap_or(false),
-            eps: fields.number(&["layer_norm_epsilon", "norm_epsilon"])?.unwrap_or(1e-5),
+            eps: fields.number(&["layer_norm_epsilon"])?.unwrap_or(1e-5),
         })
     }
 }
@@ -258,7 +258,7 @@ impl Mixer2 {
     /// `periods` steps without input (mamba.md 7): `S ← exp(a · softplus(dt_bias) · periods) S` per head, and zeros move
     /// into the convolution's tail.
     pub(crate) fn gap(&self, state: &mut [f32], at: &MixerState, periods: f64) {
-        if periods <= 0.0 {
+        if periods.is_nan() || periods <= 0.0 {
             return;
         }
         let p = self.e / self.a.len();

@@ -44,7 +44,7 @@ impl AnyMixer {
             }
             return Ok(Self::S4d(block));
         }
-        Ok(Self::Mamba(Mixer::load(w, level, d, false)?))
+        Ok(Self::Mamba(Mixer::load(w, level, d)?))
     }
 
     /// Rounds the weights of the large products of a Mamba or Mamba-2 mixer to a precision.

@@ -167,7 +167,7 @@ impl MoeMamba {
                 for place in places {
                     let w = w.at(&place);
                     if w.has("A_log") {
-                        let mixer = AnyMixer::Mamba(Mixer::load(&w, level, d, false)?);
+                        let mixer = AnyMixer::Mamba(Mixer::load(&w, level, d)?);
                         let at = mixer.state(&mut layout, &format!("layers.{mambas}"));
                         mambas += 1;
                         layer.mixer = Some((mixer, at));

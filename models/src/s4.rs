@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::families::{Family, Options};
 use crate::mixer::sub;
 use crate::model::{Facts, Info, Model, Row, Scratch, Signal, carve, embed, line};
-use crate::s4_core::{Core, Rules, bad, field};
+use crate::s4_core::{Core, Rules, bad, field, flag, present};
 use crate::state::{State, StateLayout};
 use serde_json::Value;
 use ssm_kernels::activation::{apply, glu};
@@ -93,8 +93,11 @@ impl Activation {
     /// What `config` says under `name`, else `default`.
     fn read(config: Option<&Value>, name: &str, default: &str, file: &str) -> Result<Self, Error> {
         // A field that is there and null is Python's None: no activation.
-        let none = config.and_then(|c| c.get(name)).is_some_and(Value::is_null);
-        let said = field(config, name).map(|v| v.as_str().unwrap_or("?")).or((!none).then_some(default));
+        let said = match present(config, name) {
+            Some(Value::Null) => None,
+            Some(v) => Some(v.as_str().unwrap_or("?")),
+            None => Some(default),
+        };
         let known = "id, relu, gelu, silu, sigmoid, softplus, tanh, elu or glu";
         Self::named(said).ok_or_else(|| bad(file, name, known, said.unwrap_or_default()))
     }
@@ -193,7 +196,7 @@ impl Block {
         };
         Ok(Self {
             input_linear,
-            swap_channels: field(config, "swap_channels").and_then(Value::as_bool).unwrap_or(false),
+            swap_channels: flag(config, "swap_channels", false, file)?,
             core,
             activation,
             mult_act,
@@ -370,7 +373,7 @@ impl S4 {
             return Err(bad(&path, "layers", format!("layers from {d_model} to {d_model} columns"), "another width"));
         }
         let norm = if matches!(form, Form::Stack(_)) { load_norm(&w, "norm.norm", d_model)? } else { None };
-        let prenorm = field(config, "prenorm").and_then(Value::as_bool).unwrap_or(norm.is_some());
+        let prenorm = flag(config, "prenorm", norm.is_some(), &path)?;
 
         let found = |names: &[&'static str]| names.iter().copied().find(|n| all.has(&format!("{n}.weight")));
         let (mut encoder, mut input) = (Encoder::None, Signal::Vector { dim: d_model });

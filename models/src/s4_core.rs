@@ -78,9 +78,22 @@ impl Default for Rules {
 
 /// A field of a configuration: at its top, or in its `model`, `layer` or `kernel` part.
 pub(crate) fn field<'a>(config: Option<&'a Value>, name: &str) -> Option<&'a Value> {
+    present(config, name).filter(|v| !v.is_null())
+}
+
+/// As [`field`], of one that is null as well.
+pub(crate) fn present<'a>(config: Option<&'a Value>, name: &str) -> Option<&'a Value> {
     let config = config?;
     let parts = [Some(config), config.get("model"), config.get("layer"), config.get("kernel")];
-    parts.into_iter().flatten().find_map(|part| part.get(name)).filter(|v| !v.is_null())
+    parts.into_iter().flatten().find_map(|part| part.get(name))
+}
+
+/// A field that is true or false.
+pub(crate) fn flag(config: Option<&Value>, name: &str, default: bool, file: &str) -> Result<bool, Error> {
+    match field(config, name) {
+        Some(v) => v.as_bool().ok_or_else(|| bad(file, name, "true or false", v)),
+        None => Ok(default),
+    }
 }
 
 /// The error of a field.
@@ -126,7 +139,7 @@ impl Rules {
         Ok(Self {
             disc,
             dt_transform: transform("dt_transform", default.dt_transform)?,
-            dt_fast: field(config, "dt_fast").and_then(Value::as_bool).unwrap_or(false),
+            dt_fast: flag(config, "dt_fast", false, file)?,
             real_transform: transform("real_transform", default.real_transform)?,
             imag_transform: transform("imag_transform", default.imag_transform)?,
             bandlimit,

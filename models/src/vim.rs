@@ -11,6 +11,7 @@ pub(crate) use card::VimNet;
 
 use crate::card::{Network, Weights};
 use crate::checkpoint::{Checkpoint, Reader};
+use crate::config::Fields;
 use crate::error::Error;
 use crate::families::{Family, Options, Output, PosRule, lowered};
 use crate::golden::Golden;
@@ -30,7 +31,8 @@ pub(crate) const FAMILY: Family = Family {
     detect: |f| {
         f.shape("patch_embed.proj.weight").is_some()
             && f.shape("layers.0.mixer.A_log").is_some()
-            && f.shape("pos_embed").is_some()
+            // Without a position embedding it is an Audio Mamba's where it has one channel.
+            && (f.shape("pos_embed").is_some() || f.shape("patch_embed.proj.weight").is_some_and(|s| s.get(1) != Some(&1)))
     },
     open: |file, options| Ok(Arc::new(Vim::load(file, options)?)),
     verify,
@@ -79,15 +81,18 @@ struct Config {
 
 impl Config {
     fn read(file: &Checkpoint, options: &Options) -> Result<Self, Error> {
-        let bad = |field: &str, expected: String, got: String| Error::Config {
-            file: file.path.display().to_string(),
-            field: field.into(),
-            expected,
-            got,
-        };
-        let none = Value::Null;
-        let model = options.config.as_ref().and_then(|c| c.get("model")).unwrap_or(&none);
-        let flag = |name: &str, default: bool| model.get(name).and_then(Value::as_bool).unwrap_or(default);
+        let config = options.config.as_ref();
+        // Upstream's constructor arguments stand under `model`, or by themselves.
+        let model = config.map(|c| c.get("model").filter(|m| m.is_object()).unwrap_or(c));
+        let fields = Fields::new(model, file.path.display().to_string());
+        let bad = |field: &str, expected: String, got: String| fields.bad(field, expected, got);
+        let flag = |name: &str, default: bool| Ok::<_, Error>(fields.flag(&[name])?.unwrap_or(default));
+        // Options of upstream's constructor that no published model uses and that would change the function.
+        for name in ["if_bidirectional", "if_rope", "if_rope_residual"] {
+            if flag(name, false)? {
+                return Err(fields.bad(name, "false", "true"));
+            }
+        }
         let patch = file.shape("patch_embed.proj.weight").unwrap_or_default();
         let &[embed_dim, channels, patch_size, width] = patch else {
             return Err(bad("patch_embed.proj.weight", "[D, channels, P, P]".into(), format!("{patch:?}")));
@@ -97,37 +102,61 @@ impl Config {
         }
         let class = match (file.shape("cls_token").is_some(), file.shape("cls_token_head").is_some()) {
             (_, true) => Class::Both,
-            (true, _) if flag("use_middle_cls_token", true) => Class::Middle,
+            (true, _) if flag("use_middle_cls_token", true)? => Class::Middle,
             (true, _) => Class::Front,
             _ => Class::None,
         };
-        let rows = file.shape("pos_embed").and_then(|s| s.get(1)).copied().unwrap_or(0);
-        let patches = rows.saturating_sub(class.tokens());
         // The size trained for: said by the config, else square, and of stride P unless only half of it makes 224.
-        let side = |v: &Value| v.as_u64().and_then(|v| usize::try_from(v).ok()).filter(|v| *v < 1 << 16);
-        let said = match options.config.as_ref().and_then(|c| c.get("source_img_size")).or(model.get("img_size")) {
-            Some(Value::Array(hw)) if hw.len() == 2 => side(&hw[0]).zip(side(&hw[1])),
-            Some(v) => side(v).map(|s| (s, s)),
+        let side = |v: &Value| v.as_u64().and_then(|v| usize::try_from(v).ok()).filter(|v| (1..1 << 16).contains(v));
+        let size = |v: &Value| match v.as_array().map(Vec::as_slice) {
+            Some([h, w]) => side(h).zip(side(w)),
+            Some(_) => None,
+            None => side(v).map(|s| (s, s)),
+        };
+        let said = match config.and_then(|c| c.get("source_img_size")).or(fields.get(&["img_size"]).map(|f| f.1)) {
+            Some(v) => {
+                Some(size(v).ok_or_else(|| bad("img_size", "pixels, or [height, width]".into(), v.to_string()))?)
+            }
             None => None,
         };
-        let grid = patches.isqrt();
-        let stride = model.get("stride").and_then(side).filter(|s| *s > 0).unwrap_or({
-            let half = patch_size / 2;
-            let makes_224 = |s: usize| grid > 0 && (grid - 1) * s + patch_size == 224;
-            if said.is_none() && half > 0 && !makes_224(patch_size) && makes_224(half) { half } else { patch_size }
-        });
-        let trained =
-            said.unwrap_or((((grid.max(1)) - 1) * stride + patch_size, ((grid.max(1)) - 1) * stride + patch_size));
-        let cells = |(h, w)| count(h, patch_size, stride) * count(w, patch_size, stride);
-        if cells(trained) != patches || patches == 0 {
-            return Err(bad(
-                "pos_embed",
-                format!("{} rows for a {}x{} frame", cells(trained) + class.tokens(), trained.0, trained.1),
-                format!("{rows} rows (give img_size and stride in config.json)"),
-            ));
+        let said_stride = fields.size(&["stride"])?;
+        if said_stride == Some(0) {
+            return Err(bad("stride", "at least 1".into(), "0".into()));
         }
+        let cells = |(h, w), stride| count(h, patch_size, stride) * count(w, patch_size, stride);
+        let (trained, stride) = match file.shape("pos_embed").map(|s| s.get(1).copied().unwrap_or(0)) {
+            None => (said.or(options.image).unwrap_or((224, 224)), said_stride.unwrap_or(patch_size)),
+            Some(rows) => {
+                let patches = rows.saturating_sub(class.tokens());
+                let grid = patches.isqrt().max(1);
+                let stride = said_stride.unwrap_or({
+                    let half = patch_size / 2;
+                    let makes_224 = |s: usize| patches > 0 && (grid - 1) * s + patch_size == 224;
+                    if said.is_none() && half > 0 && !makes_224(patch_size) && makes_224(half) {
+                        half
+                    } else {
+                        patch_size
+                    }
+                });
+                let edge = (grid - 1).saturating_mul(stride).saturating_add(patch_size);
+                let trained = said.unwrap_or((edge, edge));
+                if cells(trained, stride) != patches || patches == 0 {
+                    return Err(bad(
+                        "pos_embed",
+                        format!(
+                            "{} rows for a {}x{} frame",
+                            cells(trained, stride) + class.tokens(),
+                            trained.0,
+                            trained.1
+                        ),
+                        format!("{rows} rows (give img_size and stride in config.json)"),
+                    ));
+                }
+                (trained, stride)
+            }
+        };
         let image = options.image.unwrap_or(trained);
-        if cells(image) == 0 || cells(image) > 1 << 16 {
+        if cells(image, stride) == 0 || cells(image, stride) > 1 << 16 {
             return Err(bad(
                 "frame size",
                 format!("{patch_size}x{patch_size} pixels or more"),
@@ -135,14 +164,12 @@ impl Config {
             ));
         }
         let depth = (0..).take_while(|i| file.shape(&format!("layers.{i}.mixer.A_log")).is_some()).count();
-        let pool = match model.get("final_pool_type").and_then(Value::as_str) {
+        let pool = match fields.word(&["final_pool_type"])?.as_deref() {
             Some("none") => Pool::Last,
             Some("max") => Pool::Max,
             Some("all") => Pool::All,
             Some("mean") | None => Pool::Mean,
-            Some(other) => {
-                return Err(bad("final_pool_type", "mean, none, max or all".into(), other.into()));
-            }
+            Some(other) => return Err(fields.bad("final_pool_type", "mean, none, max or all", other)),
         };
         Ok(Self {
             embed_dim,
@@ -154,8 +181,8 @@ impl Config {
             image,
             class,
             pool: if class == Class::None { pool } else { Pool::Mean },
-            if_divide_out: flag("if_divide_out", true),
-            norm_epsilon: model.get("norm_epsilon").and_then(Value::as_f64).unwrap_or(1e-5) as f32,
+            if_divide_out: flag("if_divide_out", true)?,
+            norm_epsilon: fields.number(&["norm_epsilon"])?.unwrap_or(1e-5),
             num_classes: file.shape("head.weight").and_then(|s| s.first()).copied().unwrap_or(0),
         })
     }
@@ -229,8 +256,10 @@ impl Vim {
         let proj = w.take("patch_embed.proj.weight", &[d, config.channels, p, p])?;
         let proj_bias = w.take("patch_embed.proj.bias", &[d])?;
         let (gh, gw) = config.grid(config.trained);
-        let stored = w.take("pos_embed", &[1, gh * gw + config.class.tokens(), d])?;
-        let mut pos_embed = fit_pos_embed(&stored, &config, options.pos_rule)?;
+        let mut pos_embed = match w.take_optional("pos_embed", &[1, gh * gw + config.class.tokens(), d])? {
+            Some(stored) => fit_pos_embed(&stored, &config, options.pos_rule)?,
+            None => vec![0.0; config.tokens() * d],
+        };
         let last = config.tokens() - 1;
         let class_rows: &[(&str, usize)] = match config.class {
             Class::Both => &[("cls_token_head", 0), ("cls_token_tail", last)],
@@ -244,7 +273,7 @@ impl Vim {
         let mut layers = Vec::with_capacity(config.depth);
         for i in 0..config.depth {
             let w = w.at(&format!("layers.{i}."));
-            let mut mixer = Mixer::load(&w.at("mixer."), level, d, config.if_divide_out)?;
+            let mut mixer = Mixer::load_both(&w.at("mixer."), level, d, config.if_divide_out)?;
             mixer.lower(options.precision);
             layers.push(Layer { norm: norm(&w, "norm")?, mixer });
         }

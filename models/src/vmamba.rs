@@ -457,7 +457,7 @@ impl Model for VMamba {
     }
 
     fn gap(&self, state: &mut State, periods: f64) {
-        if periods <= 0.0 {
+        if periods.is_nan() || periods <= 0.0 {
             return;
         }
         // Every pixel of the frames that are missing is a step without input: h ← exp(a · softplus(dt_bias) · steps) h.

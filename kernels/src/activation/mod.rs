@@ -80,11 +80,11 @@ pub fn erf(x: f64) -> f64 {
 
 /// Applies `act` to every value of `x`.
 pub fn apply(level: CpuLevel, act: Act, x: &mut [f32]) {
-    match level {
+    match level.here() {
         _ if act == Act::None => {}
         CpuLevel::Scalar => x.iter_mut().for_each(|v| *v = act.scalar(*v)),
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: the level is present on this machine (`CpuLevel::best` bounds every level in use).
+        // SAFETY: `here` bounds the level by what the machine has.
         CpuLevel::Avx2 => unsafe { x86::avx2(act, x) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
@@ -114,10 +114,10 @@ pub fn glu(level: CpuLevel, mut x: MatMut<'_>) {
 /// The slices differ in length.
 pub fn gate(level: CpuLevel, act: Act, a: &mut [f32], b: &[f32]) {
     assert!(a.len() == b.len(), "gate: {} values and {} gates", a.len(), b.len());
-    match level {
+    match level.here() {
         CpuLevel::Scalar => a.iter_mut().zip(b).for_each(|(a, b)| *a *= act.scalar(*b)),
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: the level is present on this machine.
+        // SAFETY: `here` bounds the level by what the machine has.
         CpuLevel::Avx2 => unsafe { x86::gate_avx2(act, a, b) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.

@@ -141,10 +141,10 @@ pub fn attend(cx: &Cx, x: &Query<'_>, scratch: &mut [f32], y: &mut [f32]) {
                 std::slice::from_raw_parts_mut(io.y.add(head * s.dim), s.dim),
             )
         };
-        match cx.level {
+        match cx.level.here() {
             CpuLevel::Scalar => scalar(x, head, scores, y),
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: `Cx` bounds the level by what the machine has; every length was checked above.
+            // SAFETY: `here` bounds the level by what the machine has; every length was checked above.
             CpuLevel::Avx2 => unsafe { x86::avx2(x, head, scores, y) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.

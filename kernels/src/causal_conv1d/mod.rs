@@ -72,10 +72,10 @@ pub fn causal_conv1d(cx: &Cx, w: &Conv, x: Mat<'_>, act: Act, time: Time, tail: 
     assert!(tail.len() == w.tail_len(), "causal_conv1d: expected a tail of {}, got {}", w.tail_len(), tail.len());
     let row = |t: usize| if time == Time::Forward { t } else { len - 1 - t };
     let io = Io { w, x, tail, act, row: &row };
-    match cx.level {
+    match cx.level.here() {
         CpuLevel::Scalar => io.scalar(&mut y),
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: `Cx` bounds the level by what the machine has; every shape was checked above.
+        // SAFETY: `here` bounds the level by what the machine has; every shape was checked above.
         CpuLevel::Avx2 => unsafe { x86::avx2(&io, &mut y) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.

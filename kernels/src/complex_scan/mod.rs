@@ -50,7 +50,7 @@ pub fn complex_scan(level: CpuLevel, poles: &Poles, s: &mut [f32], mut u: MatMut
     let n = poles.n();
     assert!(u.cols() == n, "complex_scan: expected {n} columns, got {}", u.cols());
     let (re, im) = split(s, n);
-    match level {
+    match level.here() {
         CpuLevel::Scalar => {
             for t in 0..u.rows() {
                 let row = u.row(t);
@@ -61,7 +61,7 @@ pub fn complex_scan(level: CpuLevel, poles: &Poles, s: &mut [f32], mut u: MatMut
             }
         }
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: the level is present on this machine; the shapes were checked above.
+        // SAFETY: `here` bounds the level by what the machine has; the shapes were checked above.
         CpuLevel::Avx2 => unsafe { x86::scan_avx2(poles, re, im, u) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
@@ -81,7 +81,7 @@ pub fn complex_filter(level: CpuLevel, poles: &Poles, gain: &[f32], s: &mut [f32
     assert!(gain.len() == n, "complex_filter: expected {n} gains, got {}", gain.len());
     assert!(x.len() == y.len(), "complex_filter: {} samples in, {} out", x.len(), y.len());
     let (re, im) = split(s, n);
-    match level {
+    match level.here() {
         CpuLevel::Scalar => {
             for (x, y) in x.iter().zip(y) {
                 *y = 0.0;
@@ -92,7 +92,7 @@ pub fn complex_filter(level: CpuLevel, poles: &Poles, gain: &[f32], s: &mut [f32
             }
         }
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: the level is present on this machine; the shapes were checked above.
+        // SAFETY: `here` bounds the level by what the machine has; the shapes were checked above.
         CpuLevel::Avx2 => unsafe { x86::filter_avx2(poles, gain, re, im, x, y) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.

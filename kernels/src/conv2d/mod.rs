@@ -187,9 +187,9 @@ pub fn depthwise(cx: &Cx, w: &Depthwise, x: Mat<'_>, size: (usize, usize), act: 
         for line in h * part / parts..h * (part + 1) / parts {
             // SAFETY: every line of the image is written by one part.
             let y = unsafe { out.rows(line * width..(line + 1) * width) };
-            match cx.level {
+            match cx.level.here() {
                 #[cfg(target_arch = "x86_64")]
-                // SAFETY: `Cx` bounds the level by what the machine has; the shapes were checked above.
+                // SAFETY: `here` bounds the level by what the machine has; the shapes were checked above.
                 CpuLevel::Avx2 if w.kernel == 3 => unsafe { x86::avx2(w, x, size, line, act, y) },
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: as above.

@@ -90,7 +90,7 @@ impl Linear {
         bias: Option<&[f32]>,
         w: impl Fn(usize, usize) -> f32,
     ) -> Self {
-        let level = level.min(CpuLevel::best());
+        let level = level.here();
         let p = level.panel();
         let panels = n.div_ceil(p);
         let mut packed = Slab::zeros(panels * k * p);

@@ -93,10 +93,10 @@ fn check(w: &Norm, rows: usize, cols: usize, y: &MatMut<'_>) {
 }
 
 fn row(level: CpuLevel, w: &Norm, x: &[f32], y: &mut [f32]) {
-    match level {
+    match level.here() {
         CpuLevel::Scalar => scalar(w, x, y),
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: the level is present on this machine.
+        // SAFETY: `here` bounds the level by what the machine has.
         CpuLevel::Avx2 => unsafe { avx2(w, x, y) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.

@@ -196,10 +196,10 @@ impl Resize {
         assert!(src.len() >= need, "resize: expected {need} bytes of image, got {}", src.len());
         assert!(scratch.len() >= self.scratch_len(), "resize: expected {} bytes of scratch", self.scratch_len());
         assert!(out.len() >= self.out_len(), "resize: expected {} bytes of output", self.out_len());
-        match cx.level {
+        match cx.level.here() {
             CpuLevel::Scalar => self.passes(cx, src, stride, scratch, out, columns, rows),
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: `Cx` bounds the level by what the machine has.
+            // SAFETY: `here` bounds the level by what the machine has.
             CpuLevel::Avx2 | CpuLevel::Avx512 => unsafe { self.avx2(cx, src, stride, scratch, out) },
             #[cfg(not(target_arch = "x86_64"))]
             _ => self.passes(cx, src, stride, scratch, out, columns, rows),

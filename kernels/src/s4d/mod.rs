@@ -165,10 +165,10 @@ pub fn s4d(cx: &Cx, w: &Coefficients, u: Mat<'_>, z: &mut [f32], read: bool, mut
     let many = if sizes.features * len * sizes.states < 1 << 14 { blocks } else { 4.min(blocks) };
     cx.team.split(blocks.div_ceil(many.max(1)), |part| {
         for block in part * many..(part * many + many).min(blocks) {
-            match cx.level {
+            match cx.level.here() {
                 CpuLevel::Scalar => scalar::run(w, block, &io),
                 #[cfg(target_arch = "x86_64")]
-                // SAFETY: `Cx` bounds the level by what the machine has; every shape was checked above.
+                // SAFETY: `here` bounds the level by what the machine has; every shape was checked above.
                 CpuLevel::Avx2 => unsafe { x86::avx2(w, block, &io) },
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: as above.

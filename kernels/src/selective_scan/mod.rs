@@ -112,10 +112,10 @@ pub fn selective_scan(cx: &Cx, s: &Scan<'_>, h: &mut [f32], mut y: MatMut<'_>) {
     cx.team.split(groups * blocks, |part| {
         let (group, first) = (part / blocks, part % blocks * block);
         let channels = group * per_group + first..group * per_group + (first + block).min(per_group);
-        match cx.level {
+        match cx.level.here() {
             CpuLevel::Scalar => scalar::scan(s, group, channels, &io),
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: `Cx` bounds the level by what the machine has; every shape was checked above.
+            // SAFETY: `here` bounds the level by what the machine has; every shape was checked above.
             CpuLevel::Avx2 => unsafe { x86::avx2(s, group, channels, &io) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.

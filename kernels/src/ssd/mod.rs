@@ -76,10 +76,10 @@ pub fn ssd(cx: &Cx, w: &Ssd<'_>, s: &mut [f32], mut y: MatMut<'_>) {
     let block = if len * n * d < 1 << 15 { heads } else { heads.div_ceil(4 * cx.team.threads()) };
     cx.team.split(heads.div_ceil(block), |part| {
         for head in part * block..(part * block + block).min(heads) {
-            match cx.level {
+            match cx.level.here() {
                 CpuLevel::Scalar => scalar::head(w, head, &io),
                 #[cfg(target_arch = "x86_64")]
-                // SAFETY: `Cx` bounds the level by what the machine has; every shape was checked above.
+                // SAFETY: `here` bounds the level by what the machine has; every shape was checked above.
                 CpuLevel::Avx2 => unsafe { x86::avx2(w, head, &io) },
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: as above.

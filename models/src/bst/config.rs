@@ -2,7 +2,7 @@
 
 use crate::checkpoint::Reader;
 use crate::error::Error;
-use crate::s4_core::{bad, field};
+use crate::s4_core::{bad, field, flag};
 use serde_json::Value;
 use ssm_kernels::attention::Sizes;
 
@@ -109,7 +109,10 @@ impl Config {
         if dim("layers.0.ffn.hidden0.weight", 0) == 0 {
             return Err(bad(path, "layers.0.ffn.hidden0.weight", "no empty axis", "axis 0 empty"));
         }
-        let eps = |name: &str| field(config, name).and_then(Value::as_f64).unwrap_or(1e-6) as f32;
+        let eps = |name: &str| match field(config, name) {
+            Some(v) => v.as_f64().map(|v| v as f32).ok_or_else(|| bad(path, name, "a number", v)),
+            None => Ok(1e-6),
+        };
         Ok(Self {
             d_model,
             n_layers,
@@ -120,9 +123,9 @@ impl Config {
             num_states,
             variant,
             context,
-            xl_cache: field(config, "xl_cache").and_then(Value::as_bool).unwrap_or(false),
-            norm_eps: eps("norm_eps"),
-            qk_norm_eps: eps("qk_norm_eps"),
+            xl_cache: flag(config, "xl_cache", false, path)?,
+            norm_eps: eps("norm_eps")?,
+            qk_norm_eps: eps("qk_norm_eps")?,
         })
     }
 

@@ -76,6 +76,17 @@ impl Kind {
     }
 }
 
+/// The tensors without the prefix `module.` if all have it, but for those whose names begin with `__`: golden files keep
+/// inputs and outputs beside the weights.
+fn without_module(tensors: Tensors) -> Tensors {
+    const MODULE: &str = "module.";
+    let weight = |name: &&String| !name.starts_with("__");
+    if !tensors.keys().any(|n| n.starts_with(MODULE)) || !tensors.keys().filter(weight).all(|n| n.starts_with(MODULE)) {
+        return tensors;
+    }
+    tensors.into_iter().map(|(name, t)| (name.strip_prefix(MODULE).map_or(name.clone(), str::to_owned), t)).collect()
+}
+
 impl Checkpoint {
     /// Reads a file, or the `model.safetensors` or `pytorch_model.bin` of a folder.
     ///
@@ -169,7 +180,7 @@ impl Checkpoint {
                     path,
                     metadata,
                     format: "safetensors",
-                    tensors,
+                    tensors: without_module(tensors),
                     storages: Arc::new(vec![bytes]),
                     sha256,
                     prefix: String::new(),
@@ -180,6 +191,7 @@ impl Checkpoint {
 
     fn of_torch(path: PathBuf, format: &'static str, found: torch::Found, sha256: String) -> Self {
         let torch::Found { tensors, storages, metadata } = found;
+        let tensors = without_module(tensors);
         Self { path, metadata, format, tensors, storages: Arc::new(storages), sha256, prefix: String::new() }
     }
 

@@ -229,8 +229,7 @@ pub(super) fn weights<'p>(
         };
         return Err(source.bad("pickle", expected, got));
     }
-    let module = views.keys().all(|name| name.starts_with("module."));
-    Ok(views.into_iter().map(|(name, view)| (name[if module { 7 } else { 0 }..].to_owned(), view)).collect())
+    Ok(views.into_iter().map(|(name, view)| (name.to_owned(), view)).collect())
 }
 
 /// The container's entries that are plain values, as JSON by `torch.` and their key.
