@@ -95,6 +95,15 @@ fn resume(path: &Path, of: &str, lines: u64) -> Option<(Header, Vec<u8>)> {
     (header.of == of && header.bytes <= lines).then_some((header, snapshot))
 }
 
+/// Whether the element's model takes a snapshot: another file may lie under its name by now.
+fn fits(finder: &gst::Element, snapshot: &[u8]) -> bool {
+    // Only an open model can tell. One that does not open says so when the pipeline starts.
+    let fits = finder.set_state(gst::State::Ready).is_err()
+        || finder.emit_by_name::<bool>("load-state", &[&glib::Bytes::from(snapshot)]);
+    let _ = finder.set_state(gst::State::Null);
+    fits
+}
+
 fn write_state(path: &Path, header: &Header, snapshot: &[u8]) -> io::Result<()> {
     replace(path, |file| {
         serde_json::to_writer(&mut *file, header)?;
@@ -146,17 +155,6 @@ impl Job<'_> {
             let _ = fs::remove_file(&part);
             return Ok(Outcome::Skipped);
         }
-        let of = stamp(self.finder, self.input).map_err(at(self.input))?;
-        let length = file.metadata().map_err(at(&part))?.len();
-        let (header, snapshot) = match resume(&state, &of, length) {
-            Some((header, snapshot)) => (header, Some(snapshot)),
-            None => (Header { of, ..Header::default() }, None),
-        };
-        let resumed = header.buffers;
-        file.set_len(header.bytes).and_then(|()| file.seek(SeekFrom::End(0))).map_err(at(&part))?;
-        let progress = Progress { header, out: BufWriter::new(file), saved: None, stopped: false, error: None };
-        let progress = Arc::new(Mutex::new(progress));
-
         let line = format!(
             "filesrc name=file ! decodebin ! {} ! {} ! ssmjson ! appsink name=lines sync=false",
             self.finder.convert(),
@@ -165,11 +163,20 @@ impl Job<'_> {
         let pipeline = element::launch(&line)?;
         let part_of =
             |name: &str| pipeline.by_name(name).ok_or_else(|| Failure::Usage(format!("{line}: no element {name}")));
-        part_of("file")?.set_property("location", self.input);
         let finder = part_of(&self.finder.name)?;
-        if let Some(snapshot) = snapshot {
-            finder.emit_by_name::<bool>("load-state", &[&glib::Bytes::from_owned(snapshot)]);
-        }
+
+        let of = stamp(self.finder, self.input).map_err(at(self.input))?;
+        let length = file.metadata().map_err(at(&part))?.len();
+        let (header, snapshot) = match resume(&state, &of, length).filter(|(_, snapshot)| fits(&finder, snapshot)) {
+            Some((header, snapshot)) => (header, Some(glib::Bytes::from_owned(snapshot))),
+            None => (Header { of, ..Header::default() }, None),
+        };
+        let resumed = header.buffers;
+        file.set_len(header.bytes).and_then(|()| file.seek(SeekFrom::End(0))).map_err(at(&part))?;
+        let progress = Progress { header, out: BufWriter::new(file), saved: None, stopped: false, error: None };
+        let progress = Arc::new(Mutex::new(progress));
+
+        part_of("file")?.set_property("location", self.input);
         let position = Arc::new(AtomicU64::new(0));
         let stop = Arc::new(AtomicBool::new(false));
         let watch = Watch {
@@ -179,6 +186,7 @@ impl Job<'_> {
             state: state.clone(),
             every: self.every,
             skip: resumed,
+            snapshot,
         };
         watch.install(&finder, go_on)?;
         let sink = part_of("lines")?.downcast::<gst_app::AppSink>();
@@ -268,6 +276,8 @@ struct Watch {
     every: u64,
     /// Buffers that an earlier run has seen.
     skip: u64,
+    /// The state after them.
+    snapshot: Option<glib::Bytes>,
 }
 
 impl Watch {
@@ -284,6 +294,12 @@ impl Watch {
             let number = seen.fetch_add(1, Ordering::Relaxed);
             if number < self.skip {
                 return gst::PadProbeReturn::Handled;
+            }
+            // Caps that came among those buffers have made fresh states.
+            if number == self.skip
+                && let Some((element, snapshot)) = weak.upgrade().zip(self.snapshot.as_ref())
+            {
+                element.emit_by_name::<bool>("load-state", &[snapshot]);
             }
             // Nothing is on its way here: the buffer before has gone through to the lines.
             let mut progress = lock(&self.progress);
@@ -396,6 +412,55 @@ mod tests {
         let done = run(finder, input, &output, u64::MAX, |_| true);
         assert_eq!(done, Outcome::Done { lines, resumed: buffers / 2 - 1 });
         assert!(fs::read(&output).unwrap() == want && !half.exists(), "{finder}: killed");
+    }
+
+    #[test]
+    fn a_state_goes_on_behind_other_caps() {
+        let folder = Folder::new("caps");
+        let input = folder.file("a.mjpg");
+        let mut all = Vec::new();
+        for size in ["width=64,height=48", "width=40,height=30"] {
+            let part = folder.file("part.mjpg");
+            encode(
+                &format!("videotestsrc num-buffers=20 pattern=ball ! video/x-raw,{size},framerate=25/1 ! jpegenc"),
+                &part,
+            );
+            all.append(&mut fs::read(&part).unwrap());
+        }
+        fs::write(&input, all).unwrap();
+        let whole = folder.file("whole.jsonl");
+        assert!(matches!(run("ssmevents", &input, &whole, u64::MAX, |_| true), Outcome::Done { resumed: 0, .. }));
+        let want = fs::read(&whole).unwrap();
+        for stop in [1, 19, 20, 21, 39] {
+            let output = folder.file(&format!("{stop}.jsonl"));
+            assert_eq!(run("ssmevents", &input, &output, u64::MAX, move |n| n < stop), Outcome::Stopped);
+            assert!(
+                matches!(run("ssmevents", &input, &output, u64::MAX, |_| true), Outcome::Done { resumed, .. } if resumed == stop)
+            );
+            assert!(fs::read(&output).unwrap() == want, "stopped at {stop}");
+        }
+    }
+
+    #[test]
+    fn another_model_under_the_same_name_begins_anew() {
+        let folder = Folder::new("model");
+        let (input, model, output) = (folder.file("a.mkv"), folder.file("m.safetensors"), folder.file("a.jsonl"));
+        encode(
+            "videotestsrc num-buffers=60 pattern=ball ! video/x-raw,width=64,height=48,framerate=25/1 ! jpegenc ! matroskamux",
+            &input,
+        );
+        let mut weights =
+            fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../models/builtin/shots.safetensors")).unwrap();
+        fs::write(&model, &weights).unwrap();
+        let finder = format!("ssmevents model={}", model.display());
+        assert_eq!(run(&finder, &input, &output, u64::MAX, |n| n < 30), Outcome::Stopped);
+        // The last bit of a weight.
+        *weights.last_mut().unwrap() ^= 1;
+        fs::write(&model, &weights).unwrap();
+        let Outcome::Done { resumed: 0, lines } = run(&finder, &input, &output, u64::MAX, |_| true) else {
+            panic!("it begins anew and runs to its end");
+        };
+        assert!(lines > 10);
     }
 
     #[test]

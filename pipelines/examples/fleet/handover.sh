@@ -34,6 +34,8 @@ case ${1-} in
       3) ;;
       *) echo "$name could not be got ($code)" >&2; exit 1 ;;
     esac
+    # What an earlier turn left is no state of this one.
+    rm -f "$here/$name.out"
     # -e: an interrupt becomes the end of stream, at which the state is written.
     # The words of a source and an element are words of the pipeline.
     # shellcheck disable=SC2086
