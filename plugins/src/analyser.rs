@@ -2,7 +2,7 @@
 
 use crate::base::{Base, lock, text};
 use crate::ear::{Ear, Heard};
-use crate::eye::{Eye, Look};
+use crate::eye::{Arrival, Eye, Look};
 use crate::model::Counters;
 use crate::reload::{self, Modelled, Reload};
 use crate::results::Results;
@@ -36,6 +36,8 @@ pub(crate) struct Shared<F> {
     found: Mutex<Found>,
     /// What a sink said last about frames that came late.
     qos: Mutex<Qos>,
+    /// The segment as it came; the base class's own one moves with the stream.
+    segment: Mutex<Option<gst::Segment>>,
     tally: Mutex<Tally>,
     /// Number of classes whose probabilities the caps announce as a tensor.
     #[cfg(feature = "v1_26")]
@@ -69,6 +71,7 @@ impl<F> Default for Shared<F> {
             pending: Mutex::default(),
             found: Mutex::default(),
             qos: Mutex::default(),
+            segment: Mutex::default(),
             tally: Mutex::default(),
             #[cfg(feature = "v1_26")]
             announced: AtomicUsize::default(),
@@ -123,7 +126,12 @@ pub(crate) trait Analyser: BaseTransformImpl + Modelled {
     /// Adds what the element itself remembers to a snapshot.
     fn keep(&self, _header: &mut SnapshotHeader) {}
     /// Goes on from what [`Analyser::keep`] kept; an empty header: from nothing.
-    fn resume(&self, _header: &SnapshotHeader) {}
+    ///
+    /// # Errors
+    /// That is not what it kept.
+    fn resume(&self, _header: &SnapshotHeader) -> Result<(), Error> {
+        Ok(())
+    }
 }
 
 fn element<T: Analyser>(imp: &T) -> gst::Element {
@@ -161,10 +169,10 @@ pub(crate) fn change_state<T: Analyser>(
 }
 
 pub(crate) fn save<T: Analyser>(imp: &T) -> Option<Vec<u8>> {
+    // Held to the end: what the element remembers and the engine's layout must be the state's.
+    let mut sense = lock(&imp.shared().sense);
     let mut header = SnapshotHeader::default();
     imp.keep(&mut header);
-    // Held to the end: the engine's layout must be the state's.
-    let mut sense = lock(&imp.shared().sense);
     let snapshot = match sense.as_mut()? {
         Sense::Eye(eye) => eye.snapshot(header),
         Sense::Ear(ear) => ear.snapshot(header),
@@ -174,16 +182,20 @@ pub(crate) fn save<T: Analyser>(imp: &T) -> Option<Vec<u8>> {
 
 pub(crate) fn load<T: Analyser>(imp: &T, bytes: &[u8]) -> bool {
     let shared = imp.shared();
-    let mut sense = lock(&shared.sense);
-    shared.base.load(&element(imp), bytes, |snapshot| {
-        sense.as_mut().map(|sense| {
-            let header = match sense {
-                Sense::Eye(eye) => eye.restore(snapshot),
-                Sense::Ear(ear) => ear.restore(snapshot),
-            };
-            header.map(|header| imp.resume(&header))
+    let done = {
+        let mut sense = lock(&shared.sense);
+        shared.base.load(&element(imp), bytes, |snapshot| {
+            sense.as_mut().map(|sense| {
+                let header = match sense {
+                    Sense::Eye(eye) => eye.restore(snapshot),
+                    Sense::Ear(ear) => ear.restore(snapshot),
+                };
+                header.and_then(|header| imp.resume(&header))
+            })
         })
-    })
+    };
+    shared.base.speak(&element(imp));
+    done
 }
 
 pub(crate) fn stop<T: Analyser>(imp: &T) {
@@ -193,6 +205,7 @@ pub(crate) fn stop<T: Analyser>(imp: &T) {
         end(imp, false, true);
     }
     shared.base.clear();
+    *lock(&shared.segment) = None;
     *lock(&shared.sense) = None;
     lock(&shared.pending).clear();
     begin_tally(shared);
@@ -248,8 +261,8 @@ pub(crate) fn set_caps<T: Analyser>(imp: &T, caps: &gst::Caps) -> Result<(), gst
                 (Sense::Eye(Box::new(eye)), header)
             }
         };
+        imp.resume(&header.unwrap_or_default())?;
         base.forget();
-        imp.resume(&header.unwrap_or_default());
         Ok::<_, Error>(sense)
     };
     match new() {
@@ -454,13 +467,14 @@ pub(crate) fn sink_event<T: Analyser>(imp: &T, event: gst::Event) -> bool {
     match event.view() {
         EventView::FlushStop(_) => {
             *lock(&shared.qos) = Qos::default();
+            *lock(&shared.segment) = None;
             restart(imp, false, imp.model().resets(ResetOn::FLUSH));
         }
         // The first segment finds none before it.
         EventView::Segment(e) => {
-            let current = transform(imp).segment();
+            let before = lock(&shared.segment).replace(e.segment().clone());
             *lock(&shared.qos) = Qos::default();
-            if began(shared) && current != *e.segment() {
+            if began(shared) && before.as_ref() != Some(e.segment()) {
                 restart(imp, true, imp.model().resets(ResetOn::SEGMENT));
             }
         }
@@ -561,6 +575,17 @@ fn analyse<T: Analyser>(imp: &T, buffer: &mut gst::BufferRef) -> Result<gst::Flo
     match lock(&shared.sense).as_mut() {
         Some(Sense::Eye(eye)) => {
             let at = eye.now();
+            let arrival = eye.arrive(&shared.base, &model, buffer);
+            if arrival != Arrival::On {
+                // What came before is whole.
+                let kept = (arrival == Arrival::Elsewhere).then(|| eye.kept());
+                look_ahead(imp, eye, &mut found);
+                imp.heard(Heard::End { at }, None, &mut found);
+                match kept {
+                    Some(kept) => eye.put_back(kept),
+                    None => eye.reset(&shared.base),
+                }
+            }
             look = eye.look(&obj, &shared.base, &model, imp.interval(), late(imp, buffer), buffer)?;
             if eye.broken() {
                 imp.heard(Heard::End { at }, None, &mut found);

@@ -137,7 +137,8 @@ impl Base {
     }
 
     /// Goes on from a snapshot: now, by `restore`, or, where that gives `None` because nothing flows yet, when caps come.
-    /// A snapshot of another model is refused with a warning; without an open model it is judged later.
+    /// A snapshot of another model is refused with a warning, which [`Base::speak`] posts; without an open model it is judged
+    /// later.
     pub(crate) fn load(
         &self,
         obj: &gst::Element,
@@ -157,7 +158,10 @@ impl Base {
                 true
             }
             Some(Err(error)) => {
-                gst::element_warning!(obj, gst::ResourceError::Settings, ("load-state: {}", text(&error)));
+                let text = format!("load-state: {}", text(&error));
+                gst::warning!(crate::CAT, obj = obj, "{text}");
+                let message = gst::message::Warning::builder(gst::ResourceError::Settings, &text).src(obj).build();
+                lock(&self.unsaid).push(message);
                 false
             }
             None => {

@@ -2,7 +2,7 @@
 
 use crate::base::{Base, bad_caps};
 use crate::model::{Counters, ModelSettings};
-use crate::timeline::{Follows, GapPolicy, ResetOn, follows};
+use crate::timeline::{Clock, Follows, GapPolicy, ResetOn, follows};
 use gst::ClockTime;
 use gst::prelude::*;
 use gst_audio::{AudioCapsBuilder, AudioFormat, AudioInfo};
@@ -94,10 +94,10 @@ pub(crate) enum Heard<'a> {
 pub(crate) struct Ear {
     info: AudioInfo,
     listener: Listener,
-    origin: Option<ClockTime>,
-    /// Samples since `origin`.
+    clock: Clock,
+    /// Samples that the clock counted.
     taken: u64,
-    /// Whether `origin` comes from a snapshot and no buffer has confirmed it.
+    /// Whether the time comes from a snapshot and no buffer has confirmed it.
     resumed: bool,
     /// Whether samples that are not finite are being seen, so that a stretch of them warns once.
     warned: bool,
@@ -126,9 +126,9 @@ impl Ear {
             return Err(bad_caps("rate", expected, format!("{} Hz", info.rate())));
         }
         let mut ear = Self {
+            clock: Clock::new(info.rate()),
             info,
             listener,
-            origin: None,
             taken: 0,
             resumed: false,
             warned: false,
@@ -156,8 +156,8 @@ impl Ear {
             left.append(&mut snapshot.pending);
         }
         let (info, samples, out) = (self.info.clone(), Vec::new(), Vec::new());
-        let Self { origin, taken, resumed, warned, .. } = *self;
-        Ok(Self { info, listener, origin, taken, resumed, warned, lost: false, samples, left, out })
+        let Self { clock, taken, resumed, warned, .. } = *self;
+        Ok(Self { info, listener, clock, taken, resumed, warned, lost: false, samples, left, out })
     }
 
     /// Gives the model the hop that was begun under the one before.
@@ -185,10 +185,14 @@ impl Ear {
         self.time(self.taken.saturating_sub(self.listener.held() as u64))
     }
 
-    /// Time of the `n`th sample since `origin`.
+    /// Time of sample `n`.
     fn time(&self, n: u64) -> ClockTime {
-        let since = n.mul_div_floor(*ClockTime::SECOND, u64::from(self.info.rate())).unwrap_or(0);
-        self.origin.unwrap_or(ClockTime::ZERO).saturating_add(ClockTime::from_nseconds(since))
+        let from_zero = || {
+            let mut clock = self.clock;
+            clock.begin(Some(ClockTime::ZERO), 0);
+            clock.time(n).unwrap_or_default()
+        };
+        self.clock.time(n).unwrap_or_else(from_zero)
     }
 
     fn samples_in(&self, time: ClockTime) -> u64 {
@@ -197,7 +201,8 @@ impl Ear {
 
     /// Begins a new count of time; no hop is under way.
     fn rebase(&mut self, pts: Option<ClockTime>) {
-        (self.origin, self.taken, self.resumed) = (pts, 0, false);
+        self.clock.begin(pts, 0);
+        (self.taken, self.resumed) = (0, false);
     }
 
     /// Tells the steps in `out`; the first of them began at sample `from`, after `step` steps of the state.
@@ -267,17 +272,19 @@ impl Ear {
             self.restart(obj, base, true, heard)?;
         }
         match follows(self.now(), buffer.pts(), TOLERANCE, settings.max_gap) {
-            Follows::On => {}
+            Follows::On => {
+                let samples = buffer.size() / self.info.bpf() as usize;
+                self.clock.follow(self.taken, buffer.pts(), samples as u64);
+            }
             // A restored stream may go on at any time.
-            _ if self.resumed => self.origin = None,
+            _ if self.resumed => self.clock.begin(None, 0),
             Follows::Gap(missing) => self.gap(obj, base, settings, missing, heard)?,
             Follows::Jump => self.restart(obj, base, settings.resets(ResetOn::JUMP), heard)?,
         }
-        if self.origin.is_none() && buffer.pts().is_some() {
-            let held = self.listener.held() as u64;
-            let earlier = held.mul_div_round(*ClockTime::SECOND, u64::from(self.info.rate())).unwrap_or(0);
-            self.rebase(buffer.pts().map(|pts| pts.saturating_sub(ClockTime::from_nseconds(earlier))));
-            self.taken = held;
+        if !self.clock.has_time() && buffer.pts().is_some() {
+            // The hop that was begun lies before this buffer.
+            self.taken = self.listener.held() as u64;
+            self.clock.begin(buffer.pts(), self.taken);
         }
         self.resumed = false;
         let unmapped = |e| base.fail(obj, gst::StreamError::Failed, &format!("buffer: {e}"));
@@ -328,7 +335,7 @@ impl Ear {
         }
         let to = from.saturating_add(missing);
         heard(Heard::Gap { from, to });
-        self.rebase(self.origin.map(|_| to));
+        self.rebase(self.clock.has_time().then_some(to));
         Ok(())
     }
 
@@ -373,12 +380,12 @@ impl Ear {
 
     /// Time of the next sample, once one has come.
     pub(crate) fn now(&self) -> Option<ClockTime> {
-        self.origin.map(|_| self.time(self.taken))
+        self.clock.time(self.taken)
     }
 
     /// Whether samples have come since the caps or a snapshot.
     pub(crate) fn began(&self) -> bool {
-        !self.resumed && (self.taken > 0 || self.origin.is_some())
+        !self.resumed && (self.taken > 0 || self.clock.has_time())
     }
 
     /// Whether no sample has come since the caps or a reset, nor before a snapshot.
@@ -388,8 +395,9 @@ impl Ear {
 
     /// The state with its place in time.
     pub(crate) fn snapshot(&mut self, mut header: SnapshotHeader) -> Snapshot {
-        if let Some(origin) = self.origin {
+        if let Some((origin, before)) = self.clock.place() {
             header.extra.insert("origin".into(), origin.nseconds().to_string());
+            header.extra.insert("before".into(), before.to_string());
             header.extra.insert("pts".into(), self.time(self.taken).nseconds().to_string());
         }
         header.extra.insert("taken".into(), self.taken.to_string());
@@ -403,11 +411,12 @@ impl Ear {
     pub(crate) fn restore(&mut self, snapshot: Snapshot) -> Result<SnapshotHeader, Error> {
         let header = self.listener.restore(snapshot)?;
         let number = |name: &str| header.extra.get(name).and_then(|v| v.parse::<u64>().ok());
-        // Times that cannot be would overflow later.
+        // Times and counts that cannot be would overflow later.
         let sane = |n: &u64| *n < 1 << 62;
+        let count = |name: &str| number(name).filter(|n| *n < 1 << 48).unwrap_or(0);
         let origin = number("origin").filter(sane).map(ClockTime::from_nseconds);
-        self.rebase(origin);
-        self.taken = number("taken").filter(|n| *n < 1 << 48).unwrap_or(0).max(self.listener.held() as u64);
+        self.clock.begin(origin, count("before"));
+        self.taken = count("taken").max(self.listener.held() as u64);
         self.resumed = true;
         Ok(header)
     }

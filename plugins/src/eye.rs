@@ -120,6 +120,17 @@ impl Sight {
     }
 }
 
+/// How a frame follows the one before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Arrival {
+    /// It goes on, perhaps after a gap.
+    On,
+    /// A stream with a fresh state begins.
+    Anew,
+    /// Another place of the stream, with the state as it is.
+    Elsewhere,
+}
+
 /// A stream of frames of one size and format.
 pub(crate) struct Eye {
     info: VideoInfo,
@@ -135,7 +146,7 @@ pub(crate) struct Eye {
     missing: f64,
     /// Whether the state is a snapshot's and no frame has come since.
     resumed: bool,
-    /// Whether the last frame did not go on from the one before.
+    /// Whether the state was lost at the last frame.
     broken: bool,
     warned: bool,
 }
@@ -205,6 +216,41 @@ impl Eye {
         Ok(heir)
     }
 
+    /// How long a frame stands.
+    fn frame_time(&self, buffer: &gst::BufferRef) -> ClockTime {
+        let said = buffer.duration().filter(|t| !t.is_zero()).or_else(|| {
+            let fps = self.info.fps();
+            let (num, den) = (u64::try_from(fps.numer()).ok()?, u64::try_from(fps.denom()).ok()?);
+            (num > 0).then(|| ClockTime::from_nseconds(ClockTime::SECOND.nseconds() * den / num))
+        });
+        said.filter(|t| !t.is_zero()).unwrap_or(DEFAULT_FRAME)
+    }
+
+    /// Compares a frame's time with those before it, and takes note of what is missing.
+    pub(crate) fn arrive(&mut self, base: &Base, settings: &ModelSettings, buffer: &gst::BufferRef) -> Arrival {
+        let discont = buffer.flags().contains(gst::BufferFlags::DISCONT) && settings.resets(ResetOn::DISCONT);
+        if base.take_reset() || discont && self.began() {
+            return Arrival::Anew;
+        }
+        // Half a frame is jitter. Frames may come closer than they say that they last; a step back is one that comes
+        // before the last one.
+        let frame_time = self.frame_time(buffer);
+        let tolerance = frame_time / 2;
+        let onward = buffer.pts() >= self.last;
+        let expected = self.last.and(self.expected).map(|t| if onward { t.min(buffer.pts().unwrap_or(t)) } else { t });
+        match follows(expected, buffer.pts(), tolerance, settings.max_gap.max(tolerance)) {
+            Follows::On => {}
+            Follows::Jump if settings.resets(ResetOn::JUMP) => return Arrival::Anew,
+            Follows::Jump => return Arrival::Elsewhere,
+            Follows::Gap(missing) => match settings.gap_policy {
+                GapPolicy::Step => self.missing += missing.nseconds() as f64 / frame_time.nseconds() as f64,
+                GapPolicy::Hold => {}
+                GapPolicy::Reset => return Arrival::Anew,
+            },
+        }
+        Arrival::On
+    }
+
     /// Shows one frame to the model, unless it is `late`. What the model says lies in [`Eye::output`] then.
     pub(crate) fn look(
         &mut self,
@@ -215,32 +261,8 @@ impl Eye {
         late: bool,
         buffer: &gst::BufferRef,
     ) -> Result<Look, gst::FlowError> {
-        let frame_time = buffer.duration().filter(|t| !t.is_zero()).or_else(|| {
-            let fps = self.info.fps();
-            let (num, den) = (u64::try_from(fps.numer()).ok()?, u64::try_from(fps.denom()).ok()?);
-            (num > 0).then(|| ClockTime::from_nseconds(ClockTime::SECOND.nseconds() * den / num))
-        });
-        let frame_time = frame_time.filter(|t| !t.is_zero()).unwrap_or(DEFAULT_FRAME);
+        let frame_time = self.frame_time(buffer);
         self.broken = false;
-        let discont = buffer.flags().contains(gst::BufferFlags::DISCONT) && settings.resets(ResetOn::DISCONT);
-        if base.take_reset() || discont && self.began() {
-            self.reset(base);
-        }
-        // Half a frame is jitter. Frames may come closer than they say that they last; a step back is one that comes
-        // before the last one.
-        let tolerance = frame_time / 2;
-        let onward = buffer.pts() >= self.last;
-        let expected = self.last.and(self.expected).map(|t| if onward { t.min(buffer.pts().unwrap_or(t)) } else { t });
-        match follows(expected, buffer.pts(), tolerance, settings.max_gap.max(tolerance)) {
-            Follows::On => {}
-            Follows::Jump if settings.resets(ResetOn::JUMP) => self.reset(base),
-            Follows::Jump => self.broken = true,
-            Follows::Gap(missing) => match settings.gap_policy {
-                GapPolicy::Step => self.missing += missing.nseconds() as f64 / frame_time.nseconds() as f64,
-                GapPolicy::Hold => {}
-                GapPolicy::Reset => self.reset(base),
-            },
-        }
         // Frames without times count from 0.
         self.expected = Some(buffer.pts().or(self.expected).unwrap_or_default().saturating_add(frame_time));
         self.last = buffer.pts().or(self.last);
@@ -344,7 +366,7 @@ impl Eye {
 
     /// Whether frames have come since the caps, a snapshot or a reset.
     pub(crate) fn began(&self) -> bool {
-        self.expected.is_some()
+        !self.resumed && self.expected.is_some()
     }
 
     /// Whether no frame has come since the caps or a reset, nor before a snapshot.
@@ -352,7 +374,7 @@ impl Eye {
         !self.began() && !self.resumed
     }
 
-    /// Whether the last frame did not go on from the one before: what came before it is complete.
+    /// Whether the state was lost at the last frame: what came before it is complete.
     pub(crate) fn broken(&self) -> bool {
         self.broken
     }
@@ -401,8 +423,10 @@ impl Eye {
         let waited = snapshot.header.extra.get("waited").and_then(|n| n.parse().ok());
         let missing = snapshot.header.extra.get("missing").and_then(|n| n.parse().ok());
         self.missing = missing.filter(|n: &f64| n.is_finite() && *n >= 0.0).unwrap_or(0.0);
-        (self.expected, self.last, self.waited) = (None, None, waited.unwrap_or(u32::MAX));
-        self.resumed = true;
+        // A frame with a time may have any; frames without go on counting.
+        let pts = snapshot.header.extra.get("pts").and_then(|n| n.parse().ok()).filter(|ns: &u64| *ns < 1 << 62);
+        self.expected = pts.map(ClockTime::from_nseconds);
+        (self.last, self.waited, self.resumed) = (None, waited.unwrap_or(u32::MAX), true);
         Ok(snapshot.header)
     }
 }

@@ -1,6 +1,7 @@
 //! What a buffer's time says about the stream: that it goes on, that something is missing, or that it begins anew.
 
 use gst::ClockTime;
+use gst::prelude::*;
 
 /// What happens to the state where time passes without input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, glib::Enum)]
@@ -78,9 +79,112 @@ pub fn follows(
     }
 }
 
+/// Times of samples that are counted: where the count began, and samples since. It follows a sender whose clock goes slower or
+/// faster than its samples say.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    /// Samples a second.
+    rate: u64,
+    /// Time of sample `before`.
+    origin: Option<ClockTime>,
+    /// Samples that were counted before `origin`.
+    before: u64,
+}
+
+impl Clock {
+    /// Of the length of a buffer, by which its time is followed: far more than clocks of quartz differ.
+    const SLACK: u64 = 1000;
+
+    /// A clock that has no time yet.
+    pub fn new(rate: u32) -> Self {
+        Self { rate: u64::from(rate), origin: None, before: 0 }
+    }
+
+    /// The time of `n` samples.
+    fn length(&self, n: u64) -> ClockTime {
+        let ns = n.mul_div_floor(*ClockTime::SECOND, self.rate).unwrap_or(u64::MAX - 1);
+        ClockTime::from_nseconds(ns.min(u64::MAX - 1))
+    }
+
+    /// Sample `before` is at `pts`; without one there is no time.
+    pub fn begin(&mut self, pts: Option<ClockTime>, before: u64) {
+        (self.origin, self.before) = (pts, before);
+    }
+
+    /// What it began with, for [`Clock::begin`].
+    pub fn place(&self) -> Option<(ClockTime, u64)> {
+        self.origin.map(|origin| (origin, self.before))
+    }
+
+    /// Whether there is a time.
+    pub fn has_time(&self) -> bool {
+        self.origin.is_some()
+    }
+
+    /// Time of sample `n`, 0 for one that lies before.
+    pub fn time(&self, n: u64) -> Option<ClockTime> {
+        let origin = self.origin?;
+        Some(match n.checked_sub(self.before) {
+            Some(since) => origin.saturating_add(self.length(since)),
+            None => origin.saturating_sub(self.length(self.before - n)),
+        })
+    }
+
+    /// A buffer of `samples` that begins with sample `n` says `pts`: where that is off by more than a sample, the times that
+    /// come move towards it, by a thousandth of the buffer at most.
+    pub fn follow(&mut self, n: u64, pts: Option<ClockTime>, samples: u64) {
+        let (Some(origin), Some(expected), Some(pts)) = (self.origin, self.time(n), pts) else { return };
+        let step = self.length(samples) / Self::SLACK;
+        let still = self.length(1);
+        self.origin = Some(if pts > expected.saturating_add(still) {
+            origin.saturating_add(step.min(pts - expected - still))
+        } else if pts.saturating_add(still) < expected {
+            origin.saturating_sub(step.min(expected - pts - still))
+        } else {
+            origin
+        });
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_clock_counts_both_ways() {
+        let mut clock = Clock::new(16_000);
+        assert_eq!(clock.time(5), None);
+        clock.begin(Some(ClockTime::from_mseconds(2)), 48);
+        assert_eq!(clock.time(48), Some(ClockTime::from_mseconds(2)));
+        assert_eq!(clock.time(64), Some(ClockTime::from_mseconds(3)));
+        assert_eq!(clock.time(32), Some(ClockTime::from_mseconds(1)));
+        assert_eq!(clock.time(0), Some(ClockTime::ZERO));
+        assert!(clock.time(u64::MAX).is_some());
+    }
+
+    #[test]
+    fn a_clock_follows_drift_and_not_jitter() {
+        // Hours of a clock that is off by 300 parts in a million, either way, with jitter of 20 ms.
+        for parts in [-300_i64, 0, 300] {
+            let mut clock = Clock::new(16_000);
+            clock.begin(Some(ClockTime::from_seconds(100)), 0);
+            for i in 0..600_000_u64 {
+                let true_ns = 100_000_000_000 + (i * 10_000_000) as i64 + i as i64 * 10 * parts;
+                let jitter = if i % 2 == 0 { 20_000_000 } else { -20_000_000 };
+                let pts = ClockTime::from_nseconds((true_ns + jitter) as u64);
+                clock.follow(i * 160, Some(pts), 160);
+                let off = clock.time(i * 160).expect("it has begun").nseconds() as i64 - true_ns;
+                assert!(off.abs() < 20_500_000, "{parts}: {off} ns off at {i}");
+            }
+        }
+        // What is exact stays exact, and what is off by rounding, too.
+        let mut clock = Clock::new(16_000);
+        clock.begin(Some(ClockTime::from_nseconds(7)), 0);
+        for i in 0..1000_u64 {
+            clock.follow(i * 160, Some(ClockTime::from_nseconds(7 + i * 10_000_000 + i % 3)), 160);
+        }
+        assert_eq!(clock.time(0), Some(ClockTime::from_nseconds(7)));
+    }
 
     #[test]
     fn jitter_gaps_and_jumps_are_told_apart() {

@@ -489,3 +489,31 @@ fn the_model_message_comes_once_at_ready() {
     assert_eq!(told, 1);
     element.set_state(gst::State::Null).expect("back to NULL");
 }
+
+/// What is inside of a model with a latency of more than buffers may be off by has no place before 0.
+#[test]
+fn a_state_goes_on_where_time_begins_at_nothing() {
+    let folder = Folder::new("denoise-zero");
+    let late = (0..).find_map(|seed| {
+        let mut f = ssm_tests::fabricate::attenuate::random(&mut Rng::new(seed));
+        f.config["sample_rate"] = 16_000.into();
+        let delay = f.open(ssm_models::kernels::CpuLevel::best()).expect("it opens").info().delay;
+        (delay > 800).then_some(f)
+    });
+    let model = folder.file("late.safetensors");
+    std::fs::write(&model, late.expect("one looks far ahead").bytes()).expect("room for a file");
+    let samples = Rng::new(8).normals(9599, 0.1);
+    let whole = clean(&model, &samples);
+    let state = folder.file("state");
+    let mut a = Bench::new(&model, &[("state-out", &state)], "F32LE", 1);
+    a.pieces(&bytes(&samples[..4799]), &[4799], ClockTime::ZERO);
+    let mut out = a.pull().0;
+    out.extend(a.end());
+    drop(a);
+    let mut b = Bench::new(&model, &[("state-in", &state)], "F32LE", 1);
+    b.pieces(&bytes(&samples[4799..]), &[160; 30], ClockTime::ZERO);
+    assert_eq!(b.count("resets"), 0);
+    out.extend(b.pull().0);
+    out.extend(b.end());
+    assert!(out == whole);
+}

@@ -318,3 +318,29 @@ fn every_event_is_a_line() {
         assert_eq!(written, told, "{n} frames");
     }
 }
+
+/// The frames before a reset are whole: those that the scores have not come to are looked at as at the end of stream.
+#[test]
+fn a_reset_first_tells_what_is_inside() {
+    let folder = Folder::new("events-reset");
+    let (fabricated, path) = model(&folder);
+    let frames = frames(30);
+    let threshold = threshold(&direct(&fabricated, &frames));
+    let properties = [("model", path.as_str()), ("threshold", threshold.as_str()), ("cooldown", "0")];
+    let mut told = 0;
+    for n in 20..30 {
+        let mut whole = Bench::new(&properties);
+        whole.push(&frames[..n], 0);
+        whole.h.push_event(gst::event::Eos::new());
+        let want = whole.messages();
+        let mut b = Bench::new(&properties);
+        b.push(&frames[..n], 0);
+        let before = b.messages();
+        b.element.emit_by_name::<()>("reset-state", &[]);
+        b.push(&frames[..1], n as u64);
+        let behind = b.messages();
+        told += behind.len();
+        assert_eq!([before, behind].concat(), want, "after {n} frames");
+    }
+    assert!(told > 0, "nothing was inside");
+}

@@ -207,3 +207,32 @@ fn frames() {
         assert_eq!(scores(what, &flags, &pictures), if fresh { &*alone } else { &*after }, "{what} with {flags}");
     }
 }
+
+#[test]
+fn the_same_segment_again_begins_nothing() {
+    for (factory, form) in
+        [("ssmevents", "video/x-raw,format=RGB,width=32,height=18,framerate=25/1"), ("ssmvad", ""), ("ssmdenoise", "")]
+    {
+        let element = make(factory, &[]);
+        let mut h = Harness::with_element(&element, Some("sink"), Some("src"));
+        if form.is_empty() {
+            h.set_caps(caps("F32LE", 16_000, 1), caps("F32LE", 16_000, 1));
+        } else {
+            h.set_src_caps_str(form);
+        }
+        h.push_event(segment(ClockTime::ZERO));
+        let mut resets = vec![];
+        for i in 0..10 {
+            let data = if form.is_empty() { bytes(&[0.1; 640]) } else { vec![9; 32 * 18 * 3] };
+            h.push(buffer(data, ClockTime::from_mseconds(40 * i), false)).expect("flows");
+            if i == 7 {
+                resets.push(element.property::<u64>("resets"));
+            }
+            let start = ClockTime::from_mseconds(u64::from(i == 8));
+            h.push_event(segment(start));
+        }
+        resets.push(element.property::<u64>("resets"));
+        // Another one does, and the one after that.
+        assert_eq!(resets, [0, 2], "{factory}");
+    }
+}

@@ -213,3 +213,32 @@ fn a_latency_without_end_stays_one() {
     b.h.set_upstream_latency(ClockTime::MAX);
     assert_eq!(b.h.query_latency(), Some(ClockTime::MAX));
 }
+
+/// 900 parts in a million make 90 ms in these 100 s, more than buffers may be off by.
+#[test]
+fn a_clock_that_drifts_costs_no_state() {
+    let folder = Folder::new("drift");
+    for (factory, media, model) in elements(&folder).into_iter().filter(|(_, media, _)| *media == "audio") {
+        for parts in [-900, 900] {
+            let mut b = Bench::new(factory, &[("model", &model)], media, "25/1");
+            let sound = bytes(&Rng::new(2).normals(2 * 1600, 0.1));
+            let pts = |i: i64| 10_000_000_000 + i * 100_000_000 + i * 100 * parts;
+            let mut last = 0;
+            for i in 0..1000 {
+                let mut buffer = gst::Buffer::from_mut_slice(sound.clone());
+                let edit = buffer.get_mut().expect("a new buffer");
+                edit.set_pts(ClockTime::from_nseconds(pts(i) as u64));
+                b.h.push(buffer).expect("flows");
+                while let Some(out) = b.h.try_pull() {
+                    last = out.pts().expect("a time").nseconds() as i64;
+                }
+            }
+            assert_eq!(b.resets(), 0, "{factory}, {parts}");
+            let off = last - pts(999);
+            assert!(
+                (-200_000_000..=1_000_000).contains(&off),
+                "{factory}, {parts}: {off} ns from the last buffer's time"
+            );
+        }
+    }
+}

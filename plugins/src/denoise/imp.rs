@@ -21,7 +21,7 @@ use crate::ear::{self, TOLERANCE};
 use crate::model::{Counters, ModelSettings};
 use crate::reload::{self, Holds, Modelled, Reload};
 use crate::state::{self, Stateful};
-use crate::timeline::{Follows, GapPolicy, ResetOn, follows};
+use crate::timeline::{Clock, Follows, GapPolicy, ResetOn, follows};
 use gst::ClockTime;
 use gst::prelude::*;
 use gst::subclass::prelude::*;
@@ -68,10 +68,9 @@ impl Default for Settings {
 struct Flow {
     info: AudioInfo,
     audio: AudioStream,
-    /// Time of the next output frame: `origin` and frames since.
-    origin: Option<ClockTime>,
+    clock: Clock,
+    /// Frames that the clock counted, out and in.
     given: u64,
-    /// Frames taken in since `origin`.
     taken: u64,
     /// Whether the next output buffer begins anew.
     discont: bool,
@@ -84,12 +83,6 @@ struct Flow {
 }
 
 impl Flow {
-    fn time(&self, frames: u64) -> Option<ClockTime> {
-        let rate = u64::from(self.info.rate());
-        let since = frames.mul_div_floor(*ClockTime::SECOND, rate).unwrap_or(u64::MAX - 1);
-        Some(self.origin?.saturating_add(ClockTime::from_nseconds(since)))
-    }
-
     /// What is inside comes out, completed with silence; the state is a `fresh` one then, or goes on.
     fn empty(&mut self, fresh: bool) {
         if fresh {
@@ -101,7 +94,8 @@ impl Flow {
 
     /// Begins a new count of time; what is inside must have come out.
     fn rebase(&mut self, pts: Option<ClockTime>) {
-        (self.origin, self.given, self.taken) = (pts, 0, 0);
+        self.clock.begin(pts, 0);
+        (self.given, self.taken) = (0, 0);
     }
 
     /// The frames in `out` as a buffer with its time; `None` if there are none.
@@ -124,7 +118,7 @@ impl Flow {
                 }
             }
         }
-        let (pts, end) = (self.time(self.given), self.time(self.given + frames));
+        let (pts, end) = (self.clock.time(self.given), self.clock.time(self.given + frames));
         b.set_pts(pts);
         b.set_duration(end.zip(pts).map(|(end, pts)| end.saturating_sub(pts)));
         if std::mem::take(&mut self.discont) {
@@ -254,9 +248,9 @@ impl Denoise {
         }
         self.base.forget();
         let flow = Flow {
+            clock: Clock::new(info.rate()),
             info,
             audio,
-            origin: None,
             given: 0,
             taken: 0,
             discont: true,
@@ -285,7 +279,7 @@ impl Denoise {
         Counters::add(&self.base.counters.not_finite, more);
         Counters::add(&self.base.counters.resets, more);
         if more > 0 && !std::mem::replace(&mut flow.silent, true) {
-            let at = flow.time(flow.given).display();
+            let at = flow.clock.time(flow.given).display();
             let text = "expected finite ones of the model, got others; they are silence, and the state is reset";
             self.base.warn(self.obj().upcast_ref(), &format!("samples at {at}: {text}"));
         }
@@ -344,8 +338,11 @@ impl Denoise {
                 Counters::add(&self.base.counters.resets, 1);
             }
             let rate = u64::from(flow.info.rate());
-            match follows(flow.time(flow.taken), buffer.pts(), TOLERANCE, settings.max_gap) {
-                Follows::On => {}
+            match follows(flow.clock.time(flow.taken), buffer.pts(), TOLERANCE, settings.max_gap) {
+                Follows::On => {
+                    let frames = buffer.size() / flow.info.bpf() as usize;
+                    flow.clock.follow(flow.taken, buffer.pts(), frames as u64);
+                }
                 gap @ (Follows::Gap(_) | Follows::Jump) => {
                     let (missing, policy) = match gap {
                         Follows::Gap(time) => (time, settings.gap_policy),
@@ -360,12 +357,11 @@ impl Denoise {
                     flow.discont = true;
                 }
             }
-            if flow.origin.is_none() && buffer.pts().is_some() {
-                // Restored streams hold samples from before this buffer, which come out first.
-                let inside = (flow.audio.inside() as u64).saturating_sub(flow.taken);
-                let earlier = inside.mul_div_round(*ClockTime::SECOND, rate).unwrap_or(0);
-                flow.rebase(buffer.pts().map(|pts| pts.saturating_sub(ClockTime::from_nseconds(earlier))));
-                flow.taken = inside;
+            if !flow.clock.has_time() && buffer.pts().is_some() {
+                // What is inside, of a snapshot or of buffers without times, lies before this buffer and comes out first.
+                let inside = flow.audio.inside() as u64;
+                flow.clock.begin(buffer.pts(), inside);
+                (flow.given, flow.taken) = (0, inside);
             }
             let map = buffer.map_readable().map_err(|e| self.no_memory(e))?;
             let bad = ear::read(flow.info.format(), &map, &mut flow.samples);
@@ -614,19 +610,24 @@ impl Stateful for Denoise {
         let mut flow = lock(&self.flow);
         let flow = flow.as_mut()?;
         let mut header = SnapshotHeader::default();
-        if let Some(pts) = flow.time(flow.taken) {
+        if let Some(pts) = flow.clock.time(flow.taken) {
             header.extra.insert("pts".into(), pts.nseconds().to_string());
         }
         self.base.bytes(&CAT, &flow.audio.snapshot(header))
     }
 
     fn load(&self, bytes: &[u8]) -> bool {
-        let mut flow = lock(&self.flow);
-        self.base.load(self.obj().upcast_ref(), bytes, |snapshot| {
-            let flow = flow.as_mut()?;
-            flow.rebase(None);
-            Some(flow.audio.restore(snapshot))
-        })
+        let obj = self.obj();
+        let done = {
+            let mut flow = lock(&self.flow);
+            self.base.load(obj.upcast_ref(), bytes, |snapshot| {
+                let flow = flow.as_mut()?;
+                flow.rebase(None);
+                Some(flow.audio.restore(snapshot))
+            })
+        };
+        self.base.speak(obj.upcast_ref());
+        done
     }
 }
 

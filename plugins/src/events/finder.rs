@@ -2,8 +2,9 @@
 //!
 //! A class called `cut` is an event of one frame: it is told where its score is at the threshold or above and the largest
 //! of five frames. Every other class lasts: an event goes on while the largest score of these classes is at the lower
-//! threshold or above, and is told if it reached the threshold; its kind is the class that had the most of it. Events do
-//! not overlap: of a cut and a longer event within two frames of it, the one with the larger score is told.
+//! threshold or above, and is told if it reached the threshold; its kind is the class that had the most of it. Of a cut and a
+//! longer event within two frames of it, the one with the larger score is told. A cut does not wait for the end of a longer
+//! event for more than 250 frames.
 
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -14,6 +15,8 @@ const CUT: &str = "cut";
 const NOTHING: [&str; 2] = ["none", "background"];
 /// Frames on each side that a cut's score is compared with.
 const NEAR: usize = 2;
+/// Frames that a cut waits for the end of a lasting event around it.
+const PATIENCE: u64 = 250;
 
 /// What the element's properties say.
 #[derive(Clone, Copy, Debug)]
@@ -117,6 +120,24 @@ pub(crate) struct Finder {
 }
 
 impl Finder {
+    /// One from its text; times and numbers that cannot be would overflow later.
+    ///
+    /// # Errors
+    /// The text is not a finder's.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let finder: Self = serde_json::from_str(text).map_err(|e| e.to_string())?;
+        let spans = finder.spans.iter().flat_map(|s| [Some(s.start), Some(s.first), s.end]).flatten();
+        let cuts = finder.cuts.iter().flat_map(|c| [c.start, c.end]);
+        let mut marks =
+            finder.waiting.iter().copied().chain(finder.recent.iter().map(|r| r.0)).chain(spans).chain(cuts);
+        let far = |n: u64| n >= 1 << 62;
+        match marks.find(|m| far(m.frame) || far(m.pts)) {
+            Some(mark) => Err(format!("frame {} at {} ns", mark.frame, mark.pts)),
+            None if far(finder.frames) => Err(format!("{} frames", finder.frames)),
+            None => Ok(finder),
+        }
+    }
+
     /// A frame came, and the probabilities of the frame `look_ahead` before it.
     pub(crate) fn step(
         &mut self,
@@ -193,7 +214,9 @@ impl Finder {
         let near = middle.saturating_sub(NEAR)..(middle + NEAR + 1).min(self.recent.len());
         // Of equal ones the first.
         let largest = near.clone().all(|i| self.recent[i].1 < score || i >= middle && self.recent[i].1 <= score);
-        let rested = self.last_cut.is_none_or(|last| mark.pts.saturating_sub(last) >= rules.cooldown);
+        // A cut that lies ahead is of another clock: the state came from another process, or the stream went back.
+        let rested =
+            self.last_cut.is_none_or(|last| mark.pts.checked_sub(last).is_none_or(|since| since >= rules.cooldown));
         if middle > 0 && score >= rules.threshold && score > 0.0 && largest && rested {
             self.last_cut = Some(mark.pts);
             self.cuts.push(Cut { kind, start: self.recent[middle - 1].0, end: mark, score });
@@ -222,7 +245,8 @@ impl Finder {
         // A cut that no open or future stretch can touch.
         let spans = &self.spans;
         self.cuts.retain(|cut| {
-            let open = now != u64::MAX && (now < cut.end.frame + near || spans.iter().any(|s| touches(s, cut)));
+            let waits = now.saturating_sub(cut.end.frame) < PATIENCE;
+            let open = waits && (now < cut.end.frame + near || spans.iter().any(|s| touches(s, cut)));
             if !open {
                 out.push(Event { kind: cut.kind, start: cut.start, end: cut.end, score: cut.score });
             }
@@ -313,6 +337,41 @@ mod tests {
             s[20..30].iter_mut().for_each(|s| s[2] = 0.8);
             s[at][0] = cut;
             assert_eq!(run(&s, 4, None), want, "cut of {cut} at {at}");
+        }
+    }
+
+    #[test]
+    fn the_clock_of_another_process_does_not_silence_cuts() {
+        let (mut finder, mut out) = (Finder::default(), Vec::new());
+        for (start, frames) in [(3_600_000, 20), (0, 20)] {
+            for t in 0..frames {
+                let p = [if t == 10 { 0.9 } else { 0.0 }, 0.0, 0.0];
+                finder.step(&RULES, &kinds(), 0, (start + t) * FRAME, &p, &mut out);
+            }
+        }
+        assert_eq!(out.len(), 2, "{out:?}");
+    }
+
+    #[test]
+    fn a_stretch_without_end_withholds_no_cut() {
+        let mut s = vec![[0.01, 0.3, 0.0]; 700];
+        (s[100][0], s[500][0]) = (0.9, 0.9);
+        let (mut finder, mut out) = (Finder::default(), Vec::new());
+        for (t, p) in s.iter().enumerate() {
+            finder.step(&RULES, &kinds(), 0, t as u64 * FRAME, p, &mut out);
+            assert!(finder.cuts.len() <= 1);
+            assert_eq!(out.len(), usize::from(t >= 350), "frame {t}");
+        }
+    }
+
+    #[test]
+    fn texts_that_no_finder_wrote_are_refused() {
+        let good = serde_json::to_string(&Finder::default()).expect("it is a value");
+        assert!(Finder::parse(&good).is_ok());
+        let far = good.replace("\"frames\":0", &format!("\"frames\":{}", u64::MAX));
+        let late = good.replace("\"waiting\":[]", &format!("\"waiting\":[{{\"frame\":1,\"pts\":{}}}]", u64::MAX));
+        for bad in ["", "{}", &far, &late] {
+            assert!(Finder::parse(bad).is_err(), "{bad}");
         }
     }
 

@@ -194,9 +194,15 @@ impl Analyser for Events {
         }
     }
 
-    fn resume(&self, header: &SnapshotHeader) {
-        let finder = header.extra.get("finder").and_then(|text| serde_json::from_str(text).ok());
-        lock(&self.track).finder = finder.unwrap_or_default();
+    fn resume(&self, header: &SnapshotHeader) -> Result<(), Error> {
+        let finder = header.extra.get("finder").map_or_else(|| Ok(Finder::default()), |text| Finder::parse(text));
+        lock(&self.track).finder = finder.map_err(|got| Error::Config {
+            file: "snapshot".into(),
+            field: "finder".into(),
+            expected: "frames and events under way".into(),
+            got,
+        })?;
+        Ok(())
     }
 }
 

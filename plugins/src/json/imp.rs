@@ -45,7 +45,7 @@ impl Json {
                 gst::FlowError::Error
             })?;
             text.push(b'\n');
-            pts = line.pts.map(gst::ClockTime::from_nseconds);
+            pts = line.pts.filter(|ns| *ns < u64::MAX).map(gst::ClockTime::from_nseconds);
         }
         if text.is_empty() {
             return Ok(None);

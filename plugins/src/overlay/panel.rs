@@ -269,7 +269,7 @@ impl Panel {
             for mark in &source.marks {
                 // Places of the event from the right edge; one frame is a step wide.
                 let back = |t: ClockTime| {
-                    (now.saturating_sub(t).nseconds() / (span.nseconds() / columns as u64).max(1)) as usize
+                    (now.saturating_sub(t).nseconds() / (span.nseconds() / columns.max(1) as u64).max(1)) as usize
                 };
                 let (from, to) = (back(mark.start), back(mark.end));
                 if to < columns {

@@ -130,12 +130,13 @@ impl Analyser for Vad {
         }
     }
 
-    fn resume(&self, header: &SnapshotHeader) {
+    fn resume(&self, header: &SnapshotHeader) -> Result<(), Error> {
         let time = |name: &str| {
             let ns = header.extra.get(name)?.parse().ok().filter(|ns: &u64| *ns < 1 << 62)?;
             Some(ClockTime::from_nseconds(ns))
         };
         *lock(&self.segments) = Segments { open: time("open"), since: time("since") };
+        Ok(())
     }
 }
 

@@ -39,7 +39,9 @@ impl Segments {
             self.since = None;
             return None;
         }
-        let since = *self.since.get_or_insert(start);
+        // A time that lies ahead is of another clock: the state came from another process.
+        let since = self.since.filter(|since| *since <= start).unwrap_or(start);
+        self.since = Some(since);
         let enough = if self.open.is_some() { rules.min_silence } else { rules.min_speech };
         if end.saturating_sub(since) < enough {
             return None;
