@@ -7,9 +7,9 @@
 //! ```
 //!
 //! `F32LE` or `S16LE` at the model's rate (16 kHz for the builtin), any number of channels, which are mixed. The network
-//! sees a frame of 20 ms every 10 ms and gives the probability that there is speech in it. It stands for the 10 ms in the
-//! middle of the frame, so it is known 15 ms after these begin. Each is a result in the meta of the buffer that completed
-//! its frame.
+//! sees a frame of 32 ms every 10 ms, most of it where it is 10 ms old, and gives the probability that there is speech. It
+//! stands for the 10 ms around that place, so it is known 15 ms after these begin. Each is a result in the meta of the buffer
+//! that completed its frame.
 //!
 //! A message `ssm-vad` tells each start and each end of speech: `state` (`start` or `end`), `pts`, `running-time` and
 //! `stream-time` of the place, at the end also `start` (`pts` of the start) and `duration`, all in ns. Speech begins where
