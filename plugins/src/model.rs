@@ -6,10 +6,10 @@ use gst::ClockTime;
 use gst::prelude::*;
 use ssm_models::kernels::{Cx, linear};
 use ssm_models::{Device, Engine, EngineKey, Error, Options, Signal, open};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 /// Longest gap that a state is aged over by default.
 const DEFAULT_MAX_GAP: ClockTime = ClockTime::from_seconds(1);
@@ -254,9 +254,7 @@ impl ModelSettings {
             Precision::Bf16 => linear::Precision::Bf16,
             Precision::Int8 => linear::Precision::Int8,
         };
-        // A file that was replaced since is another model.
-        let written = std::fs::metadata(name).and_then(|m| m.modified()).ok();
-        let written = written.and_then(|t| t.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
+        let written = written(Path::new(name));
         let file = std::fs::canonicalize(name).unwrap_or_else(|_| PathBuf::from(name));
         let key = EngineKey {
             model: format!("{} {written:?} {options:?}", file.display()),
@@ -348,4 +346,17 @@ impl Counters {
     pub(crate) fn add(counter: &AtomicU64, n: u64) {
         counter.fetch_add(n, Ordering::Relaxed);
     }
+}
+
+/// When what belongs to a model was written: a file that was replaced since is another model, and so is one with another
+/// configuration beside it, or a folder with another file in it.
+fn written(path: &Path) -> [Option<SystemTime>; 5] {
+    let at = |path: &Path| std::fs::metadata(path).and_then(|m| m.modified()).ok();
+    [
+        at(path),
+        at(&path.with_file_name("config.json")),
+        at(&path.join("config.json")),
+        at(&path.join("model.safetensors")),
+        at(&path.join("pytorch_model.bin")),
+    ]
 }

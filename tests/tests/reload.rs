@@ -321,3 +321,29 @@ fn without_leave_it_waits_for_the_next_start() {
     assert_eq!(opened(), first);
     element.set_state(gst::State::Null).expect("back to NULL");
 }
+
+#[test]
+fn a_file_that_was_replaced_in_its_folder_is_another_model() {
+    let folder = Folder::new("reload-folder");
+    let (model, _) = folder.model("cleanumamba", 4);
+    let place = folder.file("published");
+    std::fs::create_dir(&place).expect("a temporary folder");
+    std::fs::write(folder.file("published/model.safetensors"), model.bytes()).expect("a temporary file");
+    let samples = Rng::new(3).normals(1600, 0.1);
+    let start = || {
+        let mut h = Harness::with_element(&make("ssmdenoise", &[("model", &place)]), Some("sink"), Some("src"));
+        h.set_caps(caps("F32LE", 16_000, 1), caps("F32LE", 16_000, 1));
+        h
+    };
+    let denoised = |h: &mut Harness| {
+        h.push(gst::Buffer::from_slice(bytes(&samples))).expect("flows");
+        h.pull().expect("something comes out").map_readable().expect("readable").to_vec()
+    };
+    let (mut first, mut second) = (start(), start());
+    let before = denoised(&mut first);
+    assert_eq!(denoised(&mut second), before);
+    // The folder's own time stays.
+    std::fs::copy(retrained(&model, &folder), folder.file("published/model.safetensors")).expect("it is copied");
+    let mut third = start();
+    assert_ne!(denoised(&mut third), before);
+}

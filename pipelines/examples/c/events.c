@@ -78,9 +78,9 @@ int main(int argc, char **argv)
     return 2;
   }
   GError *error = NULL;
-  /* The times of a new process begin at 0 again. That is no reason for a fresh state here, so "jump" is left out. */
+  /* The times of a new process begin at 0 again; a state that was loaded goes on there. */
   gchar *line = g_strdup_printf(
-      "%s ! videoconvert ! ssmevents name=events reset-on=flush+segment+caps+eos ! fakesink sync=false",
+      "%s ! videoconvert ! ssmevents name=events ! fakesink sync=false",
       argc > 2 ? argv[2] : "videotestsrc num-buffers=250");
   GstElement *pipeline = gst_parse_launch(line, &error);
   g_free(line);
