@@ -91,7 +91,7 @@ fn a_backward_scan_is_refused_where_time_is_causal() {
             f.tensors.keys().filter(|n| n.ends_with(tail)).count() > 1
         });
         let f = f.as_mut().expect("one of several layers");
-        let a_log = f.tensors.keys().filter(|n| n.ends_with(tail)).next_back().expect("there are some").clone();
+        let a_log = f.tensors.keys().rfind(|n| n.ends_with(tail)).expect("there are some").clone();
         let (shape, values) = f.tensors[&a_log].clone();
         let backward = a_log.replace("A_log", "A_b_log");
         f.values(&backward, &shape, values);

@@ -1,10 +1,11 @@
-"""Takes the noise out of sounds with RNNoise and nnnoiseless, for `ssm eval-denoise FOLDER --judge OUT/PROGRAM`.
+"""Takes the noise out of sounds with RNNoise, nnnoiseless and GTCRN, for `ssm eval-denoise FOLDER --judge OUT/PROGRAM`.
 
-    pip install numpy scipy soundfile pyrnnoise; cargo install nnnoiseless
-    python denoise.py FOLDER OUT
+    pip install numpy scipy soundfile pyrnnoise onnxruntime; cargo install nnnoiseless
+    python denoise.py FOLDER OUT [--gtcrn FILE]
 
-FOLDER holds NAME_noisy.wav or .flac. Both programs run at 48 kHz; what comes out is at the rate of what went in, as long as
-it, and shifted by the delay that makes it most like what went in, which is one figure for each program.
+FOLDER holds NAME_noisy.wav or .flac; FILE is stream/onnx_models/gtcrn_simple.onnx of the repository Xiaobin-Rong/gtcrn. GTCRN
+runs at 16 kHz, the others at 48 kHz; what comes out is at the rate of what went in, as long as it, and shifted by the delay that
+makes it most like what went in, which is one figure for each program.
 """
 
 import argparse
@@ -21,9 +22,9 @@ import numpy as np
 import soundfile
 from scipy.signal import resample_poly
 
-RATE = 48_000  # Hz
-FRAME = 480  # samples
-LONGEST = 2 * FRAME + 1  # delay that is looked for
+RATE, FRAME = 48_000, 480  # Hz and samples, of RNNoise
+GTCRN_RATE, GTCRN_FRAME = 16_000, 512  # the same of GTCRN, which takes a frame every half frame
+LONGEST = 2 * FRAME + 1  # delay in samples that is looked for
 
 
 def resampled(x, old, new):
@@ -73,6 +74,30 @@ def nnnoiseless():
     return run
 
 
+def gtcrn(file):
+    """The same on (n,) at GTCRN_RATE, by a network that takes a frame of a spectrum and what it gave back before; None without."""
+    if file is None or importlib.util.find_spec("onnxruntime") is None:
+        return None
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    half, window = GTCRN_FRAME // 2, np.sqrt(np.hanning(GTCRN_FRAME + 1)[:-1])
+
+    def run(x):
+        caches = {i.name: np.zeros(i.shape, np.float32) for i in session.get_inputs()[1:]}
+        x = np.pad(x, (half, half + -len(x) % half))
+        y = np.zeros(len(x))
+        for at in range(0, len(x) - half, half):
+            s = np.fft.rfft(x[at : at + GTCRN_FRAME] * window)
+            mix = np.stack([s.real, s.imag], -1).astype(np.float32)[None, :, None]
+            out, *after = session.run(None, {"mix": mix, **caches})
+            caches = dict(zip(caches, after))
+            y[at : at + GTCRN_FRAME] += np.fft.irfft(out[0, :, 0, 0] + 1j * out[0, :, 0, 1]) * window
+        return y[half:]
+
+    return run
+
+
 def delay(x, y):
     """By how many samples y comes later than x, 0 to LONGEST."""
     n = 1 << (len(x) + len(y)).bit_length()
@@ -84,11 +109,13 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("folder", type=Path)
     p.add_argument("out", type=Path)
+    p.add_argument("--gtcrn", type=Path, help="the network")
     args = p.parse_args()
     files = sorted(f for f in args.folder.iterdir() if f.stem.endswith("_noisy"))
     if not files:
         sys.exit(f"{args.folder}: expected NAME_noisy.wav or .flac, got none")
-    for name, program in (("rnnoise", rnnoise()), ("nnnoiseless", nnnoiseless())):
+    programs = [("rnnoise", RATE, rnnoise()), ("nnnoiseless", RATE, nnnoiseless()), ("gtcrn", GTCRN_RATE, gtcrn(args.gtcrn))]
+    for name, runs_at, program in programs:
         if program is None:
             print(f"{name} is missing and left out")
             continue
@@ -97,13 +124,13 @@ def main():
         for file in files:
             x, rate = soundfile.read(file, dtype="float32")
             x = x if x.ndim == 1 else x.mean(1)
-            full = resampled(x, rate, RATE)
+            full = resampled(x, rate, runs_at)
             done.append((file, len(x), rate, full, program(np.pad(full, (0, LONGEST)))))
         late = int(np.median([delay(full, y) for *_, full, y in done]))
         for file, n, rate, full, y in done:
-            y = resampled(np.pad(y, (0, LONGEST))[late : late + len(full)], RATE, rate)[:n]
+            y = resampled(np.pad(y, (0, LONGEST))[late : late + len(full)], runs_at, rate)[:n]
             soundfile.write(args.out / name / f"{file.stem.removesuffix('_noisy')}.wav", y, rate, subtype="FLOAT")
-        print(f"{name}: {len(files)} sounds, delay {late} samples at {RATE} Hz")
+        print(f"{name}: {len(files)} sounds, delay {late} samples at {runs_at} Hz")
 
 
 if __name__ == "__main__":
