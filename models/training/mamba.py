@@ -19,7 +19,12 @@ def compiled():
     source = Path(__file__).with_name("scan.c")
     try:
         kind = hashlib.sha256(source.read_bytes() + os.uname().nodename.encode()).hexdigest()[:16]
-        path = Path(tempfile.gettempdir()) / f"scan-{os.getuid()}-{kind}.so"
+        folder = Path(tempfile.gettempdir()) / f"scan-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        # Nobody else may have put something there.
+        if folder.is_symlink() or folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o22:
+            return None
+        path = folder / f"{kind}.so"
         if not path.is_file():
             part = path.with_suffix(f".{os.getpid()}")
             flags = ["-O3", "-march=native", "-ffast-math", "-fno-math-errno", "-shared", "-fPIC"]

@@ -82,7 +82,7 @@ fn vectors_of_length_one_on_request() {
 fn the_builtin_denoiser_has_features_too() {
     let mut l = Listening::new("ssmembed", &[("model", "builtin:denoise")], "S16LE", 16_000, 2);
     l.push(&[0; 4 * 1600], Some(ClockTime::ZERO)).expect("flows");
-    assert!(l.results.len() == 10 && l.results.iter().all(|r| vector(r).len() == 64));
+    assert!(l.results.len() == 10 && l.results.iter().all(|r| vector(r).len() == 128));
 }
 
 #[test]

@@ -1,6 +1,9 @@
 r"""Gets the recordings and turns them into 16 kHz mono arrays in a cache folder.
 
-    python data.py --cache CACHE --repos REPOS
+    python data.py --cache CACHE --repos REPOS [--teacher MODEL]
+
+With a teacher (a file that `ssmdenoise` of the built plugin takes, and runs here through `gst-launch-1.0`) recordings of
+crowds that are not clean enough are cleaned by it and kept; without one they are left out.
 
 Debian packages are downloaded here (``apt-get download``, any Debian or Ubuntu machine with the Debian archive in its
 sources) and unpacked, never installed. REPOS is a folder that holds clones of the public repositories; they are read
@@ -40,6 +43,7 @@ import json
 import os
 import re
 import subprocess
+import tempfile
 from math import gcd
 from pathlib import Path
 
@@ -111,6 +115,7 @@ SOUNDS = {
     ],
 }
 CLEAN = 40  # dB that a recording of a crowd must have between speech and pauses
+CLEANABLE = 20  # dB that is enough before a teacher
 FESTVOX_HELD_OUT = 60
 ESC10_COMMIT = "553c8f17"
 BLANKET_COMMIT = "8b1c27a"
@@ -234,16 +239,33 @@ def loudness(x):
     return 10 * np.log10((x[: len(x) // 320 * 320].reshape(-1, 320) ** 2).mean(axis=1) + 1e-12)
 
 
-def spoken(x):
-    """x without the silence before and behind, or nothing if its pauses are not `CLEAN`."""
+def spoken(x, clean=CLEAN):
+    """x without the silence before and behind, or nothing if its pauses are less than `clean` dB below speech."""
     level = loudness(x)
-    if not len(level) or level.max() - 10 - np.percentile(level, 10) < CLEAN:
+    if not len(level) or level.max() - 10 - np.percentile(level, 10) < clean:
         return x[:0]
     loud = np.flatnonzero(level > level.max() - 45)
     return x[max(loud[0] - 3, 0) * 320 : (loud[-1] + 4) * 320]
 
 
-def speech(cache, repos):
+def cleaned(teacher, sounds):
+    """Each of `sounds` after the denoiser of the file `teacher`, one behind the other in a pipeline."""
+    gap = np.zeros(RATE // 2, np.float32)
+    stream = np.concatenate([part for x in sounds for part in (x * (0.5 / max(np.abs(x).max(), 1e-3)), gap)])
+    with tempfile.TemporaryDirectory() as folder:
+        before, after = Path(folder) / "before", Path(folder) / "after"
+        stream.astype("<f4").tofile(before)
+        form = f"format=pcm pcm-format=f32le sample-rate={RATE} num-channels=1"
+        parts = [f"filesrc location={before}", f"rawaudioparse {form}", f"ssmdenoise model={teacher}", f"filesink location={after}"]
+        subprocess.run(["gst-launch-1.0", "-q", *" ! ".join(parts).split()], check=True)
+        out = np.fromfile(after, "<f4")
+    if len(out) != len(stream):
+        raise SystemExit(f"{teacher}: {len(out)} samples came out of {len(stream)}")
+    starts = np.cumsum([0, *(len(x) + len(gap) for x in sounds)])
+    return [out[at : at + len(x)] for at, x in zip(starts, sounds)]
+
+
+def speech(cache, repos, teacher):
     """Training and held-out sentences of every voice."""
     minutes = {}
     for voice, (repo, commit, pattern, _, held_out) in VOICES.items():
@@ -264,12 +286,19 @@ def speech(cache, repos):
         (test if i >= len(files) - FESTVOX_HELD_OUT else train).add(path.stem, to_16k(samples, rate))
     minutes[train.name], minutes[test.name] = train.close(), test.close()
     for crowd, (repo, commit, pattern, _) in CROWDS.items():
-        r, train = Repository(repos, repo), Writer(cache, f"train_speech_{crowd}")
+        r, train, unclean = Repository(repos, repo), Writer(cache, f"train_speech_{crowd}"), []
         for path, data in r.read(r.files(commit, pattern)):
-            speaker = "".join(f"{name}/" for name in re.search(pattern, path).groups())
+            name = "".join(f"{name}/" for name in re.search(pattern, path).groups()) + Path(path).stem
             decoded = sound(path, data)
-            if decoded is not None:
-                train.add(speaker + Path(path).stem, spoken(decoded))
+            if decoded is None:
+                continue
+            if len(clean := spoken(decoded)):
+                train.add(name, clean)
+            elif teacher and len(spoken(decoded, CLEANABLE)):
+                unclean.append((name, decoded))
+        if unclean:
+            for (name, _), x in zip(unclean, cleaned(teacher, [x for _, x in unclean])):
+                train.add(name, spoken(x))
         minutes[train.name] = train.close()
     for language in ("it", "ru"):
         test = Writer(cache, f"test_speech_asterisk_{language}")
@@ -335,8 +364,8 @@ def made(cache):
         train.close()
 
 
-def manifest(minutes):
-    """The list of sources, licences, minutes and what is held out."""
+def manifest(minutes, teacher):
+    """The list of sources, licences, minutes and what is held out, and the teacher that cleaned what was not clean."""
     git = "https://github.com/"
     sources = []
     for voice, (repo, commit, _, licence, held_out) in VOICES.items():
@@ -410,7 +439,7 @@ def manifest(minutes):
             "held_out": ", ".join(BLANKET_TEST),
         }
     )
-    return {"rate": RATE, "sources": sources}
+    return {"rate": RATE, "teacher": teacher and str(Path(*teacher.parts[-2:])), "sources": sources}
 
 
 def load(cache, name):
@@ -423,6 +452,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--cache", type=Path, required=True, help="folder for what is downloaded and prepared")
     p.add_argument("--repos", type=Path, help="folder with clones of the public repositories")
+    p.add_argument("--teacher", type=Path, help="denoiser that cleans recordings which would be left out")
     p.add_argument("--made", action="store_true", help="made sounds instead, for train.py --smoke")
     args = p.parse_args()
     args.cache.mkdir(parents=True, exist_ok=True)
@@ -430,8 +460,8 @@ def main():
         return made(args.cache)
     if args.repos is None:
         p.error("--repos or --made")
-    minutes = {**noise(args.cache, args.repos), **speech(args.cache, args.repos)}
-    (HERE / "manifest.json").write_text(json.dumps(manifest(minutes), indent=1) + "\n")
+    minutes = {**noise(args.cache, args.repos), **speech(args.cache, args.repos, args.teacher)}
+    (HERE / "manifest.json").write_text(json.dumps(manifest(minutes, args.teacher), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from mamba import Mixer, RMSNorm  # noqa: E402
 RATE = 16_000  # Hz
 # Bins of each band: 94 Hz up to 1.1 kHz, 190 Hz up to 3 kHz, 380 Hz up to 5.3 kHz, then 700 Hz.
 BANDS = [3] * 12 + [6] * 10 + [12] * 6 + [22] * 3 + [23]
-CONFIG = {"hop": 160, "bands": BANDS, "d_band": 32, "d_full": 64, "blocks": 3, "d_state": 8, "d_state_full": 16}
+CONFIG = {"hop": 160, "bands": BANDS, "d_band": 32, "d_full": 128, "blocks": 3, "d_state": 8, "d_state_full": 16}
 # One path with a core: about 0.49 M parameters each, 0.35 M of them the core's.
 CORES = {
     "mamba": {"layers": 3, "d_state": 16, "dt_rank": 8},

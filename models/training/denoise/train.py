@@ -24,7 +24,7 @@ from model import CONFIG, CORES, Denoiser, with_core
 from perceptual import Intelligible, Perceptual
 
 RECIPE = {
-    "steps": 5_567,
+    "steps": 9_004,
     "batch": 8,
     "samples": 32_000,  # 2 s
     "long_from": 0.88,  # share of the steps after which examples are twice as long and half as many
@@ -34,7 +34,7 @@ RECIPE = {
     "weight_decay": 0.01,
     "clip": 1.0,
     "ema": 0.999,
-    "weights": (0.05, 3.0, 0.5, 1.5, 0.2),  # of the losses: waveform a dB, spectrum, quality, intelligibility, speech
+    "weights": (0.05, 3.0, 0.75, 2.5, 0.2),  # of the losses: waveform a dB, spectrum, quality, intelligibility, speech
     "seed": 1,
     "validation": 6,  # batches
     "log": 50,  # steps
@@ -143,6 +143,28 @@ def set_statistics(model, batches):
         model.input_norm.scale.copy_(torch.where(spread > 1e-4, 1 / spread.clamp_min(1e-4), 0.0))
 
 
+def parts(name, w, weights):
+    """What a weight holds one above the other: the halves of in_proj; step, B and C of x_proj."""
+    if name.endswith("mixer.in_proj.weight"):
+        return w.chunk(2)
+    if name.endswith("mixer.x_proj.weight"):
+        states = weights[name.replace("x_proj.weight", "A_log")].shape[1]
+        return w.split([len(w) - 2 * states, states, states])
+    return [w]
+
+
+def widened(model, weights):
+    """`weights` for `model`, whose path over all bands may be wider than theirs: what is there fills the front of every
+    part, what comes new is random, and no weight leads from it to what was there. Norms count it: results move a little."""
+    new = model.state_dict()
+    for name, old in weights.items():
+        for wide, narrow in zip(parts(name, new[name], weights), parts(name, old, weights)):
+            if wide.ndim > 1:
+                wide[: len(narrow), narrow.shape[1] :] = 0
+            wide[tuple(slice(n) for n in narrow.shape)] = narrow
+    return new
+
+
 def curves(out, rows):
     """Draws log.csv."""
     import matplotlib
@@ -192,7 +214,7 @@ def main():
     examples = Batches(mixer, recipe)
     set_statistics(model, [examples[10**8 + i] for i in range(2 if args.smoke else 12)])
     if args.start:
-        model.load_state_dict(torch.load(args.start, weights_only=False)["weights"])
+        model.load_state_dict(widened(model, torch.load(args.start, weights_only=False)["weights"]))
     average.load_state_dict(model.state_dict())
     count = sum(w.numel() for w in model.parameters())
     print(f"{count} parameters", flush=True)
