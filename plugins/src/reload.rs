@@ -158,7 +158,13 @@ pub(crate) fn changed<T: Modelled>(imp: &T, property: &str) {
         let engine = model.engine(options);
         let Some(imp) = newest() else { return };
         match engine.and_then(|engine| fitting(&*imp, &model, &engine).map(|fit| (engine, fit))) {
-            Ok((engine, fit)) => *lock(&imp.reload().next) = Some(Next { engine, settings: model, fit }),
+            Ok((engine, fit)) => {
+                let mut next = lock(&imp.reload().next);
+                // Under the lock that giving up takes afterwards: what was given up meanwhile is not left behind.
+                if imp.reload().asked.load(Ordering::Relaxed) == ticket {
+                    *next = Some(Next { engine, settings: model, fit });
+                }
+            }
             Err(error) => refuse(&*imp, &error),
         }
     });
