@@ -15,12 +15,12 @@ mod tests;
 pub(crate) use layers::Layers;
 
 use crate::checkpoint::{Checkpoint, Reader};
+use crate::config::bad;
 use crate::error::Error;
 use crate::families::{Family, Options};
 use crate::golden::Golden;
 use crate::mixer::sub;
 use crate::model::{Facts, Info, Model, Row, Scratch, Signal, carve, embed, line};
-use crate::s4_core::bad;
 use crate::state::{State, StateLayout};
 use ssm_kernels::linear::{Linear, Store, linear};
 use ssm_kernels::{Act, Cx, Mat, MatMut};

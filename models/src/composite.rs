@@ -19,6 +19,7 @@ mod encoder;
 
 use crate::card::{Network, Weights};
 use crate::checkpoint::{Checkpoint, Reader};
+use crate::config::bad;
 use crate::cores::Core;
 use crate::error::Error;
 use crate::families::{Family, Options, Output};
@@ -26,7 +27,6 @@ use crate::golden::Golden;
 use crate::golden_sequence;
 use crate::mamba::{head, head_scratch_len};
 use crate::model::{Info, Model, Row, Scratch, Signal, carve, line};
-use crate::s4_core::bad;
 use crate::state::{State, StateLayout};
 use config::{Config, Input};
 use encoder::{CHANNELS, Encoder};

@@ -2,11 +2,10 @@
 
 use crate::bst;
 use crate::checkpoint::Reader;
-use crate::config::{Fields, Section};
+use crate::config::{Fields, Section, bad};
 use crate::error::Error;
 use crate::model::{Row, carve, line};
 use crate::moe_mamba::{Routing, load_experts};
-use crate::s4_core::bad;
 use crate::stack::{Layer, Stack, load_norm};
 use crate::state::StateLayout;
 use serde_json::Value;

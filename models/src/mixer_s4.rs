@@ -6,11 +6,11 @@ mod card;
 pub(crate) use card::MixerS4Net;
 
 use crate::checkpoint::Reader;
+use crate::config::bad;
 use crate::error::Error;
 use crate::mixer::{MixerState, shift_tail, sub};
 use crate::model::{Row, carve, line};
 use crate::s4::Block;
-use crate::s4_core::bad;
 use crate::state::StateLayout;
 use ssm_kernels::activation::gate;
 use ssm_kernels::causal_conv1d::{Conv, Time, causal_conv1d};

@@ -5,14 +5,13 @@ mod card;
 pub(crate) use card::AnyMixerNet;
 
 use crate::checkpoint::Reader;
-use crate::config::Fields;
+use crate::config::{Fields, bad};
 use crate::error::Error;
 use crate::mixer::{Mixer, MixerState};
 use crate::mixer_s4::MixerS4;
 use crate::mixer2::{self, Mixer2};
 use crate::model::Row;
 use crate::s4::Block;
-use crate::s4_core::bad;
 use crate::state::StateLayout;
 use ssm_kernels::linear::Precision;
 use ssm_kernels::{CpuLevel, Cx, Mat, MatMut};

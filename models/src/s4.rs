@@ -12,11 +12,12 @@ pub(crate) use card::BlockNet;
 
 use crate::card::{Network, Weights};
 use crate::checkpoint::{Checkpoint, Reader};
+use crate::config::{bad, field, flag, present};
 use crate::error::Error;
 use crate::families::{Family, Options};
 use crate::mixer::sub;
 use crate::model::{Facts, Info, Model, Row, Scratch, Signal, carve, embed, line};
-use crate::s4_core::{Core, Rules, bad, field, flag, present};
+use crate::s4_core::{Core, Rules};
 use crate::state::{State, StateLayout};
 use serde_json::Value;
 use ssm_kernels::activation::{apply, glu};

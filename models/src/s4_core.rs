@@ -12,6 +12,7 @@
 //! Lemma 3.2).
 
 use crate::checkpoint::Reader;
+use crate::config::{bad, field, flag};
 use crate::dense;
 use crate::error::Error;
 use num_complex::Complex64;
@@ -74,32 +75,6 @@ impl Default for Rules {
             bandlimit: None,
         }
     }
-}
-
-/// A field of a configuration: at its top, or in its `model`, `layer` or `kernel` part.
-pub(crate) fn field<'a>(config: Option<&'a Value>, name: &str) -> Option<&'a Value> {
-    present(config, name).filter(|v| !v.is_null())
-}
-
-/// As [`field`], of one that is null as well.
-pub(crate) fn present<'a>(config: Option<&'a Value>, name: &str) -> Option<&'a Value> {
-    let config = config?;
-    let parts = [Some(config), config.get("model"), config.get("layer"), config.get("kernel")];
-    parts.into_iter().flatten().find_map(|part| part.get(name))
-}
-
-/// A field that is true or false.
-pub(crate) fn flag(config: Option<&Value>, name: &str, default: bool, file: &str) -> Result<bool, Error> {
-    match field(config, name) {
-        Some(v) => v.as_bool().ok_or_else(|| bad(file, name, "true or false", v)),
-        None => Ok(default),
-    }
-}
-
-/// The error of a field.
-pub(crate) fn bad(file: &str, field: &str, expected: impl ToString, got: impl ToString) -> Error {
-    let (expected, got) = (expected.to_string(), got.to_string());
-    Error::Config { file: file.into(), field: field.into(), expected, got }
 }
 
 impl Rules {

@@ -51,8 +51,12 @@ impl Base {
     /// Warns of the stream once [`Base::speak`] is called. A handler on the bus may ask the element for its state, so nothing
     /// is posted while a lock is held.
     pub(crate) fn warn(&self, obj: &gst::Element, text: &str) {
+        self.warn_as(obj, gst::StreamError::Decode, text);
+    }
+
+    fn warn_as(&self, obj: &gst::Element, kind: impl gst::MessageErrorDomain, text: &str) {
         gst::warning!(crate::CAT, obj = obj, "{text}");
-        lock(&self.unsaid).push(gst::message::Warning::builder(gst::StreamError::Decode, text).src(obj).build());
+        lock(&self.unsaid).push(gst::message::Warning::builder(kind, text).src(obj).build());
     }
 
     /// As [`Base::warn`], an error; returns what ends the stream.
@@ -158,10 +162,7 @@ impl Base {
                 true
             }
             Some(Err(error)) => {
-                let text = format!("load-state: {}", text(&error));
-                gst::warning!(crate::CAT, obj = obj, "{text}");
-                let message = gst::message::Warning::builder(gst::ResourceError::Settings, &text).src(obj).build();
-                lock(&self.unsaid).push(message);
+                self.warn_as(obj, gst::ResourceError::Settings, &format!("load-state: {}", text(&error)));
                 false
             }
             None => {

@@ -187,12 +187,7 @@ impl Ear {
 
     /// Time of sample `n`.
     fn time(&self, n: u64) -> ClockTime {
-        let from_zero = || {
-            let mut clock = self.clock;
-            clock.begin(Some(ClockTime::ZERO), 0);
-            clock.time(n).unwrap_or_default()
-        };
-        self.clock.time(n).unwrap_or_else(from_zero)
+        self.clock.time(n).unwrap_or_else(|| self.clock.length(n))
     }
 
     fn samples_in(&self, time: ClockTime) -> u64 {

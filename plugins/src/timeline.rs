@@ -101,7 +101,7 @@ impl Clock {
     }
 
     /// The time of `n` samples.
-    fn length(&self, n: u64) -> ClockTime {
+    pub fn length(&self, n: u64) -> ClockTime {
         let ns = n.mul_div_floor(*ClockTime::SECOND, self.rate).unwrap_or(u64::MAX - 1);
         ClockTime::from_nseconds(ns.min(u64::MAX - 1))
     }

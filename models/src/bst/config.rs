@@ -1,8 +1,8 @@
 //! Sizes and options, from tensors and configuration.
 
 use crate::checkpoint::Reader;
+use crate::config::{bad, field, flag};
 use crate::error::Error;
-use crate::s4_core::{bad, field, flag};
 use serde_json::Value;
 use ssm_kernels::attention::Sizes;
 

@@ -3,10 +3,11 @@
 use super::attention::{Position, Ready, Room};
 use super::config::{Config, Context, Variant, bucket};
 use crate::checkpoint::Reader;
+use crate::config::bad;
 use crate::error::Error;
 use crate::mixer::sub;
 use crate::model::{Row, carve, line};
-use crate::s4_core::{Core, Rules, bad};
+use crate::s4_core::{Core, Rules};
 use crate::state::StateLayout;
 use serde_json::Value;
 use ssm_kernels::attention::{Bias, Sizes, remember};

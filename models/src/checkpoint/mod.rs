@@ -84,7 +84,8 @@ fn without_module(tensors: Tensors) -> Tensors {
     if !tensors.keys().any(|n| n.starts_with(MODULE)) || !tensors.keys().filter(weight).all(|n| n.starts_with(MODULE)) {
         return tensors;
     }
-    tensors.into_iter().map(|(name, t)| (name.strip_prefix(MODULE).map_or(name.clone(), str::to_owned), t)).collect()
+    let short = |name: String| name.strip_prefix(MODULE).map(str::to_owned).unwrap_or(name);
+    tensors.into_iter().map(|(name, t)| (short(name), t)).collect()
 }
 
 impl Checkpoint {

@@ -6,12 +6,12 @@ pub(super) use card::{EncoderNet, taps_of_before};
 
 use super::config::{self, Input};
 use crate::checkpoint::{Checkpoint, Reader};
+use crate::config::bad;
 use crate::error::Error;
 use crate::families::{Options, Output};
 use crate::frontend::audio::AudioFrontend;
 use crate::mixer::shift_tail;
 use crate::model::{Info, Model, Row, Signal, carve, line};
-use crate::s4_core::bad;
 use crate::state::{State, StateLayout};
 use crate::vim::Vim;
 use crate::vmamba::VMamba;

@@ -1,11 +1,11 @@
 //! Golden files of S4 and S4D: outputs and states, whole and cut, other rates, the discrete system itself.
 
 use super::S4;
+use crate::config::bad;
 use crate::engine::Device;
 use crate::error::Error;
 use crate::golden::{Golden, largest};
 use crate::model::{Model, Row, Signal};
-use crate::s4_core::bad;
 use std::sync::Arc;
 
 /// A model, and the same where it is to run.
