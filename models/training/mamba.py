@@ -1,5 +1,5 @@
-"""Mamba in PyTorch for training: the mixer of the published code under its tensor names, its convolution and scan in C
-(scan.c, built by `cc` at the first import; without a compiler the same in PyTorch, slower)."""
+"""Mamba in PyTorch for training: the mixer of the published code under its tensor names, its convolution and scan, and
+RMSNorm, in C (scan.c, built by `cc` at the first import; without a compiler the same in PyTorch, slower)."""
 
 import ctypes
 import hashlib
@@ -44,63 +44,87 @@ def call(function, sizes, tensors):
 
 
 class Convolve(torch.autograd.Function):
-    """convolve of scan.c: x (B, T, E), w (E, 4), bias (E), all float32."""
+    """convolve of scan.c: x (B, T, E), w (4, E), bias (E)."""
 
     @staticmethod
     def forward(ctx, x, w, bias):
         x, w, bias = (v.detach().contiguous() for v in (x, w, bias))
         y = torch.empty_like(x)
-        call(LIBRARY.convolve_forward, x.shape, [x, w, bias, y])
+        call(LIBRARY.convolve_forward, (*x.shape, x.shape[2]), [x, w, bias, y])
         ctx.save_for_backward(x, w, bias)
         return y
 
     @staticmethod
     def backward(ctx, gy):
         x, w, bias = ctx.saved_tensors
-        gx, gw, gbias = torch.empty_like(x), torch.empty(len(x), 4, len(w)), torch.empty(len(x), len(w))
-        call(LIBRARY.convolve_backward, x.shape, [x, w, bias, gy.contiguous(), gx, gw, gbias])
-        return gx, gw.sum(0).T, gbias.sum(0)
+        gx, gw, gbias = torch.empty_like(x), x.new_empty(len(x), *w.shape), x.new_empty(len(x), *bias.shape)
+        call(LIBRARY.convolve_backward, (*x.shape, x.shape[2]), [x, w, bias, gy.contiguous(), gx, gw, gbias])
+        return gx, gw.sum(0), gbias.sum(0)
 
 
-class Scan(torch.autograd.Function):
-    """scan of scan.c: x, delta, z (B, T, E), a (E, N), b, c (B, T, N), skip (E), all float32."""
+class Inner(torch.autograd.Function):
+    """What a mixer does between in_proj and out_proj, in scan.c: xz (B, T, 2E), taps (4, E) and their bias (E), x_proj
+    (R + 2N, E), dt_proj (R, E) and its bias (E), a (N, E), skip (E)."""
 
     @staticmethod
-    def forward(ctx, x, delta, a, b, c, skip, z):
-        saved = [v.detach().contiguous() for v in (x, delta, a, b, c, skip, z)]
-        y = torch.empty_like(saved[0])
-        call(LIBRARY.scan_forward, Scan.sizes(saved), [*saved, y])
-        ctx.save_for_backward(*saved)
+    def forward(ctx, xz, *weights):
+        xz, taps, bias, x_proj, *rest = (v.detach().contiguous() for v in (xz, *weights))
+        b, t, e = *xz.shape[:2], taps.shape[1]
+        x = xz.new_empty(b, t, e)
+        call(LIBRARY.convolve_forward, (b, t, e, 2 * e), [xz, taps, bias, x])
+        p, y = functional.linear(x, x_proj), torch.empty_like(x)
+        call(LIBRARY.scan_forward, (b, t, e, len(rest[0]), len(rest[2])), [x, p, *rest, xz, y])
+        ctx.save_for_backward(xz, taps, bias, x_proj, x, p, *rest)
         return y
 
     @staticmethod
-    def sizes(saved):
-        return (*saved[0].shape, saved[2].shape[1])
+    def backward(ctx, gy):
+        xz, taps, bias, x_proj, x, p, *rest = ctx.saved_tensors
+        b, t, e = x.shape
+        of_clips = lambda tensors: [v.new_empty(b, *v.shape) for v in tensors]  # noqa: E731
+        gx, gp, gxz, gtaps, grest = *(torch.empty_like(v) for v in (x, p, xz)), of_clips([taps, bias]), of_clips(rest)
+        sizes = b, t, e, len(rest[0]), len(rest[2])
+        call(LIBRARY.scan_backward, sizes, [x, p, *rest, xz, gy.contiguous(), gx, gp, *grest, gxz])
+        gx.view(-1, e).addmm_(gp.view(b * t, -1), x_proj)
+        gx_proj = gp.view(b * t, -1).T @ x.view(-1, e)
+        call(LIBRARY.convolve_backward, (b, t, e, 2 * e), [xz, taps, bias, gx, gxz, *gtaps])
+        gtaps, grest = ([g.sum(0) for g in gs] for gs in (gtaps, grest))
+        return gxz, *gtaps, gx_proj, *grest
+
+
+class Norm(torch.autograd.Function):
+    """norm of scan.c: x (..., D), w (D)."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        x, w = x.detach().contiguous(), w.detach()
+        y = torch.empty_like(x)
+        call(LIBRARY.norm_forward, (x.numel() // len(w), len(w)), [x, w, y])
+        ctx.save_for_backward(x, w)
+        return y
 
     @staticmethod
     def backward(ctx, gy):
-        saved = ctx.saved_tensors
-        grads = [torch.empty(v.shape if i not in (2, 5) else (len(gy), *v.shape)) for i, v in enumerate(saved)]
-        call(LIBRARY.scan_backward, Scan.sizes(saved), [*saved, gy.contiguous(), *grads])
-        return tuple(g if i not in (2, 5) else g.sum(0) for i, g in enumerate(grads))
+        x, w = ctx.saved_tensors
+        gx, gw = torch.empty_like(x), torch.empty_like(w)
+        call(LIBRARY.norm_backward, (x.numel() // len(w), len(w)), [x, w, gy.contiguous(), gx, gw])
+        return gx, gw
 
 
-def fast(x, n):
-    return LIBRARY is not None and x.dtype == torch.float32 and n <= 16
+def fast(x, channels):
+    return LIBRARY is not None and x.dtype == torch.float32 and x.device.type == "cpu" and channels % 16 == 0
 
 
 def convolve(x, w, bias):
-    """Causal depthwise convolution with four taps, the last of them on the newest frame, and silu; as in Convolve."""
-    if fast(x, 0):
-        return Convolve.apply(x, w, bias)
+    """Causal depthwise convolution with four taps w (E, 4), the last of them on the newest frame, and silu."""
+    if fast(x, len(w)):
+        return Convolve.apply(x, w.T, bias)
     padded = functional.pad(x, (0, 0, 3, 0))
     return functional.silu(sum(padded[:, j : j + x.shape[1]] * w[:, j] for j in range(4)) + bias)
 
 
 def scan(x, delta, a, b, c, skip, z):
-    """(c[t] . h[t] + skip x[t]) silu(z[t]), h[t] = exp(d a) h[t-1] + d b[t] x[t], d = softplus(delta[t]); as in Scan."""
-    if fast(x, a.shape[1]):
-        return Scan.apply(x, delta, a, b, c, skip, z)
+    """(c[t] . h[t] + skip x[t]) silu(z[t]), h[t] = exp(d a) h[t-1] + d b[t] x[t], d = softplus(delta[t])."""
     delta = functional.softplus(delta)
     keep = torch.exp(delta[..., None] * a)
     add = (delta * x)[..., None] * b[:, :, None]
@@ -117,6 +141,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
 
     def forward(self, x):
+        if fast(x, len(self.weight)):
+            return Norm.apply(x, self.weight)
         return functional.rms_norm(x, self.weight.shape, self.weight, 1e-5)
 
 
@@ -142,10 +168,15 @@ class Mixer(nn.Module):
             self.out_proj.weight.div_(math.sqrt(layers))
 
     def forward(self, u):
-        x, z = (functional.linear(u, w) for w in self.in_proj.weight.chunk(2))
+        a = -torch.exp(self.A_log)
+        if fast(u, len(a)) and max(self.split) <= 16:
+            taps, steps = self.conv1d.weight[:, 0].T, (self.dt_proj.weight.T, self.dt_proj.bias)
+            weights = taps, self.conv1d.bias, self.x_proj.weight, *steps, a.T, self.D
+            return self.out_proj(Inner.apply(self.in_proj(u), *weights))
+        x, z = self.in_proj(u).chunk(2, -1)
         x = convolve(x, self.conv1d.weight[:, 0], self.conv1d.bias)
         dt, b, c = self.x_proj(x).split(self.split, -1)
-        return self.out_proj(scan(x, self.dt_proj(dt), -torch.exp(self.A_log), b, c, self.D, z))
+        return self.out_proj(scan(x, self.dt_proj(dt), a, b, c, self.D, z))
 
 
 class Layer(nn.Module):

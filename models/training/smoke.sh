@@ -36,8 +36,11 @@ data=(--pack "$pack" --cache "$out/cache")
 "$python" compare_cores.py "${data[@]}" --out "$out/cores" --smoke
 for file in "$out"/cores/*.safetensors; do "$bin/ssm" inspect "$file" > /dev/null; done
 
-echo "cores"
+echo "scan"
 cd ..
+"$python" check.py
+
+echo "cores"
 mkdir -p "$out/golden"
 "$python" cores.py "$out/golden"
 "$bin/ssm" verify "$out"/golden/*.safetensors

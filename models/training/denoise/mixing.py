@@ -10,7 +10,7 @@ from multiprocessing import Pool
 from pathlib import Path
 
 import numpy as np
-from scipy.signal import fftconvolve, lfilter, resample_poly
+from scipy.signal import butter, fftconvolve, lfilter, resample_poly
 
 from data import RATE, load
 
@@ -288,6 +288,8 @@ class Mixer:
         if kind > 0.05 and rng.random() < 0.1:
             speech[: int(rng.uniform(0.1, 0.5) * n)] = 0
         noise = self.draw(rng, "noise", n)
+        if rng.random() < 0.12:  # far away, or behind a wall: what lies above is to stay
+            noise = lfilter(*butter(2, rng.uniform(200, 1500), fs=RATE), noise).astype(np.float32)
         loudness = active_rms(speech) or 0.1
         if kind > 0.93:
             noise[:] = 0

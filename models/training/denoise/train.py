@@ -34,7 +34,7 @@ RECIPE = {
     "weight_decay": 0.01,
     "clip": 1.0,
     "ema": 0.999,
-    "weights": (0.05, 3.0, 0.75, 2.5, 0.2),  # of the losses: waveform a dB, spectrum, quality, intelligibility, speech
+    "weights": (0.06, 3.0, 0.75, 3.5, 0.2),  # of the losses: waveform a dB, spectrum, quality, intelligibility, speech
     "seed": 1,
     "validation": 6,  # batches
     "log": 50,  # steps
