@@ -26,8 +26,8 @@ use crate::families::{Family, Listen, Options, Output};
 use crate::mixer::Mixer;
 use crate::model::{Facts, Info, Model, Row, Scratch, Signal, carve, line};
 use crate::state::{State, StateLayout};
+use crate::trunk::{Layer, Tap, Trunk, no_tap};
 use ssm_kernels::linear::{Linear, Store, linear};
-use ssm_kernels::norm::{Kind, Norm, add_norm};
 use ssm_kernels::resize::bilinear_grid;
 use ssm_kernels::{Act, Cx, Mat, MatMut};
 use std::sync::Arc;
@@ -36,7 +36,7 @@ mod config;
 mod ears;
 mod verify;
 
-use config::{Class, Config, Pool, Size};
+use config::{Config, Size};
 use ears::Ears;
 
 pub(crate) const FAMILY: Family = Family {
@@ -50,11 +50,6 @@ pub(crate) const FAMILY: Family = Family {
     verify: verify::verify,
 };
 
-struct Layer {
-    norm: Norm,
-    mixer: Mixer,
-}
-
 /// An audio classifier.
 struct Aum {
     config: Config,
@@ -63,34 +58,15 @@ struct Aum {
     ears: Ears,
     patch_embed: Linear, // (D, time · frequency)
     pos_embed: Vec<f32>, // (L, D) in the order of the sequence, the class tokens' own values added to their rows
-    layers: Vec<Layer>,
-    norm_f: Norm,
-    head: Option<Linear>, // (classes, D); none where the features are the result
+    trunk: Trunk,
 }
-
-/// What can be looked at on the way through the network, all rows of a batch together.
-enum Tap {
-    PatchEmbed,
-    PosEmbed,
-    Hidden(usize),
-    Residual(usize),
-    Features,
-}
-
-/// Looks at nothing.
-fn no_tap(_: Tap, _: &[f32]) {}
 
 impl Aum {
     fn load(file: &Checkpoint, options: &Options) -> Result<Self, Error> {
         let config = Config::read(file, options)?;
         let (d, level, (pf, pt)) = (config.embed_dim, options.level, config.patch);
         let w = Reader::new(file);
-        let norm = |w: &Reader<'_>, name: &str| -> Result<Norm, Error> {
-            let weight = w.take(&format!("{name}.weight"), &[d])?;
-            let bias = w.take_optional(&format!("{name}.bias"), &[d])?;
-            let kind = if bias.is_some() { Kind::Layer } else { Kind::Rms };
-            Ok(Norm::new(kind, weight, bias, config.norm_eps))
-        };
+        let norm = |w: &Reader<'_>, name: &str| Trunk::norm(w, name, d, config.norm_eps);
         let proj = w.take("patch_embed.proj.weight", &[d, 1, pf, pt])?;
         let proj_bias = w.take("patch_embed.proj.bias", &[d])?;
         let rows = config.trained.0 * config.trained.1 + config.class.tokens();
@@ -99,16 +75,7 @@ impl Aum {
             Some(stored) => sequence_pos_embed(&stored, &config),
             None => vec![0.0; config.tokens() * d],
         };
-        let n = config.patches();
-        let class_rows: &[(&str, usize)] = match config.class {
-            Class::Double => &[("cls_token_head", 0), ("cls_token_tail", n + 1)],
-            Class::None => &[],
-            one => &[("cls_token", one.row(n))],
-        };
-        for (name, row) in class_rows {
-            let token = w.take(name, &[1, 1, d])?;
-            pos_embed[row * d..][..d].iter_mut().zip(&token).for_each(|(p, t)| *p += t);
-        }
+        config.class.add(&w, &mut pos_embed, d)?;
         let mut layers = Vec::with_capacity(config.depth);
         for i in 0..config.depth {
             let w = w.at(&format!("layers.{i}."));
@@ -129,9 +96,7 @@ impl Aum {
             _ => "Fo-Fo",
         };
         let features = options.output == Output::Features;
-        // Upstream pools by the largest score behind its head, so its features are those of all tokens.
-        let apart = config.pool == Pool::All || config.pool == Pool::Max && features;
-        let results = if apart && config.class == Class::None { config.tokens() } else { 1 };
+        let results = if config.pool.apart(config.class, features) { config.tokens() } else { 1 };
         let what = if features { " features" } else { "" };
         let info = Info {
             family: FAMILY.name,
@@ -160,13 +125,17 @@ impl Aum {
         let column = |o: usize, k: usize| proj[(o * pf + k % pf) * pt + k / pf];
         Ok(Self {
             patch_embed: Linear::pack_with(level, d, pt * pf, Some(&proj_bias), column),
-            head: (!features).then(|| Linear::pack(level, &head, config.num_classes, d, Some(&head_bias))),
+            trunk: Trunk {
+                layers,
+                norm_f,
+                head: (!features).then(|| Linear::pack(level, &head, config.num_classes, d, Some(&head_bias))),
+                class: config.class,
+                pool: config.pool,
+            },
             info,
             layout,
             ears,
             pos_embed,
-            layers,
-            norm_f,
             config,
         })
     }
@@ -176,8 +145,7 @@ impl Aum {
         let c = &self.config;
         let m = batch * tokens;
         let embed = line(tokens * c.patch.0 * c.patch.1);
-        let mixer = self.layers.iter().map(|l| l.mixer.scratch_len(m)).max().unwrap_or(0);
-        3 * line(m * c.embed_dim) + embed.max(mixer) + line(c.embed_dim) + line(c.num_classes)
+        3 * line(m * c.embed_dim) + embed.max(self.trunk.scratch_len(m)) + line(c.embed_dim) + line(c.num_classes)
     }
 
     /// Working memory of a step of `batch` streams.
@@ -216,88 +184,6 @@ impl Aum {
             let row = &mut out[c.class.patch_row(i, n) * d..][..d];
             row.iter_mut().zip(patch).for_each(|(o, p)| *o += p);
         }
-    }
-
-    /// The blocks, over `rows.len()` sequences of `len` tokens that lie in `hidden`. Where the ears keep the blocks'
-    /// states, each row's scans go on from its own.
-    fn blocks(
-        &self,
-        cx: &Cx,
-        rows: &mut [Row],
-        len: usize,
-        [residual, hidden, normed]: [&mut [f32]; 3],
-        s: &mut [f32],
-        mut tap: impl FnMut(Tap, &[f32]),
-    ) {
-        let (d, m) = (self.config.embed_dim, rows.len() * len);
-        residual.fill(0.0);
-        for (i, layer) in self.layers.iter().enumerate() {
-            // residual += hidden; hidden = mixer(norm(residual))
-            let (h, r) = (Mat::new(hidden, m, d), MatMut::new(residual, m, d));
-            add_norm(cx, &layer.norm, h, r, MatMut::new(normed, m, d));
-            let out = MatMut::new(hidden, m, d);
-            layer.mixer.forward(cx, Mat::new(normed, m, d), rows, len, self.ears.layers.get(i), s, out);
-            tap(Tap::Residual(i), residual);
-            tap(Tap::Hidden(i), hidden);
-        }
-    }
-
-    /// From the last block's two streams to the scores of one clip of `l` tokens.
-    fn score(
-        &self,
-        cx: &Cx,
-        [residual, hidden, normed]: [&mut [f32]; 3],
-        (pooled, scores): (&mut [f32], &mut [f32]),
-        y: &mut [f32],
-        mut tap: impl FnMut(Tap, &[f32]),
-    ) {
-        let c = &self.config;
-        let (d, k) = (c.embed_dim, c.num_classes);
-        let l = hidden.len() / d;
-        let mut norm_row = |row: usize, out: &mut [f32]| {
-            let x = Mat::new(&hidden[row * d..], 1, d);
-            add_norm(cx, &self.norm_f, x, MatMut::new(&mut residual[row * d..], 1, d), MatMut::new(out, 1, d));
-        };
-        let head = |x: &[f32], rows: usize, y: &mut [f32]| match &self.head {
-            Some(head) => linear(cx, Mat::new(x, rows, d), head, Act::None, Store::Set, MatMut::new(y, rows, k)),
-            None => y.copy_from_slice(&x[..rows * d]),
-        };
-        match (c.class, c.pool) {
-            (Class::Middle | Class::Head | Class::End, _) => norm_row(c.class.row(l - 1), pooled),
-            (Class::Double, _) => {
-                norm_row(0, pooled);
-                norm_row(l - 1, &mut normed[..d]);
-                pooled.iter_mut().zip(&*normed).for_each(|(p, n)| *p = 0.5 * (*p + n));
-            }
-            (Class::None, Pool::Last) => norm_row(l - 1, pooled),
-            (Class::None, pool) => {
-                (0..l).for_each(|row| norm_row(row, &mut normed[row * d..][..d]));
-                match pool {
-                    Pool::Max if self.head.is_none() => return head(normed, l, y),
-                    Pool::All => {
-                        tap(Tap::Features, normed);
-                        return head(normed, l, y);
-                    }
-                    Pool::Max => {
-                        tap(Tap::Features, normed);
-                        y.fill(f32::NEG_INFINITY);
-                        for row in normed.chunks_exact(d) {
-                            head(row, 1, scores);
-                            y.iter_mut().zip(&*scores).for_each(|(y, s)| *y = y.max(*s));
-                        }
-                        return;
-                    }
-                    _ => {
-                        pooled.fill(0.0);
-                        for row in normed.chunks_exact(d) {
-                            pooled.iter_mut().zip(row).for_each(|(p, r)| *p += r / l as f32);
-                        }
-                    }
-                }
-            }
-        }
-        tap(Tap::Features, pooled);
-        head(pooled, 1, y);
     }
 
     /// One step of clips, of all rows together.
@@ -339,13 +225,13 @@ impl Aum {
             tap(Tap::PatchEmbed, &normed[..c.patches() * d]);
             row.state.steps = row.state.steps.saturating_add(1);
         }
-        tap(Tap::PosEmbed, hidden);
-        self.blocks(cx, rows, l, [&mut *residual, &mut *hidden, &mut *normed], s, &mut tap);
+        tap(Tap::Tokens, hidden);
+        self.trunk.blocks(cx, rows, &self.ears.layers, [&mut *residual, &mut *hidden, &mut *normed], s, &mut tap);
         for (i, row) in rows.iter_mut().enumerate() {
             let part = i * l * d..(i + 1) * l * d;
             let y = &mut row.y[step * output..][..output];
             let streams = [&mut residual[part.clone()], &mut hidden[part.clone()], &mut normed[part]];
-            self.score(cx, streams, (&mut *pooled, &mut *scores), y, &mut tap);
+            self.trunk.score(cx, streams, (&mut *pooled, &mut *scores), y, &mut tap);
         }
     }
 
@@ -378,17 +264,17 @@ impl Aum {
             hidden.iter_mut().zip(&self.pos_embed[at * d..]).for_each(|(h, p)| *h += p);
             column += 1;
             let streams = [&mut *residual, &mut *hidden, &mut *normed];
-            self.blocks(cx, std::slice::from_mut(row), grid_f, streams, s, no_tap);
+            self.trunk.blocks(cx, std::slice::from_mut(row), &self.ears.layers, streams, s, no_tap);
         }
         // The class token is looked at and forgotten.
         kept.copy_from_slice(&row.state.data[self.ears.kept.clone()]);
         let [residual, hidden, normed] = [residual, hidden, normed].map(|v| &mut v[..d]);
         hidden.copy_from_slice(&self.pos_embed[c.patches() * d..][..d]);
         let streams = [&mut *residual, &mut *hidden, &mut *normed];
-        self.blocks(cx, std::slice::from_mut(row), 1, streams, s, no_tap);
+        self.trunk.blocks(cx, std::slice::from_mut(row), &self.ears.layers, streams, s, no_tap);
         row.state.data[self.ears.kept.clone()].copy_from_slice(kept);
         let y = &mut row.y[step * output..][..output];
-        self.score(cx, [residual, hidden, normed], (pooled, scores), y, no_tap);
+        self.trunk.score(cx, [residual, hidden, normed], (pooled, scores), y, no_tap);
         row.state.steps = row.state.steps.saturating_add(1);
     }
 }
@@ -444,7 +330,7 @@ impl Model for Aum {
     fn gap(&self, state: &mut State, periods: f64) {
         let c = &self.config;
         if self.ears.listen == Listen::Clip {
-            for (layer, at) in self.layers.iter().zip(&self.ears.layers) {
+            for (layer, at) in self.trunk.layers.iter().zip(&self.ears.layers) {
                 layer.mixer.gap(&mut state.data, at, periods * c.tokens() as f64);
             }
             return;
@@ -453,7 +339,7 @@ impl Model for Aum {
         let steps = periods.round().clamp(0.0, 1e15) as u64;
         if steps > 0 {
             let columns = self.ears.silence(state, steps);
-            for (layer, at) in self.layers.iter().zip(&self.ears.layers) {
+            for (layer, at) in self.trunk.layers.iter().zip(&self.ears.layers) {
                 layer.mixer.gap(&mut state.data, at, columns as f64 * c.grid().0 as f64);
             }
         }
@@ -462,6 +348,6 @@ impl Model for Aum {
     fn upstream_state(&self, state: &State, name: &str) -> Option<(Vec<usize>, Vec<f32>)> {
         let (i, what) = name.strip_prefix("layer")?.split_once('.')?;
         let i: usize = i.parse().ok()?;
-        self.layers.get(i)?.mixer.upstream_state(&state.data, self.ears.layers.get(i)?, what)
+        self.trunk.layers.get(i)?.mixer.upstream_state(&state.data, self.ears.layers.get(i)?, what)
     }
 }

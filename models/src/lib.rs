@@ -39,6 +39,7 @@ mod s4_core;
 mod snapshot;
 mod stack;
 mod state;
+mod trunk;
 mod vim;
 mod vmamba;
 

@@ -18,9 +18,9 @@ use crate::golden::Golden;
 use crate::mixer::{Mixer, MixerState};
 use crate::model::{Facts, Info, Model, Row, Scratch, Signal, carve, line};
 use crate::state::{State, StateLayout};
+use crate::trunk::{Class, Layer, Pool, Tap, Trunk, no_tap};
 use serde_json::Value;
 use ssm_kernels::linear::{Linear, Store, linear};
-use ssm_kernels::norm::{Kind, Norm, add_norm};
 use ssm_kernels::patch::{count, patches};
 use ssm_kernels::resize::bicubic_grid;
 use ssm_kernels::{Act, Cx, Mat, MatMut};
@@ -37,28 +37,6 @@ pub(crate) const FAMILY: Family = Family {
     open: |file, options| Ok(Arc::new(Vim::load(file, options)?)),
     verify,
 };
-
-/// Where the class token stands among M patches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Class {
-    /// Before patch M/2.
-    Middle,
-    /// In front.
-    Front,
-    /// One in front, one at the end; the head sees their mean.
-    Both,
-    /// Nowhere.
-    None,
-}
-
-/// What the head sees when there is no class token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Pool {
-    Mean,
-    Last,
-    Max,
-    All,
-}
 
 /// Sizes and options; names as upstream's constructor has them.
 #[derive(Clone, Debug)]
@@ -101,9 +79,9 @@ impl Config {
             return Err(bad("patch_embed.proj.weight", "square patches".into(), format!("{patch:?}")));
         }
         let class = match (file.shape("cls_token").is_some(), file.shape("cls_token_head").is_some()) {
-            (_, true) => Class::Both,
+            (_, true) => Class::Double,
             (true, _) if flag("use_middle_cls_token", true)? => Class::Middle,
-            (true, _) => Class::Front,
+            (true, _) => Class::Head,
             _ => Class::None,
         };
         // The size trained for: said by the config, else square, and of stride P unless only half of it makes 224.
@@ -164,13 +142,6 @@ impl Config {
             ));
         }
         let depth = (0..).take_while(|i| file.shape(&format!("layers.{i}.mixer.A_log")).is_some()).count();
-        let pool = match fields.word(&["final_pool_type"])?.as_deref() {
-            Some("none") => Pool::Last,
-            Some("max") => Pool::Max,
-            Some("all") => Pool::All,
-            Some("mean") | None => Pool::Mean,
-            Some(other) => return Err(fields.bad("final_pool_type", "mean, none, max or all", other)),
-        };
         Ok(Self {
             embed_dim,
             depth,
@@ -180,7 +151,7 @@ impl Config {
             trained,
             image,
             class,
-            pool: if class == Class::None { pool } else { Pool::Mean },
+            pool: Pool::read(&fields, class)?,
             if_divide_out: flag("if_divide_out", true)?,
             norm_epsilon: fields.number(&["norm_epsilon"])?.unwrap_or(1e-5),
             num_classes: file.shape("head.weight").and_then(|s| s.first()).copied().unwrap_or(0),
@@ -199,35 +170,6 @@ impl Config {
     }
 }
 
-impl Class {
-    fn tokens(self) -> usize {
-        match self {
-            Class::Middle | Class::Front => 1,
-            Class::Both => 2,
-            Class::None => 0,
-        }
-    }
-
-    /// Row of the (first) class token among `patches` patches.
-    fn row(self, patches: usize) -> usize {
-        if self == Class::Middle { patches / 2 } else { 0 }
-    }
-
-    /// Row of a patch.
-    fn patch_row(self, patch: usize, patches: usize) -> usize {
-        match self {
-            Class::Middle => patch + usize::from(patch >= patches / 2),
-            Class::Front | Class::Both => patch + 1,
-            Class::None => patch,
-        }
-    }
-}
-
-struct Layer {
-    norm: Norm,
-    mixer: Mixer,
-}
-
 /// A Vim classifier, or its trunk.
 pub(crate) struct Vim {
     config: Config,
@@ -235,10 +177,8 @@ pub(crate) struct Vim {
     layout: StateLayout,
     patch_embed: Linear, // (D, channels · P · P)
     pos_embed: Vec<f32>, // (L, D), the class tokens' own values added to their rows
-    layers: Vec<Layer>,
+    trunk: Trunk,
     state: Vec<MixerState>, // empty unless frames are carried
-    norm_f: Norm,
-    head: Option<Linear>, // (classes, D); none where the features are the result
 }
 
 impl Vim {
@@ -246,12 +186,7 @@ impl Vim {
         let config = Config::read(file, options)?;
         let (d, level) = (config.embed_dim, options.level);
         let w = Reader::new(file);
-        let norm = |w: &Reader<'_>, name: &str| -> Result<Norm, Error> {
-            let weight = w.take(&format!("{name}.weight"), &[d])?;
-            let bias = w.take_optional(&format!("{name}.bias"), &[d])?;
-            let kind = if bias.is_some() { Kind::Layer } else { Kind::Rms };
-            Ok(Norm::new(kind, weight, bias, config.norm_epsilon))
-        };
+        let norm = |w: &Reader<'_>, name: &str| Trunk::norm(w, name, d, config.norm_epsilon);
         let p = config.patch_size;
         let proj = w.take("patch_embed.proj.weight", &[d, config.channels, p, p])?;
         let proj_bias = w.take("patch_embed.proj.bias", &[d])?;
@@ -260,16 +195,7 @@ impl Vim {
             Some(stored) => fit_pos_embed(&stored, &config, options.pos_rule)?,
             None => vec![0.0; config.tokens() * d],
         };
-        let last = config.tokens() - 1;
-        let class_rows: &[(&str, usize)] = match config.class {
-            Class::Both => &[("cls_token_head", 0), ("cls_token_tail", last)],
-            Class::None => &[],
-            one => &[("cls_token", one.row(last))],
-        };
-        for (name, row) in class_rows {
-            let token = w.take(name, &[1, 1, d])?;
-            pos_embed[row * d..][..d].iter_mut().zip(&token).for_each(|(p, t)| *p += t);
-        }
+        config.class.add(&w, &mut pos_embed, d)?;
         let mut layers = Vec::with_capacity(config.depth);
         for i in 0..config.depth {
             let w = w.at(&format!("layers.{i}."));
@@ -301,9 +227,7 @@ impl Vim {
         };
         let (h, width) = config.image;
         let mixer = layers.first().map(|l| &l.mixer);
-        // Upstream pools by the largest score behind its head, so its features are those of all tokens.
-        let apart = config.pool == Pool::All || config.pool == Pool::Max && features;
-        let rows = if apart && config.class == Class::None { config.tokens() } else { 1 };
+        let rows = if config.pool.apart(config.class, features) { config.tokens() } else { 1 };
         let info = Info {
             family: FAMILY.name,
             facts: Facts { precision: options.precision, ..Facts::default() },
@@ -333,7 +257,8 @@ impl Vim {
         };
         let mut patch_embed = Linear::pack(level, &proj, d, config.channels * p * p, Some(&proj_bias));
         patch_embed.lower(options.precision);
-        Ok(Self { patch_embed, head, info, layout, pos_embed, layers, state, norm_f, config })
+        let trunk = Trunk { layers, norm_f, head, class: config.class, pool: config.pool };
+        Ok(Self { patch_embed, info, layout, pos_embed, trunk, state, config })
     }
 
     /// Working memory of a pass over `batch` frames.
@@ -341,8 +266,7 @@ impl Vim {
         let (c, l) = (&self.config, self.config.tokens());
         let m = batch * l;
         let embed = line(l * c.channels * c.patch_size * c.patch_size) + line(l * c.embed_dim);
-        let mixer = self.layers.iter().map(|l| l.mixer.scratch_len(m)).max().unwrap_or(0);
-        3 * line(m * c.embed_dim) + embed.max(mixer) + line(c.embed_dim) + line(c.num_classes)
+        3 * line(m * c.embed_dim) + embed.max(self.trunk.scratch_len(m)) + line(c.embed_dim) + line(c.num_classes)
     }
 
     /// Tokens of one frame: patches, class tokens and position embedding.
@@ -369,6 +293,7 @@ impl Vim {
         frame: usize,
         mut scratch: &mut [f32],
         mut out: Option<MatMut<'_>>,
+        mut tap: impl FnMut(Tap, &[f32]),
     ) {
         let (d, l, b) = (self.config.embed_dim, self.config.tokens(), rows.len());
         let m = b * l;
@@ -379,76 +304,17 @@ impl Vim {
         for (row, hidden) in rows.iter().zip(hidden.chunks_exact_mut(l * d)) {
             self.tokens(cx, &row.x[frame * input..][..input], s, hidden);
         }
-        residual.fill(0.0);
-        for (i, layer) in self.layers.iter().enumerate() {
-            // residual += hidden; hidden = mixer(norm(residual))
-            let (h, r) = (Mat::new(hidden, m, d), MatMut::new(residual, m, d));
-            add_norm(cx, &layer.norm, h, r, MatMut::new(normed, m, d));
-            let out = MatMut::new(hidden, m, d);
-            layer.mixer.forward(cx, Mat::new(normed, m, d), rows, l, self.state.get(i), s, out);
-        }
+        tap(Tap::Tokens, hidden);
+        self.trunk.blocks(cx, rows, &self.state, [&mut *residual, &mut *hidden, &mut *normed], s, &mut tap);
         for (i, row) in rows.iter_mut().enumerate() {
             let part = i * l * d..(i + 1) * l * d;
             let y = match &mut out {
                 Some(out) => out.row(i),
                 None => &mut row.y[frame * output..][..output],
             };
-            let (hidden, residual) = (&hidden[part.clone()], &mut residual[part.clone()]);
-            self.score(cx, hidden, residual, &mut normed[part], (&mut *pooled, &mut *scores), y);
+            let streams = [&mut residual[part.clone()], &mut hidden[part.clone()], &mut normed[part]];
+            self.trunk.score(cx, streams, (&mut *pooled, &mut *scores), y, &mut tap);
         }
-    }
-
-    /// From the last layer's two streams to the scores of one frame.
-    fn score(
-        &self,
-        cx: &Cx,
-        hidden: &[f32],
-        residual: &mut [f32],
-        normed: &mut [f32],
-        (pooled, scores): (&mut [f32], &mut [f32]),
-        y: &mut [f32],
-    ) {
-        let c = &self.config;
-        let (d, l, k) = (c.embed_dim, c.tokens(), c.num_classes);
-        let mut norm_row = |row: usize, out: &mut [f32]| {
-            let x = Mat::new(&hidden[row * d..], 1, d);
-            add_norm(cx, &self.norm_f, x, MatMut::new(&mut residual[row * d..], 1, d), MatMut::new(out, 1, d));
-        };
-        let head = |x: &[f32], rows: usize, y: &mut [f32]| match &self.head {
-            Some(head) => linear(cx, Mat::new(x, rows, d), head, Act::None, Store::Set, MatMut::new(y, rows, k)),
-            None => y.copy_from_slice(&x[..rows * d]),
-        };
-        match (c.class, c.pool) {
-            (Class::Middle | Class::Front, _) => norm_row(c.class.row(l - 1), pooled),
-            (Class::Both, _) => {
-                norm_row(0, pooled);
-                norm_row(l - 1, &mut normed[..d]);
-                pooled.iter_mut().zip(&*normed).for_each(|(p, n)| *p = 0.5 * (*p + n));
-            }
-            (Class::None, Pool::Last) => norm_row(l - 1, pooled),
-            (Class::None, pool) => {
-                (0..l).for_each(|row| norm_row(row, &mut normed[row * d..][..d]));
-                match pool {
-                    Pool::All => return head(normed, l, y),
-                    Pool::Max if self.head.is_none() => return head(normed, l, y),
-                    Pool::Max => {
-                        y.fill(f32::NEG_INFINITY);
-                        for row in normed.chunks_exact(d) {
-                            head(row, 1, scores);
-                            y.iter_mut().zip(&*scores).for_each(|(y, s)| *y = y.max(*s));
-                        }
-                        return;
-                    }
-                    _ => {
-                        pooled.fill(0.0);
-                        for row in normed.chunks_exact(d) {
-                            pooled.iter_mut().zip(row).for_each(|(p, r)| *p += r / l as f32);
-                        }
-                    }
-                }
-            }
-        }
-        head(pooled, 1, y);
     }
 }
 
@@ -463,7 +329,7 @@ impl Model for Vim {
 
     fn forward(&self, cx: &Cx, rows: &mut [Row], len: usize, scratch: &mut Scratch) {
         for frame in 0..len {
-            self.frame(cx, rows, frame, scratch.take(self.scratch_len(rows.len())), None);
+            self.frame(cx, rows, frame, scratch.take(self.scratch_len(rows.len())), None, no_tap);
         }
         rows.iter_mut().for_each(|row| row.state.steps += len as u64);
     }
@@ -473,7 +339,7 @@ impl Model for Vim {
     }
 
     fn gap(&self, state: &mut State, periods: f64) {
-        for (layer, at) in self.layers.iter().zip(&self.state) {
+        for (layer, at) in self.trunk.layers.iter().zip(&self.state) {
             layer.mixer.gap(&mut state.data, at, periods * self.config.tokens() as f64);
         }
     }
@@ -481,7 +347,7 @@ impl Model for Vim {
     fn upstream_state(&self, state: &State, name: &str) -> Option<(Vec<usize>, Vec<f32>)> {
         let (i, what) = name.strip_prefix("layers.")?.split_once('.')?;
         let i: usize = i.parse().ok()?;
-        self.layers.get(i)?.mixer.upstream_state(&state.data, self.state.get(i)?, what)
+        self.trunk.layers.get(i)?.mixer.upstream_state(&state.data, self.state.get(i)?, what)
     }
 }
 
@@ -501,9 +367,9 @@ fn fit_pos_embed(stored: &[f32], c: &Config, rule: PosRule) -> Result<Vec<f32>, 
     // Rows kept apart, and their new places. Upstream keeps row 0, wherever the class token really is.
     let (kept, placed): (Vec<usize>, Vec<usize>) = match (c.class, rule) {
         (Class::None, _) => (vec![], vec![]),
-        (Class::Both, _) => (vec![0, m + 1], vec![0, m2 + 1]),
-        (Class::Front, _) | (Class::Middle, PosRule::Upstream) => (vec![0], vec![0]),
-        (Class::Middle, PosRule::MiddleAware) => (vec![m / 2], vec![m2 / 2]),
+        (Class::Double, _) => (vec![0, m + 1], vec![0, m2 + 1]),
+        (Class::Middle, PosRule::Upstream) => (vec![0], vec![0]),
+        (class, _) => (vec![class.row(m)], vec![class.row(m2)]),
     };
     if rule == PosRule::Upstream && (from.0 != from.1 || to.0 != to.1) {
         return Err(bad("a square frame for the upstream rule", format!("{}x{}", c.image.0, c.image.1)));
@@ -559,6 +425,9 @@ fn verify(g: &mut Golden<'_>) -> Result<(), Error> {
         let y = g.run_frames(&*g.open(&g.open_options())?, &x)?;
         return g.check("__output_reset__", &y, TOL);
     }
+    if g.has("__tap__.tokens") {
+        taps(g)?;
+    }
     let interpolated = g.config.get("source_img_size").is_some();
     for (input, output, rule) in [
         ("__input__", "__output__", PosRule::Upstream),
@@ -592,4 +461,27 @@ fn verify(g: &mut Golden<'_>) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// What lies on the way of a golden file's frames.
+fn taps(g: &mut Golden<'_>) -> Result<(), Error> {
+    const TOL: f32 = 5e-5;
+    let (shape, x) = g.tensor("__input__")?;
+    let image = g.config.get("source_img_size").is_some().then(|| (shape[2], shape[3]));
+    let model = Vim::load(g.weights(), &Options { image, ..g.open_options() })?;
+    let each = model.info.input.len();
+    let mut rows: Vec<Row> = x.chunks_exact(each).map(|x| Row { x: x.to_vec(), ..Row::new(&model, 1) }).collect();
+    let known = g.names_with("__tap__.");
+    let (cx, scratch) = g.bench();
+    let (mut found, len) = (vec![], model.scratch_len(rows.len()));
+    model.frame(cx, &mut rows, 0, scratch.take(len), None, |tap, values| {
+        let name = match tap {
+            Tap::Tokens => "__tap__.tokens".to_owned(),
+            Tap::Hidden(i) => format!("__tap__.block{i}"),
+            Tap::Residual(i) => format!("__tap__.block{i}.residual"),
+            Tap::PatchEmbed | Tap::Features => return,
+        };
+        found.push((name, values.to_vec()));
+    });
+    found.iter().filter(|(name, _)| known.contains(name)).try_for_each(|(name, got)| g.check(name, got, TOL))
 }

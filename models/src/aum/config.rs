@@ -4,35 +4,12 @@ use crate::checkpoint::Checkpoint;
 use crate::config::Fields;
 use crate::error::Error;
 use crate::families::Options;
+use crate::trunk::{Class, Pool};
 use serde_json::Value;
 use ssm_kernels::patch::count;
 
 /// Patches of a clip at most.
 const MAX_PATCHES: usize = 1 << 16;
-
-/// Where the class token stands among N patches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Class {
-    /// Before patch N/2.
-    Middle,
-    /// In front.
-    Head,
-    /// After the last patch.
-    End,
-    /// One in front, one at the end; the head sees their mean.
-    Double,
-    /// Nowhere.
-    None,
-}
-
-/// What the head sees when there is no class token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Pool {
-    Mean,
-    Last,
-    Max,
-    All,
-}
 
 /// Frequency and time of a patch, a stride, a grid or a clip.
 pub(super) type Size = (usize, usize);
@@ -56,50 +33,22 @@ pub(super) struct Config {
     pub(super) num_classes: usize,
 }
 
-impl Class {
-    fn read(file: &Checkpoint, fields: &Fields<'_>) -> Result<Self, Error> {
-        if file.shape("cls_token_head").is_some() {
-            return Ok(Class::Double);
-        }
-        if file.shape("cls_token").is_none() {
-            return Ok(Class::None);
-        }
-        match fields.word(&["cls_token"])?.as_deref() {
-            Some("middle" | "mid") => Ok(Class::Middle),
-            Some("head" | "front" | "start") => Ok(Class::Head),
-            Some("end" | "tail") => Ok(Class::End),
-            Some(other) => Err(fields.bad("cls_token", "middle, head or end", other)),
-            None if fields.flag(&["use_middle_cls_token"])?.unwrap_or(true) => Ok(Class::Middle),
-            None if fields.flag(&["use_end_cls_token"])?.unwrap_or(false) => Ok(Class::End),
-            None => Ok(Class::Head),
-        }
+/// The place of the class token that tensors and options tell.
+fn class(file: &Checkpoint, fields: &Fields<'_>) -> Result<Class, Error> {
+    if file.shape("cls_token_head").is_some() {
+        return Ok(Class::Double);
     }
-
-    /// Number of class tokens.
-    pub(super) fn tokens(self) -> usize {
-        match self {
-            Class::Middle | Class::Head | Class::End => 1,
-            Class::Double => 2,
-            Class::None => 0,
-        }
+    if file.shape("cls_token").is_none() {
+        return Ok(Class::None);
     }
-
-    /// Row of the (first) class token among `patches` patches.
-    pub(super) fn row(self, patches: usize) -> usize {
-        match self {
-            Class::Middle => patches / 2,
-            Class::End => patches,
-            _ => 0,
-        }
-    }
-
-    /// Row of the patch that comes `i`-th.
-    pub(super) fn patch_row(self, i: usize, patches: usize) -> usize {
-        match self {
-            Class::Middle => i + usize::from(i >= patches / 2),
-            Class::Head | Class::Double => i + 1,
-            Class::End | Class::None => i,
-        }
+    match fields.word(&["cls_token"])?.as_deref() {
+        Some("middle" | "mid") => Ok(Class::Middle),
+        Some("head" | "front" | "start") => Ok(Class::Head),
+        Some("end" | "tail") => Ok(Class::End),
+        Some(other) => Err(fields.bad("cls_token", "middle, head or end", other)),
+        None if fields.flag(&["use_middle_cls_token"])?.unwrap_or(true) => Ok(Class::Middle),
+        None if fields.flag(&["use_end_cls_token"])?.unwrap_or(false) => Ok(Class::End),
+        None => Ok(Class::Head),
     }
 }
 
@@ -129,15 +78,7 @@ impl Config {
         if let Some(said) = fields.word(&["bimamba_type"])?.filter(|said| said != kind) {
             return Err(fields.bad("bimamba_type", format!("{kind}, as the tensors have it"), said));
         }
-        let class = Class::read(file, &fields)?;
-        let pool = match fields.word(&["final_pool_type"])?.as_deref() {
-            Some("none") => Pool::Last,
-            Some("max") => Pool::Max,
-            Some("all") => Pool::All,
-            Some("mean") | None => Pool::Mean,
-            Some(other) => return Err(fields.bad("final_pool_type", "mean, none, max or all", other)),
-        };
-
+        let class = class(file, &fields)?;
         let source = spectrogram(&fields, ["source_spectrogram_size", "source_mel_bins", "source_frames"])?;
         let target = spectrogram(&fields, ["spectrogram_size", "mel_bins", "frames"])?;
         let asked = options.clip.map(|(frames, bins)| (bins, frames)).or(target);
@@ -183,7 +124,7 @@ impl Config {
             trained,
             clip,
             class,
-            pool: if class == Class::None { pool } else { Pool::Mean },
+            pool: Pool::read(&fields, class)?,
             transpose_token_sequence: fields.flag(&["transpose_token_sequence"])?.unwrap_or(false),
             if_devide_out: fields.flag(&["if_devide_out"])?.unwrap_or(true),
             norm_eps: match fields.number(&["norm_eps", "norm_epsilon"])? {

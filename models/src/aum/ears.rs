@@ -1,6 +1,6 @@
 //! How an Audio Mamba hears: clips, frames or samples, and what a stream of them keeps.
 
-use super::config::{Class, Config};
+use super::config::Config;
 use crate::config::Fields;
 use crate::error::Error;
 use crate::families::{Listen, Options};
@@ -8,6 +8,7 @@ use crate::frontend::audio::AudioFrontend;
 use crate::mixer::{Mixer, MixerState};
 use crate::model::{Row, Signal};
 use crate::state::{State, StateLayout};
+use crate::trunk::Class;
 use serde_json::Value;
 use ssm_kernels::fbank::Work;
 use std::ops::Range;

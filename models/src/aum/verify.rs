@@ -1,12 +1,12 @@
 //! Runs the golden files of Audio Mamba.
 
-use super::config::Class;
+use super::Aum;
 use super::ears::front_end;
-use super::{Aum, Tap};
 use crate::error::Error;
 use crate::families::{Listen, Options, Output};
 use crate::golden::Golden;
 use crate::model::Row;
+use crate::trunk::{Class, Tap};
 
 /// Golden files: the clip with all that lies on the way, the states at its end, the front end before it, and the same
 /// clip as a stream of frames and of samples.
@@ -29,7 +29,7 @@ pub(super) fn verify(g: &mut Golden<'_>) -> Result<(), Error> {
     model.clip_step(cx, &mut rows, 0, scratch, |tap, values| {
         let name = match tap {
             Tap::PatchEmbed => "__tap__.patch_embed".to_owned(),
-            Tap::PosEmbed => "__tap__.pos_embed".to_owned(),
+            Tap::Tokens => "__tap__.pos_embed".to_owned(),
             Tap::Hidden(i) => format!("__tap__.layer{i}.hidden"),
             Tap::Residual(i) => format!("__tap__.layer{i}.residual"),
             Tap::Features => "__tap__.features".to_owned(),

@@ -13,6 +13,7 @@ use crate::frontend::audio::AudioFrontend;
 use crate::mixer::shift_tail;
 use crate::model::{Info, Model, Row, Signal, carve, line};
 use crate::state::{State, StateLayout};
+use crate::trunk::no_tap;
 use crate::vim::Vim;
 use crate::vmamba::VMamba;
 use serde_json::{Value, json};
@@ -137,7 +138,7 @@ impl Encoder {
                 let (n, f) = (rows.len(), e.info().output.len());
                 for frame in 0..len {
                     let out = MatMut::strided(&mut out[frame * f..], n, f, len * f);
-                    e.frame(cx, rows, frame, scratch, Some(out));
+                    e.frame(cx, rows, frame, scratch, Some(out), no_tap);
                 }
             }
             (Self::Vmamba(e), _) => {

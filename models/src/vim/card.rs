@@ -1,9 +1,10 @@
 //! Vim on a card.
 
-use super::{Class, Config, Pool, Vim};
+use super::{Config, Vim};
 use crate::card::{At, ConvNet, Dense, Network, NormAt, Pass, Rows, Weights};
 use crate::error::Error;
 use crate::mixer::{MixerNet, MixerState};
+use crate::trunk::{Class, Pool};
 use ssm_kernels::Act;
 use ssm_kernels::cuda::{Kind, activation};
 
@@ -26,7 +27,7 @@ pub(crate) struct VimNet {
 impl Vim {
     /// The network for a card.
     pub(crate) fn on_card(&self, w: &mut Weights) -> VimNet {
-        let layers = self.layers.iter().enumerate().map(|(i, layer)| Layer {
+        let layers = self.trunk.layers.iter().enumerate().map(|(i, layer)| Layer {
             norm: w.norm(&layer.norm),
             mixer: layer.mixer.on_card(w),
             state: self.state.get(i).cloned(),
@@ -39,8 +40,8 @@ impl Vim {
                 ConvNet::patches(w, &self.patch_embed, c.channels, c.patch_size, c.stride)
             },
             pos_embed: w.put(&self.pos_embed),
-            norm_f: w.norm(&self.norm_f),
-            head: self.head.as_ref().map(|head| w.dense(head)),
+            norm_f: w.norm(&self.trunk.norm_f),
+            head: self.trunk.head.as_ref().map(|head| w.dense(head)),
         }
     }
 }
@@ -91,7 +92,7 @@ impl VimNet {
         let l = p.len();
         let last = l - 1;
         let classes = match c.class {
-            Class::Both => [0, last],
+            Class::Double => [0, last],
             Class::None => [l, l],
             one => [one.row(last as usize) as u32, l],
         };
@@ -130,12 +131,7 @@ impl VimNet {
             None => Ok(()),
         };
         match (c.class, c.pool) {
-            (Class::Middle | Class::Front, _) | (Class::None, Pool::Last) => {
-                let x = seen(1);
-                pick(if c.class == Class::None { l - 1 } else { c.class.row(l as usize - 1) as u32 }, x)?;
-                head(x, batch, out)
-            }
-            (Class::Both, _) => {
+            (Class::Double, _) => {
                 let (x, two) = (seen(1), p.take(2 * b, d, Kind::F32));
                 pick(0, Rows { stride: 2 * d, ..two })?;
                 pick(l - 1, Rows { stride: 2 * d, ..two.skip_rows(1) })?;
@@ -157,6 +153,11 @@ impl VimNet {
                 let (x, all) = (seen(1), p.take(b * l as usize, d, Kind::F32));
                 every(all)?;
                 p.pool(all, l, d, false, x)?;
+                head(x, batch, out)
+            }
+            (class, _) => {
+                let x = seen(1);
+                pick(if class == Class::None { l - 1 } else { class.row(l as usize - 1) as u32 }, x)?;
                 head(x, batch, out)
             }
         }
