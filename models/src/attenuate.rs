@@ -326,15 +326,18 @@ impl Attenuate {
         let hop = hop.ok_or_else(|| bad("down_ssms", format!("{MAX_HOP} samples a block"), format!("{factors:?}")))?;
 
         let (mut down, mut up) = (vec![], vec![]);
+        // Behind a block that lags the frames of a call are no whole number of the next level's.
+        let mut lags = false;
         for (i, &r) in factors.iter().enumerate() {
             let (c, next) = (channels[i], channels[i + 1]);
             let name = format!("down_ssms.{i}");
             let w = w.at(&format!("{name}."));
             let block = Block::load(&w.at("0."), options, c, true, &mut layout, &name)?;
             let map = w.take("1.weight", &[c, next, r])?;
+            lags |= block.lag() > 0;
             down.push(Down {
                 map: Linear::pack_with(level, next, r * c, None, |o, k| map[(k % c * next + o) * r + k / c]),
-                pending: layout.add(format!("{name}.pending"), &[if block.lag() > 0 { r - 1 } else { 0 }, c]),
+                pending: layout.add(format!("{name}.pending"), &[if lags { r - 1 } else { 0 }, c]),
                 skip: 0..0,
                 factor: r,
                 block,

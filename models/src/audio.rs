@@ -68,7 +68,7 @@ impl AudioStream {
 
     /// Steps that each channel's model has taken since the reset.
     pub fn steps(&mut self) -> u64 {
-        self.streams[0].state().steps
+        self.streams[0].steps()
     }
 
     /// Hops of a channel that became silence since the streams were made.
@@ -292,7 +292,7 @@ impl Listener {
 
     /// Steps that the model has taken since the reset.
     pub fn steps(&mut self) -> u64 {
-        self.stream.state().steps
+        self.stream.steps()
     }
 
     /// Takes samples in and appends the output of every step that they complete to `out`.

@@ -161,7 +161,8 @@ impl Engine {
                 .spawn(move || work(&*model, &cx, &inbox, batch_size.max(1), batch_timeout, &passes, &rows))
                 .ok()
         };
-        Arc::new(Self { model, note, level, jobs: Some(jobs), worker, passes, rows })
+        let jobs = worker.is_some().then_some(jobs);
+        Arc::new(Self { model, note, level, jobs, worker, passes, rows })
     }
 
     /// The engine of `key`, or a new one of the model that `open` gives.
@@ -297,7 +298,8 @@ impl Stream {
             return Err(Error::Input { expected: format!("token ids below {vocab}"), got: id.to_string() });
         }
         self.row();
-        let (Some(row), Some(jobs)) = (self.row.take(), &self.engine.jobs) else { return Err(self.failed("")) };
+        let Some(jobs) = &self.engine.jobs else { return Err(self.failed("its thread did not start")) };
+        let Some(row) = self.row.take() else { return Err(self.failed("")) };
         let mut desk = self.desk.lock().unwrap_or_else(PoisonError::into_inner);
         desk.row = Some((row, len));
         if std::mem::replace(&mut desk.queued, true) {
@@ -337,6 +339,11 @@ impl Stream {
     pub fn gap(&mut self, periods: f64) {
         let engine = self.engine.clone();
         engine.model.gap(&mut self.row().state, periods);
+    }
+
+    /// Steps since the reset. They are counted here wherever the rest of the state lies.
+    pub fn steps(&mut self) -> u64 {
+        self.row().state.steps
     }
 
     /// The state, brought from the card if it lies there; one that the card does not give back is a fresh one.
@@ -407,6 +414,32 @@ fn work(
                 row.state.reset();
             }
             let _ = reply.send((row, done.clone()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engine_whose_thread_did_not_start_answers() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/vim_train_style.safetensors");
+        let model = crate::open(file, &crate::Options::default()).unwrap();
+        let idle = Engine {
+            model,
+            note: None,
+            level: CpuLevel::Scalar,
+            jobs: None,
+            worker: None,
+            passes: Arc::default(),
+            rows: Arc::default(),
+        };
+        let mut stream = Arc::new(idle).stream(1);
+        for _ in 0..2 {
+            let told = stream.run(1).unwrap_err().to_string();
+            assert!(told.contains("its thread did not start"), "{told}");
+            assert!(stream.submit(1).is_err() && stream.wait().is_err());
         }
     }
 }

@@ -172,6 +172,9 @@ pub fn configure(file: &Checkpoint, options: &Options) -> Result<Options, Error>
     Ok(options)
 }
 
+/// State of a stream in bytes, at most: a few numbers of a file could ask for more than any machine has.
+pub(crate) const MAX_STATE: usize = 1 << 30;
+
 /// Opens a model from tensors already read.
 ///
 /// # Errors
@@ -179,6 +182,14 @@ pub fn configure(file: &Checkpoint, options: &Options) -> Result<Options, Error>
 pub fn open_checkpoint(file: &Checkpoint, options: &Options) -> Result<Arc<dyn Model>, Error> {
     let model = (family(file)?.open)(file, options)?;
     let info = model.info();
+    if model.layout().bytes() > MAX_STATE {
+        return Err(Error::Config {
+            file: file.path.display().to_string(),
+            field: "state".into(),
+            expected: format!("{} MiB a stream at most", MAX_STATE >> 20),
+            got: format!("{} MiB ({})", model.layout().bytes() >> 20, info.sizes),
+        });
+    }
     if info.facts.precision != options.precision {
         return Err(Error::Config {
             file: file.path.display().to_string(),

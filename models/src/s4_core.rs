@@ -21,6 +21,9 @@ use ssm_kernels::s4d::{Coefficients, LANES, MAX_RANK, Part, Sizes, s4d};
 use ssm_kernels::{Cx, Mat, MatMut};
 use std::sync::{Arc, Mutex, PoisonError};
 
+/// States of a feature whose C can be recovered, at most: it takes products of matrices of twice their size.
+const MAX_PREPARED: usize = 256;
+
 /// How the continuous system becomes one of steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Disc {
@@ -214,6 +217,9 @@ impl Core {
                 let l = l.first().copied().unwrap_or(0.0);
                 if !(0.0..16_777_216.0).contains(&l) || l.fract() != 0.0 {
                     return Err(bad(file, "kernel.l_kernel", "a length below 2^24", l));
+                }
+                if l > 0.0 && n > MAX_PREPARED {
+                    return Err(bad(file, "kernel.C", format!("{MAX_PREPARED} states at most to recover"), n));
                 }
                 l as u64
             }

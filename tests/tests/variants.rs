@@ -148,6 +148,29 @@ fn networks_deeper_or_emptier_than_any_are_refused() {
 }
 
 #[test]
+fn a_state_that_no_machine_has_room_for_is_refused() {
+    // A megabyte of weights; the state of a head is the product of two of their axes.
+    let (wide, states) = (1 << 15, 1 << 15);
+    let config = json!({ "ssm_cfg": { "ngroups": 1, "headdim": wide, "d_state": states } });
+    let mut f = Fabricated { config, ..Fabricated::default() };
+    let channels = wide + 2 * states;
+    for (name, shape) in [
+        ("in_proj.weight", &[wide + channels + 1, 1][..]),
+        ("conv1d.weight", &[channels, 1, 2]),
+        ("conv1d.bias", &[channels]),
+        ("dt_bias", &[1]),
+        ("A_log", &[1]),
+        ("D", &[1]),
+        ("norm.weight", &[wide]),
+        ("out_proj.weight", &[1, wide]),
+    ] {
+        f.values(name, shape, vec![0.1; shape.iter().product()]);
+    }
+    let message = refused(&f);
+    assert!(message.contains("state: expected 1024 MiB a stream at most, got 4096 MiB"), "{message}");
+}
+
+#[test]
 fn a_configuration_beside_a_file_is_laid_over_its_own() {
     let folder = Folder::new("variants-config");
     let mut f = vim(2);

@@ -5,6 +5,7 @@ use super::config::{Config, Context, Variant, bucket};
 use crate::checkpoint::Reader;
 use crate::config::bad;
 use crate::error::Error;
+use crate::families::MAX_STATE;
 use crate::mixer::sub;
 use crate::model::{Row, carve, line};
 use crate::s4_core::{Core, Rules};
@@ -15,9 +16,6 @@ use ssm_kernels::linear::{Linear, Store, linear};
 use ssm_kernels::norm::{Kind, Norm, norm};
 use ssm_kernels::{Act, CpuLevel, Cx, Mat, MatMut};
 use std::ops::Range;
-
-/// Bytes of a stream's state at most: the window comes from a configuration, which nothing else bounds.
-const MAX_STATE: usize = 1 << 30;
 
 /// What a BST layer has beside a plain one.
 pub(super) struct BlockState {
@@ -89,6 +87,13 @@ impl Layers {
         let n = c.head_dim as f32;
         let unit = Norm::new(Kind::Rms, vec![n.sqrt().recip(); c.head_dim], None, c.qk_norm_eps / n);
         let rules = Rules::read(config, path)?;
+        // Before anything of the kind is made: heads and window are but two numbers.
+        let state = [&c.own().k_shape()[..], &c.cross().k_shape()[..]]
+            .map(|shape| shape.iter().try_fold(8 * c.n_layers, |all, n| all.checked_mul(*n)).unwrap_or(usize::MAX));
+        if state.iter().any(|bytes| *bytes > MAX_STATE) {
+            let got = format!("{} with {heads} heads in {} layers", c.window, c.n_layers);
+            return Err(bad(path, "window", format!("a window whose state fits {} MiB", MAX_STATE >> 20), got));
+        }
         let window = layout.add(format!("{prefix}window"), &[4]);
         let (mut layers, mut places): (Vec<Layer>, Vec<Places>) = (Vec::new(), Vec::new());
         for i in 0..c.n_layers {
@@ -134,10 +139,6 @@ impl Layers {
                 }
             }
             places.push(at);
-        }
-        if layout.bytes() > MAX_STATE {
-            let got = format!("{}, whose state takes {} MiB", c.window, layout.bytes() >> 20);
-            return Err(bad(path, "window", format!("a window whose state fits {} MiB", MAX_STATE >> 20), got));
         }
         let final_norm = rms(w, "final_norm")?;
         Ok(Self { config: c, rules, window, places, layers, unit, final_norm })

@@ -281,8 +281,16 @@ impl Model for OnCard {
         if rows.is_empty() || len == 0 {
             return Ok(());
         }
-        if self.home.net.trained_rate() && rows.iter().any(|row| row.rate != 1.0) {
-            self.forward(cx, rows, len, scratch);
+        // A row's result does not depend on its batch.
+        let own_rate = |row: &Row| self.home.net.trained_rate() && row.rate != 1.0;
+        if rows.iter().any(own_rate) {
+            for rows in rows.chunk_by_mut(|a, b| own_rate(a) == own_rate(b)) {
+                if own_rate(&rows[0]) {
+                    self.forward(cx, rows, len, scratch);
+                } else {
+                    self.run(cx, rows, len, scratch)?;
+                }
+            }
             return Ok(());
         }
         // Input that lies on another card comes here, a state that lies on another model's card moves; nothing is locked here

@@ -212,7 +212,7 @@ impl<'a> Machine<'a> {
             b'1' => _ = self.since_mark()?,
             b'2' => {
                 let top = self.top()?;
-                self.stack.push(top);
+                self.again(top)?;
             }
 
             b'N' => self.push(Value::None)?,
@@ -442,6 +442,15 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
+    /// Puts a value that is there already on the stack.
+    fn again(&mut self, id: Id) -> Step<()> {
+        if self.stack.len() >= MAX_VALUES {
+            return Err(format!("more than {MAX_VALUES} values on the stack"));
+        }
+        self.stack.push(id);
+        Ok(())
+    }
+
     fn push_int<const N: usize>(&mut self) -> Step<()> {
         let n = self.number::<N>()?;
         self.push(Value::Int(n as i64))
@@ -529,14 +538,16 @@ impl<'a> Machine<'a> {
 
     fn put(&mut self, key: u64) -> Step<()> {
         let top = self.top()?;
+        if self.memo.len() == MAX_VALUES {
+            return Err(format!("more than {MAX_VALUES} memos"));
+        }
         self.memo.insert(key, top);
         Ok(())
     }
 
     fn recall(&mut self, key: u64) -> Step<()> {
         let id = *self.memo.get(&key).ok_or_else(|| format!("memo {key} is empty"))?;
-        self.stack.push(id);
-        Ok(())
+        self.again(id)
     }
 
     fn global(&mut self) -> Step<()> {

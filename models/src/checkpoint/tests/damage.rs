@@ -205,3 +205,46 @@ fn giant_headers_are_refused() {
     file[keys..keys + 8].fill(0x7f);
     assert!(refusal("x", file).contains("numbers, got 9187201950435737471"));
 }
+
+#[test]
+fn what_a_file_names_again_and_again_is_bounded() {
+    let why = refused_entry(Entry { size: &[1; 65], stride: &[1; 65], ..entry() });
+    assert!(why.contains("sizes that are a tuple of 65"), "{why}");
+    for (opcode, what) in [(0x94, "memos"), (b'2', "values on the stack")] {
+        let mut pickle = b"\x80\x02N".to_vec();
+        pickle.resize((1 << 22) + 16, opcode);
+        let why = refusal("x", torch_zip(CompressionMethod::Stored, &pickle, &[]));
+        assert!(why.contains(what), "{why}");
+    }
+}
+
+#[test]
+fn metadata_are_not_written_out_without_bound() {
+    let mut pickle = b"\x80\x02}".to_vec();
+    let entries = state_dict(&[entry()]);
+    // {"state_dict": {"w": …}, KEY: [v] * 1000}
+    let mut add = |key: &str, value: &[u8], again: usize| {
+        text(&mut pickle, key);
+        pickle.extend(b"](");
+        pickle.extend(value);
+        pickle.extend(b"q\x01");
+        pickle.extend(b"h\x01".repeat(again));
+        pickle.extend(b"es");
+    };
+    let mut long = vec![];
+    text(&mut long, &"x".repeat(10_000));
+    let mut hidden = b"}(".to_vec();
+    for i in 0..1000 {
+        text(&mut hidden, &format!("__{i}"));
+        hidden.push(b'N');
+    }
+    hidden.push(b'u');
+    add("long", &long, 1000);
+    add("hidden", &hidden, 1000);
+    text(&mut pickle, "state_dict");
+    pickle.extend(&entries[2..entries.len() - 1]);
+    pickle.extend(b"s.");
+    let file = Checkpoint::from_bytes("x", torch_zip(CompressionMethod::Stored, &pickle, &[("0", &[0; 8])])).unwrap();
+    assert_eq!(file.names().collect::<Vec<_>>(), ["w"]);
+    assert!(file.metadata.is_empty(), "{:?}", file.metadata.keys());
+}

@@ -109,6 +109,9 @@ fn tensor<'p>(pickle: &'p Pickle<'_>, id: Id) -> Option<Rebuilt<'p>> {
     Some(if REBUILD.contains(&name) { rebuild(pickle, name, args) } else { Err(format!("torch._utils.{name}")) })
 }
 
+/// Axes of a tensor, as many as torch allows.
+const MAX_AXES: usize = 64;
+
 fn rebuild<'p>(pickle: &'p Pickle<'_>, name: &str, args: &[Id]) -> Rebuilt<'p> {
     let &[storage, offset, size, stride, ..] = args else {
         return Err(format!("{name} of {} arguments", args.len()));
@@ -120,7 +123,11 @@ fn rebuild<'p>(pickle: &'p Pickle<'_>, name: &str, args: &[Id]) -> Rebuilt<'p> {
             Some(((_, "Size"), &[inner])) => inner,
             _ => id,
         };
-        let sizes = pickle.members(id).map(|ids| ids.iter().map(|id| unsigned(*id)).collect::<Option<Vec<_>>>());
+        // A tuple costs a file little however often it is named.
+        let sizes = pickle
+            .members(id)
+            .filter(|ids| ids.len() <= MAX_AXES)
+            .map(|ids| ids.iter().map(|id| unsigned(*id)).collect::<Option<Vec<_>>>());
         sizes.flatten().ok_or_else(|| format!("sizes that are {}", pickle.describe(id)))
     };
     let (mut place, mut number, start) = place(pickle, storage)?;
@@ -244,10 +251,22 @@ pub(super) fn metadata(pickle: &Pickle<'_>) -> Metadata {
     metadata
 }
 
-/// A value as JSON. `None` if there is a tensor in it, if it is too deep or if nothing is `left` of the values allowed.
+/// A value as JSON. `None` if there is a tensor in it, if it is too deep or if nothing is `left` of the values allowed, of
+/// which a text counts for one every 64 bytes.
 fn plain(pickle: &Pickle<'_>, id: Id, depth: usize, left: &mut usize) -> Option<Json> {
     let depth = depth.checked_sub(1)?;
     *left = left.checked_sub(1)?;
+    // What many refer to is written out for each of them.
+    let mut spend = |n: usize| {
+        *left = left.saturating_sub(n);
+        (*left > 0).then_some(())
+    };
+    match pickle.get(id) {
+        Value::Text(text) => spend(text.len() / 64)?,
+        Value::Bytes(bytes) => spend(bytes.len() / 64)?,
+        Value::Dict(items) => spend(items.len())?,
+        _ => {}
+    }
     let mut list = |ids: &[Id]| ids.iter().map(|id| plain(pickle, *id, depth, left)).collect::<Option<Vec<_>>>();
     Some(match pickle.get(id) {
         Value::None => Json::Null,
@@ -273,6 +292,7 @@ fn plain(pickle: &Pickle<'_>, id: Id, depth: usize, left: &mut usize) -> Option<
                 list(&object.elements)?;
             }
             let Some(items) = items else { return Some(pickle.describe(id).into()) };
+            *left = left.saturating_sub(items.len());
             let mut map = Map::new();
             for (key, value) in items {
                 let key = match pickle.text(key) {
