@@ -34,8 +34,8 @@ const LINE: usize = 160;
 
 pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     let file = read(&args.model)?;
-    let known = family(&file).is_ok();
-    let mut facts = facts(&file, args.tensors || !known)?;
+    let mut facts = facts(&file, args.tensors)?;
+    let known = facts["family"].is_string() && facts.get("error").is_none();
     if let (Some(device), true, Value::Object(facts)) = (args.device, known, &mut facts) {
         facts.extend(placed(&file, device)?);
     }
@@ -70,12 +70,13 @@ fn facts(file: &Checkpoint, tensors: bool) -> Result<Value, Failure> {
     let mut say = |key: &str, value: Value| _ = facts.insert(key.into(), value);
     say("file", json!(file.path.display().to_string()));
     say("format", json!(file.format()));
-    match family(file) {
-        Ok(family) => {
-            say("family", json!(family.name));
-            let options =
-                Options { level: CpuLevel::from_env().map_err(ssm_models::Error::from)?, ..Options::default() };
-            let model = open_checkpoint(file, &configure(file, &options)?)?;
+    let options = Options { level: CpuLevel::from_env().map_err(ssm_models::Error::from)?, ..Options::default() };
+    let family = family(file).ok();
+    say("family", json!(family.map(|family| family.name)));
+    let opened = family.map(|_| open_checkpoint(file, &configure(file, &options)?));
+    let whole = matches!(opened, Some(Ok(_)));
+    match opened {
+        Some(Ok(model)) => {
             let info = model.info();
             say("sizes", json!(info.sizes));
             say("parameters", json!(info.parameters));
@@ -99,9 +100,11 @@ fn facts(file: &Checkpoint, tensors: bool) -> Result<Value, Failure> {
             say("state", spans(&*model));
             say("hash", json!(info.hash));
         }
-        Err(_) => {
-            say("family", Value::Null);
-            say("families", json!(FAMILIES.iter().map(|f| f.name).collect::<Vec<_>>()));
+        other => {
+            match other {
+                Some(Err(error)) => say("error", json!(error.to_string())),
+                _ => say("families", json!(FAMILIES.iter().map(|f| f.name).collect::<Vec<_>>())),
+            }
             say("parameters", json!(file.parameters()));
         }
     }
@@ -112,7 +115,8 @@ fn facts(file: &Checkpoint, tensors: bool) -> Result<Value, Failure> {
         .iter()
         .map(|(key, text)| (key.clone(), serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.clone()))));
     say("metadata", Value::Object(metadata.collect()));
-    if tensors {
+    // They tell why it is no model, or one that does not open.
+    if tensors || !whole {
         let tensors = file.names().map(|name| {
             let dtype = file.dtype(name).map(|d| d.to_string());
             (name.to_owned(), json!({ "dtype": dtype, "shape": file.shape(name) }))
@@ -141,10 +145,11 @@ fn spans(model: &dyn Model) -> Value {
 }
 
 /// The facts that people read, in order.
-const ORDER: [&str; 23] = [
+const ORDER: [&str; 24] = [
     "file",
     "format",
     "family",
+    "error",
     "families",
     "parts",
     "sizes",
@@ -223,6 +228,7 @@ fn words(signal: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
     use std::path::Path;
 
     fn golden(name: &str) -> Checkpoint {
@@ -268,8 +274,20 @@ mod tests {
     }
 
     #[test]
+    fn a_model_that_does_not_open_lists_its_tensors_too() {
+        let bytes = fs::read(golden("vim_train_style.safetensors").path).unwrap();
+        let from: &[u8] = b"norm_f.weight";
+        let at = bytes.windows(from.len()).position(|w| w == from).unwrap();
+        let damaged = [&bytes[..at], b"norm_g.weight", &bytes[at + from.len()..]].concat();
+        let facts = facts(&Checkpoint::from_bytes("damaged", damaged).unwrap(), false).unwrap();
+        assert_eq!(facts["family"], "vim");
+        let text = lines(&facts);
+        assert!(text.contains("\nerror ") && text.contains("tensor        norm_g.weight F32 [16]"), "{text}");
+    }
+
+    #[test]
     fn a_file_of_no_family_lists_its_tensors() {
-        let text = lines(&facts(&golden("ops_add_norm.safetensors"), true).unwrap());
+        let text = lines(&facts(&golden("ops_add_norm.safetensors"), false).unwrap());
         let known = FAMILIES.iter().map(|f| f.name).collect::<Vec<_>>().join(", ");
         for line in
             ["family        none\n".to_owned(), format!("known         {known}\n"), "tensor        rms_x F32 [".into()]

@@ -26,6 +26,8 @@ pub struct Job<'a> {
     pub output: &'a Path,
     /// Media time between two states, in ns.
     pub every: u64,
+    /// Does it though the output is there, and replaces that in the end.
+    pub force: bool,
 }
 
 /// How it went.
@@ -54,6 +56,11 @@ struct Header {
     lines: u64,
 }
 
+/// Between the end of a buffer and the next one, in ns, at most, where they belong together.
+const SEAM: u64 = 1_000_000;
+/// Buffers that a state waits at most for two that belong together.
+const PUT_OFF: u32 = 50;
+
 /// What the two ends of the element share.
 struct Progress {
     header: Header,
@@ -61,6 +68,10 @@ struct Progress {
     out: BufWriter<File>,
     /// Time of the last state in ns, or of the first buffer.
     saved: Option<u64>,
+    /// Where the buffer before ended, in ns.
+    expected: Option<u64>,
+    /// Buffers since a state was wanted.
+    put_off: u32,
     stopped: bool,
     error: Option<io::Error>,
 }
@@ -137,7 +148,7 @@ impl Job<'_> {
         go_on: impl Fn(u64) -> bool + Send + Sync + 'static,
         mut tell: impl FnMut(u64, u64),
     ) -> Result<Outcome, Failure> {
-        if self.output.exists() {
+        if self.output.exists() && !self.force {
             return Ok(Outcome::Skipped);
         }
         if let Some(folder) = self.output.parent() {
@@ -151,7 +162,7 @@ impl Job<'_> {
             Err(fs::TryLockError::Error(e)) => return Err(at(&part)(e)),
         }
         // Finished by another process between the first look and the lock.
-        if self.output.exists() {
+        if self.output.exists() && !self.force {
             let _ = fs::remove_file(&part);
             return Ok(Outcome::Skipped);
         }
@@ -173,7 +184,8 @@ impl Job<'_> {
         };
         let resumed = header.buffers;
         file.set_len(header.bytes).and_then(|()| file.seek(SeekFrom::End(0))).map_err(at(&part))?;
-        let progress = Progress { header, out: BufWriter::new(file), saved: None, stopped: false, error: None };
+        let out = BufWriter::new(file);
+        let progress = Progress { header, out, saved: None, expected: None, put_off: 0, stopped: false, error: None };
         let progress = Arc::new(Mutex::new(progress));
 
         part_of("file")?.set_property("location", self.input);
@@ -289,12 +301,29 @@ impl Watch {
         let pad = finder.static_pad("sink").ok_or_else(|| Failure::Usage("an element without a sink pad".into()))?;
         let (weak, seen) = (finder.downgrade(), AtomicU64::new(0));
         pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
-            let time = info.buffer().and_then(|b| b.pts()).map_or(0, gst::ClockTime::nseconds);
+            let times = info.buffer().map(|b| [b.pts(), b.duration()].map(|t| t.map(gst::ClockTime::nseconds)));
+            let [pts, duration] = times.unwrap_or_default();
+            let time = pts.unwrap_or(0);
             self.position.store(time, Ordering::Relaxed);
             let number = seen.fetch_add(1, Ordering::Relaxed);
-            if number < self.skip {
+            let goes_on = go_on(number);
+            let mut progress = lock(&self.progress);
+            if progress.stopped {
                 return gst::PadProbeReturn::Handled;
             }
+            // A state does not say when its last buffer ended: it is no use right before a hole or a jump, which the element
+            // would not see.
+            let seamless = progress.expected.zip(pts).is_none_or(|(expected, pts)| pts.abs_diff(expected) <= SEAM);
+            progress.expected = pts.zip(duration).map(|(pts, duration)| pts + duration);
+            if number < self.skip {
+                // What is there already is the state to go on from.
+                if !goes_on {
+                    progress.stopped = true;
+                    self.stop.store(true, Ordering::Release);
+                }
+                return gst::PadProbeReturn::Handled;
+            }
+            drop(progress);
             // Caps that came among those buffers have made fresh states.
             if number == self.skip
                 && let Some((element, snapshot)) = weak.upgrade().zip(self.snapshot.as_ref())
@@ -303,12 +332,12 @@ impl Watch {
             }
             // Nothing is on its way here: the buffer before has gone through to the lines.
             let mut progress = lock(&self.progress);
-            if progress.stopped {
-                return gst::PadProbeReturn::Handled;
-            }
-            progress.stopped = !go_on(number);
             let saved = *progress.saved.get_or_insert(time);
-            if progress.stopped || time.saturating_sub(saved) >= self.every {
+            let wanted = !goes_on || time.saturating_sub(saved) >= self.every;
+            progress.put_off = if wanted && !seamless { progress.put_off + 1 } else { 0 };
+            let wanted = wanted && (seamless || progress.put_off > PUT_OFF);
+            progress.stopped = wanted && !goes_on;
+            if wanted {
                 progress.saved = Some(time);
                 let snapshot = weak.upgrade().and_then(|e| e.emit_by_name::<Option<glib::Bytes>>("save-state", &[]));
                 if let Some(snapshot) = snapshot {
@@ -367,7 +396,7 @@ mod tests {
         go_on: impl Fn(u64) -> bool + Send + Sync + 'static,
     ) -> Outcome {
         let finder = Finder::new(finder, None).unwrap();
-        Job { finder: &finder, input, output, every }.run(go_on, |_, _| ()).unwrap()
+        Job { finder: &finder, input, output, every, force: false }.run(go_on, |_, _| ()).unwrap()
     }
 
     /// Stopped and killed at any place, the lines are those of one run.
@@ -388,7 +417,7 @@ mod tests {
             let mut part = OpenOptions::new().append(true).open(beside(&output, ".part")).unwrap();
             part.write_all(b"{\"half a li").unwrap();
             drop(part);
-            let done = run(finder, input, &output, u64::MAX, move |n| n >= stop);
+            let done = run(finder, input, &output, u64::MAX, |_| true);
             assert_eq!(done, Outcome::Done { lines, resumed: stop });
             assert!(fs::read(&output).unwrap() == want, "{finder}: stopped at {stop}");
             assert!(!beside(&output, ".part").exists() && !beside(&output, ".state").exists());
@@ -438,6 +467,35 @@ mod tests {
                 matches!(run("ssmevents", &input, &output, u64::MAX, |_| true), Outcome::Done { resumed, .. } if resumed == stop)
             );
             assert!(fs::read(&output).unwrap() == want, "stopped at {stop}");
+        }
+    }
+
+    #[test]
+    fn a_state_does_not_lie_at_a_hole() {
+        let folder = Folder::new("hole");
+        let input = folder.file("a.mkv");
+        let part = |offset: u64| {
+            format!(
+                "videotestsrc num-buffers=30 pattern=ball timestamp-offset={offset} ! \
+                 video/x-raw,width=64,height=48,framerate=25/1 ! c."
+            )
+        };
+        let line = "concat name=c adjust-base=false ! jpegenc ! matroskamux ! filesink";
+        let line = format!("{} {} {line} location={}", part(0), part(5_000_000_000), input.display());
+        element::play(&line, &[], "", |_| ()).unwrap();
+        let finder = "ssmevents threshold=0.01 low-threshold=0.001 max-gap=1000000000";
+        let whole = folder.file("whole.jsonl");
+        assert!(matches!(run(finder, &input, &whole, u64::MAX, |_| true), Outcome::Done { resumed: 0, .. }));
+        for (stop, at) in [(29, 29), (30, 31), (31, 31)] {
+            let output = folder.file(&format!("{stop}.jsonl"));
+            assert_eq!(run(finder, &input, &output, u64::MAX, move |n| n < stop), Outcome::Stopped);
+            // Asked to end while it looks for its place, it ends, and keeps that.
+            assert_eq!(run(finder, &input, &output, u64::MAX, |n| n < 5), Outcome::Stopped);
+            let Outcome::Done { resumed, .. } = run(finder, &input, &output, u64::MAX, |_| true) else {
+                panic!("done")
+            };
+            assert_eq!(resumed, at);
+            assert!(fs::read(&output).unwrap() == fs::read(&whole).unwrap(), "stopped at {stop}");
         }
     }
 

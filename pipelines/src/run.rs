@@ -47,7 +47,7 @@ pub struct Args {
     /// Seconds of media between two states.
     #[arg(long, default_value_t = 60)]
     state_every: u32,
-    /// Do what is finished once more.
+    /// Do what is finished once more; an output is replaced once the new one is whole.
     #[arg(long)]
     force: bool,
 }
@@ -207,12 +207,6 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     if let Some((index, of)) = args.shard {
         files = files.into_iter().skip(index).step_by(of).collect();
     }
-    if args.force {
-        for (_, place) in files.iter().filter(|(_, place)| place.exists()) {
-            let bad = |e: std::io::Error| Failure::File { path: place.clone(), reason: e.to_string() };
-            std::fs::remove_file(place).map_err(bad)?;
-        }
-    }
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
     ctrlc::set_handler(move || flag.store(true, Ordering::Release)).map_err(|e| Failure::Usage(e.to_string()))?;
@@ -220,7 +214,8 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     let (next, bars, tally) = (AtomicUsize::new(0), Bars::new(files.len()), Mutex::new(Tally::default()));
     let work = || {
         while let Some((input, output)) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let job = Job { finder: &finder, input, output, every: u64::from(args.state_every) * 1_000_000_000 };
+            let every = u64::from(args.state_every) * 1_000_000_000;
+            let job = Job { finder: &finder, input, output, every, force: args.force };
             let bar = bars.file(input);
             let flag = stop.clone();
             let outcome = if stop.load(Ordering::Acquire) {
@@ -253,7 +248,8 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
         warn!("failed: {}: {reason}", path.display());
     }
     if !left.is_empty() {
-        warn!("left: {} files; the same command goes on with them", left.len());
+        let again = if args.force { "begins with the first one again" } else { "goes on with them" };
+        warn!("left: {} files; the same command {again}", left.len());
     }
     Ok(if failed.is_empty() && left.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -217,13 +217,13 @@ fn serve(server: &Server, hub: &Arc<Mutex<Hub>>, only_local: bool) {
     }
 }
 
-/// The description of the pipeline.
-fn line(args: &Args, finder: &Finder) -> Result<String, Failure> {
+/// The description of the pipeline, and the property of the element `source` that names what there is to see.
+fn line(args: &Args, finder: &Finder) -> Result<(String, Option<&'static str>), Failure> {
     let element = |text: &str| text.split_whitespace().next().and_then(gst::ElementFactory::find).is_some();
-    let source = match &args.source {
-        file if Path::new(file).is_file() => "filesrc name=source ! decodebin".into(),
-        uri if uri.contains("://") => "uridecodebin name=source".into(),
-        text if element(text) => text.clone(),
+    let (source, property) = match &args.source {
+        file if Path::new(file).is_file() => ("filesrc name=source ! decodebin".into(), Some("location")),
+        text if element(text) => (text.clone(), None),
+        uri if uri.contains("://") => ("uridecodebin name=source".into(), Some("uri")),
         text => {
             return Err(Failure::Usage(format!("{text}: expected a file, an address, or a source such as v4l2src")));
         }
@@ -231,7 +231,7 @@ fn line(args: &Args, finder: &Finder) -> Result<String, Failure> {
     let sync = !args.fast;
     let lines = format!("ssmjson ! appsink name=lines sync={sync}");
     let start = format!("{source} ! {} ! {}", finder.convert(), finder.line);
-    Ok(match finder.media {
+    let line = match finder.media {
         Media::Audio => format!("{start} ! {lines}"),
         // Pictures may be left out, results not.
         Media::Video => format!(
@@ -239,7 +239,8 @@ fn line(args: &Args, finder: &Finder) -> Result<String, Failure> {
              tee. ! queue leaky=downstream max-size-buffers=2 ! videoconvert ! videoscale ! \
              video/x-raw,width={WIDTH},pixel-aspect-ratio=1/1 ! jpegenc quality=70 ! appsink name=pictures sync={sync}"
         ),
-    })
+    };
+    Ok((line, property))
 }
 
 /// Calls `take` with the bytes of each buffer of an appsink.
@@ -257,10 +258,10 @@ fn each(pipeline: &gst::Pipeline, name: &str, take: impl Fn(&[u8]) + Send + 'sta
 pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     element::init()?;
     let finder = Finder::new(&args.element, args.media)?;
-    let line = line(args, &finder)?;
+    let (line, property) = line(args, &finder)?;
     let pipeline = element::launch(&line)?;
-    if let Some(source) = pipeline.by_name("source") {
-        source.set_property(if args.source.contains("://") { "uri" } else { "location" }, &args.source);
+    if let Some((source, property)) = pipeline.by_name("source").zip(property) {
+        source.set_property(property, &args.source);
     }
     let bad = |e: &dyn std::fmt::Display| Failure::Usage(format!("{}: {e}", args.listen));
     let server = Server::http(args.listen).map_err(|e| bad(&e))?;

@@ -111,6 +111,12 @@ fn store(url: &str) -> Result<(Box<dyn ObjectStore>, Key), Failure> {
     Ok((store, key))
 }
 
+/// Whether the folder of a state is there, as far as it can be seen from here.
+fn folder_is_there(url: &str) -> bool {
+    let path = url.strip_prefix("file://").and_then(|path| Key::from_url_path(path).ok());
+    path.is_none_or(|key| Path::new("/").join(key.as_ref()).parent().is_some_and(Path::is_dir))
+}
+
 pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| Failure::Usage(e.to_string()))?;
@@ -133,8 +139,8 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
             let bytes = match runtime.block_on(get) {
                 Ok(Ok(bytes)) => bytes,
                 Ok(Err(size)) => return Err(bad(url, format!("expected {LIMIT} bytes at most, got {size}"))),
-                // A bucket that is not there is a mistake, and no first start.
-                Err(e @ Error::NotFound { .. }) if !told(&e).contains("NoSuchBucket") => {
+                // A bucket or a folder that is not there is a mistake, and no first start.
+                Err(e @ Error::NotFound { .. }) if !told(&e).contains("NoSuchBucket") && folder_is_there(url) => {
                     warn!("ssm: {url}: no such state");
                     return Ok(NONE.into());
                 }

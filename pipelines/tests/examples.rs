@@ -243,13 +243,18 @@ fn the_job_of_a_pod_does_its_part_of_the_list() {
 fn a_stream_is_handed_over_through_a_folder() {
     let folder = Folder::new("handover");
     std::fs::create_dir_all(folder.file("store")).expect("a folder");
-    handed_over(&folder, &folder.file("store").display().to_string());
+    let store = folder.file("store").display().to_string();
+    handed_over(&folder, &store);
+    // A store that is not mounted is no first start.
+    let away = handover(&folder, &format!("{store}/away")).args(["start", "videotestsrc"]).output().expect("it runs");
+    assert!(!away.status.success() && text(&away).contains("could not be got (1)"), "{}", text(&away));
 }
 
 #[cfg(feature = "store")]
 #[test]
 fn a_stream_is_handed_over_through_a_url() {
     let folder = Folder::new("handover-url");
+    std::fs::create_dir_all(folder.file("store")).expect("a folder");
     handed_over(&folder, &format!("file://{}", folder.file("store").display()));
     // What cannot be read is not the same as what is not there.
     std::fs::write(folder.file("store/camera.state"), "no snapshot").expect("written");

@@ -17,8 +17,8 @@ struct Broker {
 }
 
 impl Broker {
-    fn new() -> Self {
-        let folder = std::env::temp_dir().join(format!("ssm-mqtt-{}", std::process::id()));
+    fn new(name: &str) -> Self {
+        let folder = std::env::temp_dir().join(format!("ssm-mqtt-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("a temporary folder");
         let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
         // What it holds for a client that is away outlives it, in whatever way it ends.
@@ -95,7 +95,7 @@ fn subscriber(port: u16) -> Receiver<Option<String>> {
 
 #[test]
 fn nothing_is_lost_while_the_broker_is_away() {
-    let mut broker = Broker::new();
+    let mut broker = Broker::new("away");
     broker.start();
     let inbox = subscriber(broker.port);
     let patience = Duration::from_secs(60);
@@ -135,6 +135,53 @@ fn nothing_is_lost_while_the_broker_is_away() {
     assert!(done.status.success() && told.ends_with("300 sent, 0 dropped, 0 left\n"), "{told}");
     let want: BTreeSet<String> = (0..300).map(|i| format!("films/a {{\"n\":{i}}}")).collect();
     assert_eq!(got, want);
+}
+
+#[test]
+fn a_file_waits_for_the_broker() {
+    let mut broker = Broker::new("file");
+    broker.start();
+    let inbox = subscriber(broker.port);
+    let patience = Duration::from_secs(60);
+    assert_eq!(inbox.recv_timeout(patience), Ok(None), "subscribed");
+    let lines = broker.folder.join("lines");
+    std::fs::write(&lines, (0..3000).map(|i| format!("{i}\n")).collect::<String>()).expect("written");
+    let publish = |port: u16, more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ssm"));
+        command.args(["publish", "--broker", &format!("127.0.0.1:{port}"), "--topic", "films/b", "--buffer", "50"]);
+        let done =
+            command.args(more).stdin(std::fs::File::open(&lines).expect("it is there")).output().expect("it runs");
+        (done.status.success(), String::from_utf8_lossy(&done.stderr).into_owned())
+    };
+    let (good, told) = publish(broker.port, &[]);
+    assert!(good && told.ends_with("3000 sent, 0 dropped, 0 left\n"), "{told}");
+    for i in 0..3000 {
+        assert_eq!(inbox.recv_timeout(patience), Ok(Some(format!("films/b {i}"))));
+    }
+    broker.stop("-TERM");
+    let (good, told) = publish(broker.port, &["--linger", "0"]);
+    assert!(!good && told.ends_with("0 sent, 0 dropped, 50 left, and those not read yet\n"), "{told}");
+}
+
+#[test]
+fn a_signal_ends_it_behind_the_last_line() {
+    let mut broker = Broker::new("signal");
+    broker.start();
+    let inbox = subscriber(broker.port);
+    let patience = Duration::from_secs(60);
+    assert_eq!(inbox.recv_timeout(patience), Ok(None), "subscribed");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ssm"));
+    command.args(["publish", "--broker", &format!("127.0.0.1:{}", broker.port), "--topic", "films/c"]);
+    let mut child = command.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the command runs");
+    let mut input = child.stdin.take().expect("a pipe");
+    writeln!(input, "1").expect("it reads");
+    assert_eq!(inbox.recv_timeout(patience), Ok(Some("films/c 1".into())));
+    assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().expect("kill runs").success());
+    writeln!(input, "2").expect("it reads");
+    let done = child.wait_with_output().expect("it ends, though its input does not");
+    let told = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success() && told.ends_with("2 sent, 0 dropped, 0 left\n"), "{told}");
+    drop(input);
 }
 
 #[test]

@@ -74,6 +74,8 @@ fn an_archive_is_done_once_and_failures_are_named() {
 
     let again = folder.run(&["a.wav", "b.wav"]);
     assert!(again.status.success() && text(&again).contains("0 done (0 lines), 2 finished before"), "{}", text(&again));
+    let vain = folder.run(&["a.wav", "b.wav", "--force", "--element", "ssmvad threshold=loud"]);
+    assert!(!vain.status.success() && folder.lines("a.wav.jsonl") > 0, "what is there stays until there is another");
     let forced = folder.run(&["a.wav", "b.wav", "--force"]);
     assert!(forced.status.success() && text(&forced).contains("2 done"), "{}", text(&forced));
 }

@@ -44,6 +44,10 @@ fn a_snapshot_goes_through_a_store() {
     let folder = Folder::new("through");
     let url = format!("file://{}", folder.file("hall of mirrors/camera.state").replace(' ', "%20"));
     let (there, back) = (folder.file("there"), folder.file("back"));
+    // A store that is away is no first start.
+    let (code, told) = state(&["get", &url, &back]);
+    assert!(code == Some(1) && told.contains("camera.state"), "{code:?} {told}");
+    std::fs::create_dir(folder.file("hall of mirrors")).expect("a folder");
     assert_eq!(state(&["get", &url, &back]), (Some(3), format!("ssm: {url}: no such state\n")));
     assert!(!Path::new(&back).exists());
     for steps in ["120", "240"] {

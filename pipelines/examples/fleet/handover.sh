@@ -15,7 +15,7 @@ case ${STORE-} in
     ;;
   *)
     put=${PUT:-'cp "$1" "${STORE:?a folder}/$2.part" && mv "$STORE/$2.part" "$STORE/$2"'}
-    get=${GET:-'[ -e "${STORE:?a folder}/$1" ] || exit 3; cp "$STORE/$1" "$2"'}
+    get=${GET:-'[ -d "${STORE:?a folder}" ] || exit 1; [ -e "$STORE/$1" ] || exit 3; cp "$STORE/$1" "$2"'}
     ;;
 esac
 here=${TMPDIR:-/tmp}/ssm-handover-$(id -u)

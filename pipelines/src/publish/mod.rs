@@ -1,7 +1,7 @@
 //! `ssm publish`: lines of results to a broker, MQTT or Kafka, each acknowledged.
 //!
 //! A stream does not wait for a broker: lines that wait are bounded in number, and where there is no room the oldest one goes
-//! and is counted. A line is kept until the broker acknowledged it; after a lost connection those that were not are sent
+//! and is counted. A file is read as there is room. A line is kept until the broker acknowledged it; after a lost connection those that were not are sent
 //! again, in their order. So nothing within the bound is lost, and a line may arrive twice.
 
 #[cfg(feature = "kafka")]
@@ -11,8 +11,10 @@ mod mqtt;
 
 use crate::Failure;
 use std::collections::VecDeque;
+use std::hash::{BuildHasher, RandomState};
 use std::io::BufRead;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -35,8 +37,8 @@ pub struct Args {
     /// Topic of every line.
     #[arg(long)]
     topic: String,
-    /// Name of this client. Two of one name push each other out (MQTT); it is the key of every line, and lines of one key stay
-    /// in order (Kafka).
+    /// Name of this client, by default another one each time. Two of one name push each other out (MQTT); it is the key of every
+    /// line, and lines of one key stay in order (Kafka).
     #[arg(long)]
     id: Option<String>,
     /// Lines that are kept at most while the broker is away or slow.
@@ -64,6 +66,8 @@ struct Outbox {
     sent: u64,
     dropped: u64,
     closed: bool,
+    /// Of a file there is more that was not read.
+    unread: bool,
 }
 
 impl Outbox {
@@ -72,7 +76,7 @@ impl Outbox {
             self.dropped += 1;
             return;
         }
-        if self.waiting.len() + self.flying.len() >= self.capacity {
+        if self.is_full() {
             self.dropped += 1;
             // What flies cannot be taken back: then the new one goes.
             if self.waiting.pop_front().is_none() {
@@ -115,6 +119,10 @@ impl Outbox {
         }
     }
 
+    fn is_full(&self) -> bool {
+        self.left() >= self.capacity
+    }
+
     fn left(&self) -> usize {
         self.waiting.len() + self.flying.len()
     }
@@ -145,7 +153,8 @@ trait Transport {
 }
 
 fn transport(args: &Args) -> Result<Box<dyn Transport>, Failure> {
-    let id = args.id.clone().unwrap_or_else(|| format!("ssm-{}", std::process::id()));
+    // Processes in containers have the same numbers.
+    let id = args.id.clone().unwrap_or_else(|| format!("ssm-{:012x}", RandomState::new().hash_one(0) >> 16));
     match args.broker.strip_prefix("kafka://") {
         #[cfg(feature = "kafka")]
         Some(brokers) => Ok(Box::new(kafka::Kafka::new(brokers, &args.topic, id)?)),
@@ -162,17 +171,47 @@ fn lock(post: &Mutex<Post>) -> MutexGuard<'_, Post> {
     post.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn read(post: &Mutex<Post>) {
+/// Reads the lines. Those of a file wait for room, until for `patience` there was none.
+fn read(post: &Mutex<Post>, patience: Duration) {
+    let is_file = std::fs::metadata("/dev/stdin").is_ok_and(|m| m.is_file());
     for line in std::io::stdin().lock().split(b'\n') {
         let Ok(line) = line else { break };
         let line = String::from_utf8_lossy(&line).into_owned();
-        if !line.is_empty() {
-            let mut post = lock(post);
-            post.outbox.push(line);
-            post.pump();
+        if line.is_empty() {
+            continue;
         }
+        let since = Instant::now();
+        while is_file && lock(post).outbox.is_full() {
+            if since.elapsed() >= patience || lock(post).outbox.closed {
+                // So that one is left, as it is.
+                lock(post).outbox.unread = true;
+                lock(post).outbox.closed = true;
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let mut post = lock(post);
+        post.outbox.push(line);
+        post.pump();
     }
     lock(post).outbox.closed = true;
+}
+
+/// At a signal what was written before it is still sent; at a second one it ends.
+fn end_at_signals(post: &Arc<Mutex<Post>>) -> Result<(), Failure> {
+    let (post, again) = (post.clone(), AtomicBool::new(false));
+    let handler = move || {
+        if again.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        let post = post.clone();
+        std::thread::spawn(move || {
+            // Whoever writes the lines ends at the same signal, most likely, and its last ones are on the way.
+            std::thread::sleep(Duration::from_millis(500));
+            lock(&post).outbox.closed = true;
+        });
+    };
+    ctrlc::set_handler(handler).map_err(|e| Failure::Usage(e.to_string()))
 }
 
 /// When to stop trying.
@@ -197,8 +236,10 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     let outbox = Outbox { capacity: args.buffer as usize, ..Outbox::default() };
     let post = Arc::new(Mutex::new(Post { outbox, send: None }));
     let to = post.clone();
-    std::thread::spawn(move || read(&to));
-    let mut end = End { linger: Duration::from_secs(args.linger), since: None, tries: 0 };
+    let linger = Duration::from_secs(args.linger);
+    std::thread::spawn(move || read(&to, linger));
+    end_at_signals(&post)?;
+    let mut end = End { linger, since: None, tries: 0 };
     loop {
         let lost = transport.connect(&post, &mut end);
         // A client that goes may still tell of its lines: it must not find them locked.
@@ -217,8 +258,10 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
         }
     }
     let outbox = &lock(&post).outbox;
-    warn!("{} sent, {} dropped, {} left", outbox.sent, outbox.dropped, outbox.left());
-    Ok(if outbox.left() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let more = if outbox.unread { ", and those not read yet" } else { "" };
+    warn!("{} sent, {} dropped, {} left{more}", outbox.sent, outbox.dropped, outbox.left());
+    let lost = outbox.left() > 0 || outbox.dropped > 0 || outbox.unread;
+    Ok(if lost { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 #[cfg(test)]

@@ -2,7 +2,8 @@
 
 use super::{End, LINE, Post, Transport, WINDOW, lock};
 use crate::Failure;
-use rumqttc::{Client, Event, MqttOptions, Packet, QoS, RecvTimeoutError};
+use rumqttc::{Client, Event, MqttOptions, Packet, QoS};
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -32,8 +33,21 @@ impl Mqtt {
 impl Transport for Mqtt {
     fn connect(&self, post: &Arc<Mutex<Post>>, end: &mut End) -> Option<String> {
         let (client, mut connection) = Client::new(self.options.clone(), usize::from(WINDOW));
+        // A thread of its own: a wait that is given up would take half a connection, or half a line, with it.
+        let (tell, events) = channel();
+        let listen = move || {
+            for event in connection.iter() {
+                let lost = event.is_err();
+                if tell.send(event).is_err() || lost {
+                    return;
+                }
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("mqtt".into()).spawn(listen) {
+            return Some(error.to_string());
+        }
         loop {
-            match connection.recv_timeout(Duration::from_millis(100)) {
+            match events.recv_timeout(Duration::from_millis(100)) {
                 Ok(Ok(Event::Incoming(Packet::ConnAck(_)))) => {
                     end.tries = 0;
                     let (client, topic) = (client.clone(), self.topic.clone());
