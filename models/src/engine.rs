@@ -14,7 +14,7 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 use ssm_kernels::cuda::{CardError, card};
 use ssm_kernels::{CpuLevel, Cx};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -134,6 +134,7 @@ pub struct Engine {
     worker: Option<std::thread::JoinHandle<()>>,
     passes: Arc<AtomicU64>,
     rows: Arc<AtomicU64>,
+    streams: Arc<AtomicUsize>,
 }
 
 static SHARED: Mutex<Option<HashMap<EngineKey, Weak<Engine>>>> = Mutex::new(None);
@@ -152,17 +153,18 @@ impl Engine {
         let Placed { model, note } = placed;
         // Each stream has one job under way at most; the bound only has to exceed the streams of a process.
         let (jobs, inbox) = bounded(1024);
-        let (passes, rows) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let (passes, rows, streams) = (Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default(), Arc::default());
         let level = cx.level;
         let worker = {
             let (model, passes, rows) = (model.clone(), passes.clone(), rows.clone());
+            let fill = Fill { rows: batch_size.max(1), timeout: batch_timeout, streams: Arc::clone(&streams) };
             std::thread::Builder::new()
                 .name("ssm-engine".into())
-                .spawn(move || work(&*model, &cx, &inbox, batch_size.max(1), batch_timeout, &passes, &rows))
+                .spawn(move || work(&*model, &cx, &inbox, &fill, &passes, &rows))
                 .ok()
         };
         let jobs = worker.is_some().then_some(jobs);
-        Arc::new(Self { model, note, level, jobs, worker, passes, rows })
+        Arc::new(Self { model, note, level, jobs, worker, passes, rows, streams })
     }
 
     /// The engine of `key`, or a new one of the model that `open` gives.
@@ -211,6 +213,7 @@ impl Engine {
     pub fn stream(self: &Arc<Self>, len: usize) -> Stream {
         let (reply, answer) = bounded(1);
         let (row, desk) = (Some(Row::new(&*self.model, len)), Arc::default());
+        self.streams.fetch_add(1, Ordering::Relaxed);
         Stream { row, capacity: len, desk, reply, answer, engine: self.clone() }
     }
 }
@@ -367,27 +370,35 @@ impl Stream {
     }
 }
 
-fn work(
-    model: &dyn Model,
-    cx: &Cx,
-    inbox: &Receiver<Job>,
-    batch_size: usize,
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.engine.streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// How a batch is filled.
+struct Fill {
+    /// Rows at most.
+    rows: usize,
+    /// How long the first row waits for others.
     timeout: Duration,
-    passes: &AtomicU64,
-    served: &AtomicU64,
-) {
+    /// Streams there are. Each has one row under way at most, so there is no waiting for more.
+    streams: Arc<AtomicUsize>,
+}
+
+fn work(model: &dyn Model, cx: &Cx, inbox: &Receiver<Job>, fill: &Fill, passes: &AtomicU64, served: &AtomicU64) {
     let mut scratch = Scratch::default();
-    let mut rows: Vec<Row> = Vec::with_capacity(batch_size);
-    let mut replies: Vec<Sender<Answer>> = Vec::with_capacity(batch_size);
+    let mut rows: Vec<Row> = Vec::with_capacity(fill.rows);
+    let mut replies: Vec<Sender<Answer>> = Vec::with_capacity(fill.rows);
     let mut next: Option<Work> = None;
     loop {
         let Some(first) = next.take().or_else(|| inbox.iter().find_map(Job::take)) else { return };
         let len = first.len;
         rows.push(first.row);
         replies.push(first.reply);
-        let deadline = Instant::now() + timeout;
-        while rows.len() < batch_size {
-            let job = if timeout.is_zero() { inbox.try_recv().ok() } else { inbox.recv_deadline(deadline).ok() };
+        let deadline = Instant::now() + fill.timeout;
+        while rows.len() < fill.rows.min(fill.streams.load(Ordering::Relaxed)) {
+            let job = if fill.timeout.is_zero() { inbox.try_recv().ok() } else { inbox.recv_deadline(deadline).ok() };
             match job.map(Job::take) {
                 Some(None) => {}
                 Some(Some(work)) if work.len == len => {
@@ -434,6 +445,7 @@ mod tests {
             worker: None,
             passes: Arc::default(),
             rows: Arc::default(),
+            streams: Arc::default(),
         };
         let mut stream = Arc::new(idle).stream(1);
         for _ in 0..2 {

@@ -465,7 +465,8 @@ fn taps(g: &mut Golden<'_>) -> Result<(), Error> {
     const TOL: f32 = 5e-5;
     let (shape, x) = g.tensor("__input__")?;
     let image = g.config.get("source_img_size").is_some().then(|| (shape[2], shape[3]));
-    let model = Vim::load(g.weights(), &Options { image, ..g.open_options() })?;
+    let pos_rule = PosRule::Upstream;
+    let model = Vim::load(g.weights(), &Options { image, pos_rule, ..g.open_options() })?;
     let each = model.info.input.len();
     let mut rows: Vec<Row> = x.chunks_exact(each).map(|x| Row { x: x.to_vec(), ..Row::new(&model, 1) }).collect();
     let known = g.names_with("__tap__.");

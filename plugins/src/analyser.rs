@@ -163,7 +163,7 @@ pub(crate) fn change_state<T: Analyser>(
     transition: gst::StateChange,
 ) -> Result<gst::StateChangeSuccess, gst::StateChangeError> {
     reload::before(imp, transition)?;
-    let done = imp.parent_change_state(transition)?;
+    let done = imp.parent_change_state(transition).inspect_err(|_| reload::failed(imp))?;
     reload::after(imp, transition);
     Ok(done)
 }
@@ -419,6 +419,16 @@ fn restart<T: Analyser>(imp: &T, whole: bool, fresh: bool) {
 /// Whoever asks for the driver's context gets that of the model's card.
 pub(crate) fn query<T: Analyser>(imp: &T, direction: gst::PadDirection, query: &mut gst::QueryRef) -> bool {
     let engine = imp.shared().base.engine();
+    if let gst::QueryViewMut::Latency(q) = query.view_mut()
+        && direction == gst::PadDirection::Src
+        && !imp.model().batch_wait().is_zero()
+    {
+        let mut upstream = gst::query::Latency::new();
+        return transform(imp).sink_pad().peer_query(&mut upstream) && {
+            imp.model().answer_latency(q, &upstream, ClockTime::ZERO);
+            true
+        };
+    }
     let card = engine.as_ref().and_then(|engine| engine.model().card());
     card.is_some_and(|card| crate::cuda::answer(&element(imp), query, card))
         || BaseTransformImplExt::parent_query(imp, direction, query)
@@ -481,6 +491,9 @@ pub(crate) fn sink_event<T: Analyser>(imp: &T, event: gst::Event) -> bool {
         EventView::CustomDownstream(e) if e.structure().is_some_and(|s| s.name() == "ssm-reset") => {
             restart(imp, true, true);
         }
+        // What there is to tell of a stretch goes before its end, and before the next stream.
+        EventView::SegmentDone(_) if began(shared) => restart(imp, true, imp.model().resets(ResetOn::EOS)),
+        EventView::StreamStart(_) if began(shared) => restart(imp, true, imp.model().resets(ResetOn::SEGMENT)),
         EventView::Gap(e) => {
             let (pts, duration) = e.get();
             let mut found = Found::default();
@@ -697,6 +710,16 @@ macro_rules! hand_on {
 
             fn src_event(&self, event: gst::Event) -> bool {
                 crate::analyser::src_event(self, event)
+            }
+
+            fn propose_allocation(
+                &self,
+                decided: Option<&gst::query::Allocation>,
+                query: &mut gst::query::Allocation,
+            ) -> Result<(), gst::LoggableError> {
+                gst_base::subclass::prelude::BaseTransformImplExt::parent_propose_allocation(self, decided, query)?;
+                crate::eye::whole_frames_only(query);
+                Ok(())
             }
 
             fn transform_ip(&self, buffer: &mut gst::BufferRef) -> Result<gst::FlowSuccess, gst::FlowError> {

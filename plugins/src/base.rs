@@ -104,6 +104,8 @@ impl Base {
             let bytes = state::read(path)
                 .map_err(|e| gst::error_msg!(gst::ResourceError::NotFound, ("state-in: {path}: {e}")))?;
             *lock(&self.restore) = Some(bytes);
+            // What was asked for before does not undo it.
+            self.take_reset();
         }
         Ok(())
     }
@@ -167,6 +169,7 @@ impl Base {
             }
             None => {
                 *lock(&self.restore) = Some(bytes.to_vec());
+                self.take_reset();
                 true
             }
         }

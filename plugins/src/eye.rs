@@ -38,6 +38,14 @@ pub(crate) fn caps() -> gst::Caps {
     VideoCapsBuilder::new().format_list(FORMATS).build()
 }
 
+/// Elements that take frames as the caps describe them get no larger ones with a rectangle in a meta: whoever cuts them out
+/// copies them then.
+pub(crate) fn whole_frames_only(query: &mut gst::query::Allocation) {
+    if let Some(crop) = query.find_allocation_meta::<gst_video::VideoCropMeta>() {
+        query.remove_nth_allocation_meta(crop);
+    }
+}
+
 /// Caps that are read: frames in the machine's memory, or on a card.
 pub(crate) fn either() -> gst::Caps {
     let mut caps = caps();

@@ -117,7 +117,7 @@ impl ModelSettings {
                 .build(),
             glib::ParamSpecUInt64::builder("batch-timeout")
                 .nick("Batch timeout")
-                .blurb("Longest wait for other streams to fill a batch, in ns")
+                .blurb("Longest wait for other streams to fill a batch, in ns; counts as latency")
                 .maximum(ClockTime::SECOND.nseconds())
                 .default_value(self.batch_timeout)
                 .mutable_ready()
@@ -234,6 +234,23 @@ impl ModelSettings {
     /// The engine of these settings: a running one if another element has the same, else a new one.
     ///
     /// # Errors
+    /// How long a step may wait for those of other streams.
+    pub(crate) fn batch_wait(&self) -> ClockTime {
+        ClockTime::from_nseconds(if self.batch_size > 1 { self.batch_timeout } else { 0 })
+    }
+
+    /// Answers a LATENCY query with what is before the element, what it takes itself, and how long a batch may wait.
+    pub(crate) fn answer_latency(
+        &self,
+        query: &mut gst::query::Latency,
+        upstream: &gst::query::Latency,
+        own: ClockTime,
+    ) {
+        let (live, min, max) = upstream.result();
+        let own = own.saturating_add(self.batch_wait());
+        query.set(live, min.saturating_add(own), max.map(|max| max.saturating_add(own)));
+    }
+
     /// No model is set, or it cannot be opened or run on the device.
     pub(crate) fn engine(&self, mut options: Options) -> Result<Arc<Engine>, Error> {
         let name = self.model.as_deref().ok_or_else(|| Error::Config {

@@ -119,14 +119,19 @@ pub(crate) fn before<T: Modelled>(imp: &T, transition: gst::StateChange) -> Resu
 
 /// What a change of state means for the model, on its way down: it is let go.
 pub(crate) fn after<T: Modelled>(imp: &T, transition: gst::StateChange) {
-    match transition {
-        gst::StateChange::PausedToReady => {
-            imp.reload().flowing.store(false, Ordering::Relaxed);
-            imp.reload().give_up();
-        }
-        gst::StateChange::ReadyToNull => imp.base().close(),
-        _ => {}
+    use gst::StateChange::{PausedToReady, ReadyToNull};
+    if matches!(transition, PausedToReady | ReadyToNull) {
+        failed(imp);
     }
+    if transition == ReadyToNull {
+        imp.base().close();
+    }
+}
+
+/// Nothing flows, or will: the change of state that was to begin it failed.
+pub(crate) fn failed<T: Modelled>(imp: &T) {
+    imp.reload().flowing.store(false, Ordering::Relaxed);
+    imp.reload().give_up();
 }
 
 /// Follows a property that was set: another `model` for an element that plays is opened, or waits for the next start.

@@ -20,6 +20,7 @@ use crate::base::{Base, lock, metadata, templates, text};
 use crate::ear::{self, TOLERANCE};
 use crate::model::{Counters, ModelSettings};
 use crate::reload::{self, Holds, Modelled, Reload};
+use crate::results::Results;
 use crate::state::{self, Stateful};
 use crate::timeline::{Clock, Follows, GapPolicy, ResetOn, follows};
 use gst::ClockTime;
@@ -80,6 +81,10 @@ struct Flow {
     silent: bool,
     samples: Vec<f32>,
     out: Vec<f32>,
+    /// Results that came with the samples inside.
+    results: Vec<Results>,
+    /// Where samples without times go on behind a reset.
+    after: Option<ClockTime>,
 }
 
 impl Flow {
@@ -94,6 +99,7 @@ impl Flow {
 
     /// Begins a new count of time; what is inside must have come out.
     fn rebase(&mut self, pts: Option<ClockTime>) {
+        self.after = self.clock.time(self.taken).or(self.after);
         self.clock.begin(pts, 0);
         (self.given, self.taken) = (0, 0);
     }
@@ -124,6 +130,8 @@ impl Flow {
         if std::mem::take(&mut self.discont) {
             b.set_flags(gst::BufferFlags::DISCONT);
         }
+        Results::attach(&self.results, b)?;
+        self.results.clear();
         self.given += frames;
         self.out.clear();
         Ok(Some(buffer))
@@ -258,6 +266,8 @@ impl Denoise {
             silent: false,
             samples: Vec::new(),
             out: Vec::new(),
+            results: Vec::new(),
+            after: None,
         };
         *lock(&self.flow) = Some(flow);
         Ok(())
@@ -288,7 +298,7 @@ impl Denoise {
 
     /// Takes what is inside out, completed with silence; the state is a `fresh` one then, or goes on.
     fn drain(&self, fresh: bool) -> Result<gst::FlowSuccess, gst::FlowError> {
-        let buffer = {
+        let (buffer, late) = {
             let mut flow = lock(&self.flow);
             let Some(flow) = flow.as_mut() else { return Ok(gst::FlowSuccess::Ok) };
             let silenced = flow.audio.silenced();
@@ -297,9 +307,13 @@ impl Denoise {
             let buffer = flow.take().map_err(|e| self.no_memory(e))?;
             flow.rebase(None);
             flow.discont = true;
-            buffer
+            (buffer, std::mem::take(&mut flow.results))
         };
-        self.push(buffer)
+        let done = self.push(buffer);
+        if !late.is_empty() {
+            self.src.push_event(Results::late(&late));
+        }
+        done
     }
 
     /// Lets time pass: what is inside comes out, the state ages, stays or starts anew.
@@ -357,11 +371,16 @@ impl Denoise {
                     flow.discont = true;
                 }
             }
-            if !flow.clock.has_time() && buffer.pts().is_some() {
+            if let (false, Some(pts)) = (flow.clock.has_time(), buffer.pts().or(flow.after)) {
                 // What is inside, of a snapshot or of buffers without times, lies before this buffer and comes out first.
                 let inside = flow.audio.inside() as u64;
-                flow.clock.begin(buffer.pts(), inside);
+                flow.clock.begin(Some(pts), inside);
                 (flow.given, flow.taken) = (0, inside);
+            }
+            flow.after = None;
+            // To ask for results by name takes memory.
+            if buffer.iter_meta::<gst::Meta>().next().is_some() {
+                flow.results.extend(Results::of(&buffer));
             }
             let map = buffer.map_readable().map_err(|e| self.no_memory(e))?;
             let bad = ear::read(flow.info.format(), &map, &mut flow.samples);
@@ -380,6 +399,11 @@ impl Denoise {
             Err(error) => reload::refuse(self, &error),
         }
         Ok(before.into_iter().chain(after))
+    }
+
+    /// Whether samples have come since the last ones were taken out to their end.
+    fn took(&self) -> bool {
+        lock(&self.flow).as_ref().is_some_and(|flow| flow.taken > 0)
     }
 
     /// Whether there is a stream of these caps.
@@ -419,8 +443,13 @@ impl Denoise {
                 });
                 if known.is_some() && !same {
                     let fresh = self.model().resets(ResetOn::SEGMENT);
-                    let _ = self.drain(fresh);
+                    if fresh || self.took() {
+                        let _ = self.drain(fresh);
+                    }
                     Counters::add(&self.base.counters.resets, u64::from(fresh));
+                    if let Some(flow) = lock(&self.flow).as_mut() {
+                        flow.after = None;
+                    }
                 }
                 self.src.push_event(event)
             }
@@ -454,8 +483,9 @@ impl Denoise {
                 if let Some(flow) = lock(&self.flow).as_mut() {
                     flow.empty(fresh);
                     flow.out.clear();
+                    flow.results.clear();
                     flow.rebase(None);
-                    flow.discont = true;
+                    (flow.after, flow.discont) = (None, true);
                 }
                 *lock(&self.segment) = None;
                 Counters::add(&self.base.counters.resets, u64::from(fresh));
@@ -465,6 +495,18 @@ impl Denoise {
                 if !self.write_state() {
                     let _ = self.drain(self.model().resets(ResetOn::EOS));
                 }
+                self.src.push_event(event)
+            }
+            // The end of a stretch goes before what tells that it is over.
+            EventView::SegmentDone(_) if self.took() => {
+                let _ = self.drain(self.model().resets(ResetOn::EOS));
+                self.src.push_event(event)
+            }
+            EventView::StreamStart(_) if self.took() => {
+                let fresh = self.model().resets(ResetOn::SEGMENT);
+                let _ = self.drain(fresh);
+                Counters::add(&self.base.counters.resets, u64::from(fresh));
+                *lock(&self.segment) = None;
                 self.src.push_event(event)
             }
             EventView::CustomDownstream(e) if e.structure().is_some_and(|s| s.name() == "ssm-reset") => {
@@ -490,8 +532,7 @@ impl Denoise {
                     return false;
                 }
                 let own = ClockTime::from_nseconds(self.base.counters.latency_ns.load(Ordering::Relaxed));
-                let (live, min, max) = upstream.result();
-                q.set(live, min.saturating_add(own), max.map(|max| max.saturating_add(own)));
+                self.model().answer_latency(q, &upstream, own);
                 true
             }
             _ => gst::Pad::query_default(pad, Some(&*self.obj()), query),
@@ -656,10 +697,11 @@ impl ElementImpl for Denoise {
             let model = lock(&self.settings).model.clone();
             if let Err(error) = self.base.read_state(&model) {
                 self.obj().post_error_message(error);
+                reload::failed(self);
                 return Err(gst::StateChangeError);
             }
         }
-        let done = self.parent_change_state(transition)?;
+        let done = self.parent_change_state(transition).inspect_err(|_| reload::failed(self))?;
         if transition == gst::StateChange::PausedToReady {
             self.write_state();
             self.base.clear();

@@ -150,6 +150,16 @@ impl BaseTransformImpl for Overlay {
         self.parent_sink_event(event)
     }
 
+    fn propose_allocation(
+        &self,
+        decided: Option<&gst::query::Allocation>,
+        query: &mut gst::query::Allocation,
+    ) -> Result<(), gst::LoggableError> {
+        self.parent_propose_allocation(decided, query)?;
+        eye::whole_frames_only(query);
+        Ok(())
+    }
+
     fn transform_ip(&self, buffer: &mut gst::BufferRef) -> Result<gst::FlowSuccess, gst::FlowError> {
         let show = *lock(&self.show);
         let mut flow = lock(&self.flow);
