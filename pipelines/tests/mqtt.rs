@@ -93,13 +93,20 @@ fn subscriber(port: u16) -> Receiver<Option<String>> {
     from
 }
 
-#[test]
-fn nothing_is_lost_while_the_broker_is_away() {
-    let mut broker = Broker::new("away");
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A broker, and what a client that has subscribed gets of it.
+fn subscribed(name: &str) -> (Broker, Receiver<Option<String>>) {
+    let mut broker = Broker::new(name);
     broker.start();
     let inbox = subscriber(broker.port);
-    let patience = Duration::from_secs(60);
-    assert_eq!(inbox.recv_timeout(patience), Ok(None), "subscribed");
+    assert_eq!(inbox.recv_timeout(PATIENCE), Ok(None), "subscribed");
+    (broker, inbox)
+}
+
+#[test]
+fn nothing_is_lost_while_the_broker_is_away() {
+    let (mut broker, inbox) = subscribed("away");
     let address = format!("127.0.0.1:{}", broker.port);
     let mut command = Command::new(env!("CARGO_BIN_EXE_ssm"));
     command.args(["publish", "--broker", &address, "--topic", "films/a", "--buffer", "500"]);
@@ -110,7 +117,7 @@ fn nothing_is_lost_while_the_broker_is_away() {
     let mut got = BTreeSet::new();
     let mut await_until = |n: usize| {
         while got.len() < n {
-            got.extend(inbox.recv_timeout(patience).expect("a line arrives"));
+            got.extend(inbox.recv_timeout(PATIENCE).expect("a line arrives"));
         }
         got.clone()
     };
@@ -139,11 +146,7 @@ fn nothing_is_lost_while_the_broker_is_away() {
 
 #[test]
 fn a_file_waits_for_the_broker() {
-    let mut broker = Broker::new("file");
-    broker.start();
-    let inbox = subscriber(broker.port);
-    let patience = Duration::from_secs(60);
-    assert_eq!(inbox.recv_timeout(patience), Ok(None), "subscribed");
+    let (mut broker, inbox) = subscribed("file");
     let lines = broker.folder.join("lines");
     std::fs::write(&lines, (0..3000).map(|i| format!("{i}\n")).collect::<String>()).expect("written");
     let publish = |port: u16, more: &[&str]| {
@@ -156,7 +159,7 @@ fn a_file_waits_for_the_broker() {
     let (good, told) = publish(broker.port, &[]);
     assert!(good && told.ends_with("3000 sent, 0 dropped, 0 left\n"), "{told}");
     for i in 0..3000 {
-        assert_eq!(inbox.recv_timeout(patience), Ok(Some(format!("films/b {i}"))));
+        assert_eq!(inbox.recv_timeout(PATIENCE), Ok(Some(format!("films/b {i}"))));
     }
     broker.stop("-TERM");
     let (good, told) = publish(broker.port, &["--linger", "0"]);
@@ -165,17 +168,13 @@ fn a_file_waits_for_the_broker() {
 
 #[test]
 fn a_signal_ends_it_behind_the_last_line() {
-    let mut broker = Broker::new("signal");
-    broker.start();
-    let inbox = subscriber(broker.port);
-    let patience = Duration::from_secs(60);
-    assert_eq!(inbox.recv_timeout(patience), Ok(None), "subscribed");
+    let (broker, inbox) = subscribed("signal");
     let mut command = Command::new(env!("CARGO_BIN_EXE_ssm"));
     command.args(["publish", "--broker", &format!("127.0.0.1:{}", broker.port), "--topic", "films/c"]);
     let mut child = command.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the command runs");
     let mut input = child.stdin.take().expect("a pipe");
     writeln!(input, "1").expect("it reads");
-    assert_eq!(inbox.recv_timeout(patience), Ok(Some("films/c 1".into())));
+    assert_eq!(inbox.recv_timeout(PATIENCE), Ok(Some("films/c 1".into())));
     assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().expect("kill runs").success());
     writeln!(input, "2").expect("it reads");
     let done = child.wait_with_output().expect("it ends, though its input does not");

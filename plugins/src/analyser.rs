@@ -163,7 +163,7 @@ pub(crate) fn change_state<T: Analyser>(
     transition: gst::StateChange,
 ) -> Result<gst::StateChangeSuccess, gst::StateChangeError> {
     reload::before(imp, transition)?;
-    let done = imp.parent_change_state(transition).inspect_err(|_| reload::failed(imp))?;
+    let done = imp.parent_change_state(transition).inspect_err(|_| reload::stopped(imp))?;
     reload::after(imp, transition);
     Ok(done)
 }

@@ -121,15 +121,15 @@ pub(crate) fn before<T: Modelled>(imp: &T, transition: gst::StateChange) -> Resu
 pub(crate) fn after<T: Modelled>(imp: &T, transition: gst::StateChange) {
     use gst::StateChange::{PausedToReady, ReadyToNull};
     if matches!(transition, PausedToReady | ReadyToNull) {
-        failed(imp);
+        stopped(imp);
     }
     if transition == ReadyToNull {
         imp.base().close();
     }
 }
 
-/// Nothing flows, or will: the change of state that was to begin it failed.
-pub(crate) fn failed<T: Modelled>(imp: &T) {
+/// Nothing flows any longer, or will: the change of state that was to begin it failed.
+pub(crate) fn stopped<T: Modelled>(imp: &T) {
     imp.reload().flowing.store(false, Ordering::Relaxed);
     imp.reload().give_up();
 }

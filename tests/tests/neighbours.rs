@@ -136,6 +136,17 @@ fn buffers_without_times_go_on_behind_a_reset() {
     let times: Vec<_> = pull(&mut h).iter().map(|p| p.0).collect();
     assert!(times.len() >= 3 && times.iter().all(Option::is_some), "{times:?}");
     assert!(times.contains(&Some(ms(700))), "{times:?}");
+    // As they do behind one that came with the stream.
+    let reset = gst::event::CustomDownstream::new(gst::Structure::new_empty("ssm-reset"));
+    h.push_event(reset);
+    pull(&mut h);
+    push(&mut h, 10 * HOP, None);
+    assert_eq!(pull(&mut h)[0].0, Some(ms(900)));
+    // Another stream's have none.
+    h.push_event(gst::event::StreamStart::new("another"));
+    pull(&mut h);
+    push(&mut h, 10 * HOP, None);
+    assert_eq!(pull(&mut h)[0].0, None);
     // One that has a time begins there.
     h.element().expect("an element").emit_by_name::<()>("reset-state", &[]);
     push(&mut h, 10 * HOP, Some(ms(5000)));

@@ -1,8 +1,8 @@
 //! `ssm publish`: lines of results to a broker, MQTT or Kafka, each acknowledged.
 //!
 //! A stream does not wait for a broker: lines that wait are bounded in number, and where there is no room the oldest one goes
-//! and is counted. A file is read as there is room. A line is kept until the broker acknowledged it; after a lost connection those that were not are sent
-//! again, in their order. So nothing within the bound is lost, and a line may arrive twice.
+//! and is counted. A file is read as there is room. A line is kept until the broker acknowledged it; after a lost connection
+//! those that were not are sent again, in their order. So nothing within the bound is lost, and a line may arrive twice.
 
 #[cfg(feature = "kafka")]
 mod kafka;

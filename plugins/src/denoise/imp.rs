@@ -99,9 +99,15 @@ impl Flow {
 
     /// Begins a new count of time; what is inside must have come out.
     fn rebase(&mut self, pts: Option<ClockTime>) {
-        self.after = self.clock.time(self.taken).or(self.after);
         self.clock.begin(pts, 0);
-        (self.given, self.taken) = (0, 0);
+        (self.given, self.taken, self.after) = (0, 0, None);
+    }
+
+    /// As [`Flow::rebase`] for a reset: samples without times go on where the last ones ended.
+    fn restart(&mut self) {
+        let after = self.clock.time(self.taken).or(self.after);
+        self.rebase(None);
+        self.after = after;
     }
 
     /// The frames in `out` as a buffer with its time; `None` if there are none.
@@ -348,7 +354,7 @@ impl Denoise {
             if self.base.take_reset() || discont && flow.taken > 0 {
                 flow.empty(true);
                 before = flow.take().map_err(|e| self.no_memory(e))?;
-                flow.rebase(None);
+                flow.restart();
                 Counters::add(&self.base.counters.resets, 1);
             }
             let rate = u64::from(flow.info.rate());
@@ -447,9 +453,6 @@ impl Denoise {
                         let _ = self.drain(fresh);
                     }
                     Counters::add(&self.base.counters.resets, u64::from(fresh));
-                    if let Some(flow) = lock(&self.flow).as_mut() {
-                        flow.after = None;
-                    }
                 }
                 self.src.push_event(event)
             }
@@ -485,7 +488,7 @@ impl Denoise {
                     flow.out.clear();
                     flow.results.clear();
                     flow.rebase(None);
-                    (flow.after, flow.discont) = (None, true);
+                    flow.discont = true;
                 }
                 *lock(&self.segment) = None;
                 Counters::add(&self.base.counters.resets, u64::from(fresh));
@@ -510,7 +513,11 @@ impl Denoise {
                 self.src.push_event(event)
             }
             EventView::CustomDownstream(e) if e.structure().is_some_and(|s| s.name() == "ssm-reset") => {
+                let after = lock(&self.flow).as_ref().and_then(|flow| flow.clock.time(flow.taken).or(flow.after));
                 let _ = self.drain(true);
+                if let Some(flow) = lock(&self.flow).as_mut() {
+                    flow.after = after;
+                }
                 Counters::add(&self.base.counters.resets, 1);
                 self.src.push_event(event)
             }
@@ -663,7 +670,7 @@ impl Stateful for Denoise {
             let mut flow = lock(&self.flow);
             self.base.load(obj.upcast_ref(), bytes, |snapshot| {
                 let flow = flow.as_mut()?;
-                flow.rebase(None);
+                flow.restart();
                 Some(flow.audio.restore(snapshot))
             })
         };
@@ -697,11 +704,11 @@ impl ElementImpl for Denoise {
             let model = lock(&self.settings).model.clone();
             if let Err(error) = self.base.read_state(&model) {
                 self.obj().post_error_message(error);
-                reload::failed(self);
+                reload::stopped(self);
                 return Err(gst::StateChangeError);
             }
         }
-        let done = self.parent_change_state(transition).inspect_err(|_| reload::failed(self))?;
+        let done = self.parent_change_state(transition).inspect_err(|_| reload::stopped(self))?;
         if transition == gst::StateChange::PausedToReady {
             self.write_state();
             self.base.clear();

@@ -264,7 +264,6 @@ fn plain(pickle: &Pickle<'_>, id: Id, depth: usize, left: &mut usize) -> Option<
     match pickle.get(id) {
         Value::Text(text) => spend(text.len() / 64)?,
         Value::Bytes(bytes) => spend(bytes.len() / 64)?,
-        Value::Dict(items) => spend(items.len())?,
         _ => {}
     }
     let mut list = |ids: &[Id]| ids.iter().map(|id| plain(pickle, *id, depth, left)).collect::<Option<Vec<_>>>();
@@ -292,11 +291,13 @@ fn plain(pickle: &Pickle<'_>, id: Id, depth: usize, left: &mut usize) -> Option<
                 list(&object.elements)?;
             }
             let Some(items) = items else { return Some(pickle.describe(id).into()) };
-            *left = left.saturating_sub(items.len());
             let mut map = Map::new();
             for (key, value) in items {
                 let key = match pickle.text(key) {
-                    Some(key) if key.starts_with("__") => continue,
+                    Some(key) if key.starts_with("__") => {
+                        *left = left.checked_sub(1)?;
+                        continue;
+                    }
                     Some(key) => key.to_owned(),
                     None => pickle.describe(key),
                 };
