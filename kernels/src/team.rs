@@ -66,6 +66,11 @@ impl Team {
         self.threads.len() + 1
     }
 
+    /// Number of threads that a [`Team::split`] would have now: one inside another split.
+    pub fn free(&self) -> usize {
+        if self.busy.load(Ordering::Relaxed) { 1 } else { self.threads() }
+    }
+
     /// Calls `f(0)` … `f(parts - 1)`, each once, on the threads of the team, and returns when all are done. A call from
     /// inside `f`, or from a second thread at the same time, runs on the calling thread alone.
     ///
@@ -224,6 +229,8 @@ mod tests {
             }
         });
         assert_eq!(count.load(Ordering::Relaxed), 4 * 200 * 4 * 3);
+        team.split(3, |_| assert_eq!(team.free(), 1));
+        assert_eq!((team.free(), Team::new(1).free()), (3, 1));
     }
 
     #[test]

@@ -29,7 +29,9 @@ fn levels_agree() {
                 (1, 5, 0),
                 (130, 384, 44),
             ] {
-                for (act, store) in [(Act::None, Store::Set), (Act::Silu, Store::Add), (Act::Relu, Store::Set)] {
+                for (act, store) in
+                    [(Act::None, Store::Set), (Act::None, Store::Add), (Act::Silu, Store::Add), (Act::Relu, Store::Set)]
+                {
                     let (w, bias) = (rng.vec(n * k), rng.vec(n));
                     // x has a stride and NaN between its rows: reading past a row shows.
                     let sx = k + 3;

@@ -222,12 +222,11 @@ pub fn linear(cx: &Cx, x: Mat<'_>, w: &Linear, act: Act, store: Store, mut y: Ma
     let p = w.level.panel();
     let panels = w.n.div_ceil(p);
     // Blocks of rows by groups of panels; small products stay on one thread.
-    let (row_block, panel_group) = if cx.team.threads() == 1 || m * w.n * w.k < 1 << 17 {
-        (m, panels)
-    } else if m >= 2 * ROWS {
-        (ROWS, (256 / p).max(1))
-    } else {
-        (m, panels.div_ceil(2 * cx.team.threads()))
+    let threads = if m * w.n * w.k < 1 << 17 { 1 } else { cx.team.free() };
+    let (row_block, panel_group) = match threads {
+        1 => (ROWS, panels),
+        _ if m >= 2 * ROWS => (ROWS, (256 / p).max(1)),
+        _ => (m, panels.div_ceil(2 * threads)),
     };
     let groups = panels.div_ceil(panel_group);
     let out = Out { ptr: y.ptr(), stride: y.stride(), act, store, units: &[] };
@@ -350,6 +349,7 @@ mod x86 {
     //! same. With few rows a tile spans several panels, so that enough independent chains hide the latency.
 
     use super::{Linear, Out, Store};
+    use crate::Act;
     use crate::activation::x86::act;
     use crate::array::Mat;
     use crate::simd::Simd;
@@ -480,10 +480,12 @@ mod x86 {
         }
     }
 
+    /// The first V vectors of each panel.
+    ///
     /// # Safety
     /// The features of S and P; `panel .. panel + NP` are panels of `w`, `row .. row + MR` rows of `x` and of the output.
     #[inline(always)]
-    unsafe fn tile<S: Simd, P: Product<S>, const MR: usize, const NP: usize>(
+    unsafe fn tile<S: Simd, P: Product<S>, const MR: usize, const NP: usize, const V: usize>(
         x: Mat<'_>,
         w: &Linear,
         row: usize,
@@ -495,20 +497,48 @@ mod x86 {
         unsafe {
             let xs = x.ptr().add(row * x.stride());
             let ws = w.packed.as_ptr().add(panel * depth * p);
-            let mut sum = [[[S::splat(0.0); 2]; MR]; NP];
+            let mut sum = [[[S::splat(0.0); V]; MR]; NP];
             for i in 0..depth {
                 for (j, sum) in sum.iter_mut().enumerate() {
                     let wp = ws.add((j * depth + i) * p);
-                    let (w0, w1) = (S::load(wp), S::load(wp.add(S::LANES)));
+                    let mut weights = [S::splat(0.0); V];
+                    for (h, w) in weights.iter_mut().enumerate() {
+                        *w = S::load(wp.add(h * S::LANES));
+                    }
                     for (r, sum) in sum.iter_mut().enumerate() {
                         let v = S::splat(*xs.add(r * x.stride() + i));
-                        sum[0] = P::add(v, w0, sum[0]);
-                        sum[1] = P::add(v, w1, sum[1]);
+                        for h in 0..V {
+                            sum[h] = P::add(v, weights[h], sum[h]);
+                        }
                     }
                 }
             }
-            for (j, sum) in sum.iter().enumerate() {
-                for h in 0..2 {
+            // Mostly there is nothing else to do, and the sums go from their registers to their places.
+            if out.act == Act::None && w.n - panel * p >= ((NP - 1) * 2 + V) * S::LANES {
+                for (j, sum) in sum.iter().enumerate() {
+                    for h in 0..V {
+                        let col = (panel + j) * p + h * S::LANES;
+                        let bias = S::load(w.bias.as_ptr().add(col));
+                        for (r, sum) in sum.iter().enumerate() {
+                            let v = P::value(sum[h], w, col, out, row + r).add(bias);
+                            let y = out.ptr.add((row + r) * out.stride + col);
+                            if out.store == Store::Add { v.add(S::load(y)) } else { v }.store(y);
+                        }
+                    }
+                }
+                return;
+            }
+            // Elsewhere they are looked up by number, which only memory can.
+            let mut kept = [[[S::splat(0.0); V]; MR]; NP];
+            for j in 0..NP {
+                for r in 0..MR {
+                    for h in 0..V {
+                        kept[j][r][h] = sum[j][r][h];
+                    }
+                }
+            }
+            for (j, sum) in std::hint::black_box(&kept).iter().enumerate() {
+                for h in 0..V {
                     let col = (panel + j) * p + h * S::LANES;
                     if col >= w.n {
                         break;
@@ -550,10 +580,10 @@ mod x86 {
                         // SAFETY: this function has the features; rows and panels are in range by `linear`.
                         unsafe {
                             match (m, many) {
-                                (1, true) => tile::<$vector, $product, 1, $wide>(x, w, rows.start, panel, out),
-                                (1, false) => tile::<$vector, $product, 1, 1>(x, w, rows.start, panel, out),
-                                (_, true) => tile::<$vector, $product, 2, $wide>(x, w, rows.start, panel, out),
-                                (_, false) => tile::<$vector, $product, 2, 1>(x, w, rows.start, panel, out),
+                                (1, true) => tile::<$vector, $product, 1, $wide, 2>(x, w, rows.start, panel, out),
+                                (1, false) => tile::<$vector, $product, 1, 1, 2>(x, w, rows.start, panel, out),
+                                (_, true) => tile::<$vector, $product, 2, $wide, 2>(x, w, rows.start, panel, out),
+                                (_, false) => tile::<$vector, $product, 2, 1, 2>(x, w, rows.start, panel, out),
                             }
                         }
                         panel += if many { $wide } else { 1 };
@@ -563,13 +593,15 @@ mod x86 {
                 // Equal blocks of at most the tile's height instead of full ones and a short rest.
                 let blocks = m.div_ceil($tall);
                 for panel in panels {
+                    let half = w.n - panel * w.level.panel() <= w.level.panel() / 2;
                     let mut row = rows.start;
                     for block in 0..blocks {
                         let end = rows.start + m * (block + 1) / blocks;
                         // SAFETY: as above.
                         unsafe {
-                            match end - row {
-                                $($mr => tile::<$vector, $product, $mr, 1>(x, w, row, panel, out),)*
+                            match (end - row, half) {
+                                $(($mr, false) => tile::<$vector, $product, $mr, 1, 2>(x, w, row, panel, out),
+                                ($mr, true) => tile::<$vector, $product, $mr, 1, 1>(x, w, row, panel, out),)*
                                 _ => unreachable!("a block has 1 to {} rows", $tall),
                             }
                         }

@@ -15,6 +15,8 @@ const PRODUCTS: &[(usize, usize, usize, &str)] = &[
     (197, 192, 384, "Vim-Ti out_proj"),
     (196, 192, 768, "Vim-Ti patches"),
     (3136, 384, 96, "VMamba-T fc1"),
+    (60, 384, 96, "  of 60 pixels"),
+    (60, 96, 384, "  fc2 of 60 pixels"),
     (16, 256, 128, "denoiser, 16 hops"),
     (1, 256, 128, "denoiser, 1 hop"),
     (1, 3072, 768, "Mamba-130m step"),
