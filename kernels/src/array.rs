@@ -1,3 +1,4 @@
+use crate::Team;
 use std::ops::{Deref, DerefMut, Range};
 
 /// A read-only row-major matrix: `rows` rows of `cols` values, row `r` starting at `r * stride`.
@@ -150,6 +151,24 @@ impl<'a> MatMut<'a> {
     /// The same matrix for a shorter time.
     pub fn reborrow(&mut self) -> MatMut<'_> {
         MatMut { data: self.data, rows: self.rows, cols: self.cols, stride: self.stride }
+    }
+
+    /// Calls `f` with as many bands of rows as `room` has rows, threads taking them in turns: the numbers of the rows, the
+    /// rows, and the band's own row of `room`. Fewer bands where there are fewer rows.
+    pub fn in_bands(
+        mut self,
+        team: &Team,
+        mut room: MatMut<'_>,
+        f: impl Fn(Range<usize>, MatMut<'_>, &mut [f32]) + Sync,
+    ) {
+        let (m, parts) = (self.rows, room.rows.min(self.rows));
+        let (bands, rooms) = (Bands::new(&mut self), Bands::new(&mut room));
+        team.split(parts, |part| {
+            let rows = m * part / parts..m * (part + 1) / parts;
+            // SAFETY: every part has a range of rows and a row of the room of its own.
+            let (band, mut room) = unsafe { (bands.rows(rows.clone()), rooms.rows(part..part + 1)) };
+            f(rows, band, room.row(0));
+        });
     }
 
     pub(crate) fn ptr(&mut self) -> *mut f32 {

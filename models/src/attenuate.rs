@@ -267,7 +267,7 @@ impl Block {
         self.ssm.run(cx, &mut state[self.s.clone()], x, c, states, t);
         if let Some(layer_norm) = &self.layer_norm {
             t[..m * c].copy_from_slice(x);
-            norm(cx.level, layer_norm, Mat::new(t, m, c), MatMut::new(x, m, c));
+            norm(cx, layer_norm, Mat::new(t, m, c), MatMut::new(x, m, c));
         }
         apply(cx.level, self.act, x);
         m

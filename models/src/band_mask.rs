@@ -448,7 +448,7 @@ impl Model for BandMask {
                         Store::Set,
                         MatMut::new(path, m, u),
                     );
-                    norm(cx.level, &across.norm_full, Mat::new(path, m, u), MatMut::new(narrow, m, u));
+                    norm(cx, &across.norm_full, Mat::new(path, m, u), MatMut::new(narrow, m, u));
                     across.mixer.forward(
                         cx,
                         Mat::new(narrow, m, u),

@@ -275,7 +275,7 @@ fn patch_merge(g: &mut Golden<'_>) -> Result<(), Error> {
             let mut out = vec![];
             for i in 0..b {
                 let (rows, mut y) = (time_major(&x, i, c, len), vec![0.0; len * c]);
-                norm(g.cx().level, &w, Mat::new(&rows, len, c), MatMut::new(&mut y, len, c));
+                norm(g.cx(), &w, Mat::new(&rows, len, c), MatMut::new(&mut y, len, c));
                 out.extend(channel_major(&y, c, len));
             }
             g.check(&name("out"), &out, 2e-6)?;

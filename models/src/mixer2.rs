@@ -240,7 +240,7 @@ impl Mixer2 {
         let per_group = e / self.groups;
         for (g, w) in self.norm.iter().enumerate() {
             let from = Mat::strided(&y[g * per_group..], m, per_group, e);
-            norm(cx.level, w, from, MatMut::strided(&mut v[d_mlp + g * per_group..], m, per_group, d_inner));
+            norm(cx, w, from, MatMut::strided(&mut v[d_mlp + g * per_group..], m, per_group, d_inner));
         }
         for (r, v) in v.chunks_exact_mut(d_inner).enumerate() {
             let (plain, v) = v.split_at_mut(d_mlp);

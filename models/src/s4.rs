@@ -464,7 +464,7 @@ impl S4 {
             let out = layer.block.d_output();
             let of = |x: &[f32], to: &mut [f32]| {
                 if let Some(w) = &layer.norm {
-                    norm(cx.level, w, Mat::new(x, m, d), MatMut::new(to, m, d));
+                    norm(cx, w, Mat::new(x, m, d), MatMut::new(to, m, d));
                 }
             };
             // x = x + layer(norm(x)), or norm(x + layer(x)); a layer alone: x = layer(x)
@@ -487,7 +487,7 @@ impl S4 {
             tap(i, &x[..m * width]);
         }
         if let Some(w) = &self.norm {
-            norm(cx.level, w, Mat::new(x, m, d), MatMut::new(z, m, d));
+            norm(cx, w, Mat::new(x, m, d), MatMut::new(z, m, d));
             x[..m * d].copy_from_slice(&z[..m * d]);
         }
         for (i, row) in rows.iter_mut().enumerate() {

@@ -74,7 +74,7 @@ impl Stage {
         let m = batch * self.size.0 * self.size.1;
         let blocks = self.blocks.iter().map(|b| {
             let op = line(m * self.dim) + b.op.scratch_len(m);
-            b.mlp.as_ref().map_or(op, |mlp| op.max(mlp.scratch_len(m)))
+            b.mlp.as_ref().map_or(op, |mlp| op.max(mlp.scratch_len(m, threads)))
         });
         let downsample = self.downsample.as_ref().map_or(0, |d| d.scratch_len(self.size, threads));
         blocks.max().unwrap_or(0).max(downsample).max(line(self.len()))
@@ -97,7 +97,7 @@ impl Stage {
             // x += op(norm(x)); x += mlp(norm2(x))
             let mut s = &mut *work;
             let normed = carve(&mut s, m * c);
-            norm(cx.level, &block.norm, Mat::new(x, m, c), MatMut::new(normed, m, c));
+            norm(cx, &block.norm, Mat::new(x, m, c), MatMut::new(normed, m, c));
             tap(Tap::Norm, normed);
             let (normed, out) = (Mat::new(normed, m, c), MatMut::new(x, m, c));
             block.op.forward(cx, normed, rows, self, block.carried.as_ref(), s, out, &mut tap);
@@ -342,7 +342,7 @@ impl VMamba {
             if let (Some(w), None) = (&stage.outnorm, &self.classifier) {
                 for (row, x) in rows.iter_mut().zip(x.chunks_exact(len)) {
                     let normed = &mut work[..len];
-                    norm(cx.level, w, Mat::new(x, pixels, c), MatMut::new(normed, pixels, c));
+                    norm(cx, w, Mat::new(x, pixels, c), MatMut::new(normed, pixels, c));
                     // Planes, as upstream gives them.
                     for (ch, plane) in row.y[at..at + len].chunks_exact_mut(pixels).enumerate() {
                         plane.iter_mut().zip(normed.iter().skip(ch).step_by(c)).for_each(|(y, v)| *y = *v);
@@ -366,7 +366,7 @@ impl VMamba {
             let m = len / c;
             for (x, features) in x.chunks_exact(len).zip(features.chunks_exact_mut(c)) {
                 let normed = &mut work[..len];
-                norm(cx.level, &w.norm, Mat::new(x, m, c), MatMut::new(normed, m, c));
+                norm(cx, &w.norm, Mat::new(x, m, c), MatMut::new(normed, m, c));
                 mean_pixels(normed, last.size.1, c, features);
             }
             tap((0, 0), Tap::Features, features);

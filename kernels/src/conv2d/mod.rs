@@ -91,7 +91,7 @@ impl Conv2d {
 ///
 /// # Panics
 /// A shape does not fit, or the scratch is shorter than [`Conv2d::scratch_len`].
-pub fn conv2d(cx: &Cx, w: &Conv2d, x: Mat<'_>, size: (usize, usize), act: Act, scratch: &mut [f32], mut y: MatMut<'_>) {
+pub fn conv2d(cx: &Cx, w: &Conv2d, x: Mat<'_>, size: (usize, usize), act: Act, scratch: &mut [f32], y: MatMut<'_>) {
     let (oh, ow) = w.out_size(size);
     let (m, k) = (oh * ow, w.weights.k());
     check("conv2d", &x, size.0 * size.1, w.channels);
@@ -99,19 +99,13 @@ pub fn conv2d(cx: &Cx, w: &Conv2d, x: Mat<'_>, size: (usize, usize), act: Act, s
     let threads = cx.team.threads();
     assert!(scratch.len() >= w.scratch_len(threads), "conv2d: scratch of {} values", scratch.len());
     let parts = threads.min(m.div_ceil(BAND));
-    let mut scratch = MatMut::new(scratch, threads, BAND * k);
-    let (windows, out) = (Bands::new(&mut scratch), Bands::new(&mut y));
-    cx.team.split(parts, |part| {
-        // SAFETY: every part has a row of the scratch and a range of pixels of its own.
-        let mut windows = unsafe { windows.rows(part..part + 1) };
-        let windows = windows.row(0);
-        let end = m * (part + 1) / parts;
-        for from in (m * part / parts..end).step_by(BAND) {
-            let pixels = from..(from + BAND).min(end);
-            gather(w, x, size, ow, pixels.clone(), windows);
-            // SAFETY: as above; the bands of a part do not overlap.
-            let y = unsafe { out.rows(pixels.clone()) };
-            linear(cx, Mat::new(windows, pixels.len(), k), &w.weights, act, Store::Set, y);
+    y.in_bands(&cx.team, MatMut::new(scratch, parts, BAND * k), |pixels, mut rest, windows| {
+        for from in pixels.clone().step_by(BAND) {
+            let here = from..(from + BAND).min(pixels.end);
+            gather(w, x, size, ow, here.clone(), windows);
+            let (y, behind) = rest.split_rows(here.len());
+            linear(cx, Mat::new(windows, here.len(), k), &w.weights, act, Store::Set, y);
+            rest = behind;
         }
     });
 }

@@ -18,7 +18,7 @@ fn levels_agree_with_the_definition() {
                 let x_mat = Mat::new(&x, rows, d);
                 add_norm(&cx, &w, x_mat, MatMut::new(&mut residual, rows, d), MatMut::new(&mut y, rows, d));
                 let mut plain = vec![0.0; rows * d];
-                norm(level, &w, Mat::new(&residual, rows, d), MatMut::new(&mut plain, rows, d));
+                norm(&cx, &w, Mat::new(&residual, rows, d), MatMut::new(&mut plain, rows, d));
                 assert_eq!(plain, y, "{level}: norm and add_norm differ");
                 for r in 0..rows {
                     let sum: Vec<f64> = (0..d).map(|c| f64::from(x[r * d + c]) + f64::from(start[r * d + c])).collect();

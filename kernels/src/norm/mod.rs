@@ -49,11 +49,14 @@ impl Norm {
 ///
 /// # Panics
 /// A shape does not fit.
-pub fn norm(level: CpuLevel, w: &Norm, x: Mat<'_>, mut y: MatMut<'_>) {
+pub fn norm(cx: &Cx, w: &Norm, x: Mat<'_>, y: MatMut<'_>) {
     check(w, x.rows(), x.cols(), &y);
-    for r in 0..x.rows() {
-        row(level, w, x.row(r), y.row(r));
-    }
+    let parts = if x.rows() * x.cols() < WORTH_TWO { 1 } else { cx.team.free() };
+    y.in_bands(&cx.team, MatMut::new(&mut [], parts, 0), |rows, mut y, _| {
+        for (i, r) in rows.enumerate() {
+            row(cx.level, w, x.row(r), y.row(i));
+        }
+    });
 }
 
 /// `residual += x; y = norm(residual)`, row by row: the step between two layers of a pre-norm network.
@@ -63,7 +66,7 @@ pub fn norm(level: CpuLevel, w: &Norm, x: Mat<'_>, mut y: MatMut<'_>) {
 pub fn add_norm(cx: &Cx, w: &Norm, x: Mat<'_>, residual: MatMut<'_>, y: MatMut<'_>) {
     check(w, x.rows(), x.cols(), &y);
     check(w, x.rows(), x.cols(), &residual);
-    if cx.team.threads() == 1 || x.rows() * x.cols() < WORTH_TWO {
+    if cx.team.free() == 1 || x.rows() * x.cols() < WORTH_TWO {
         return add_norm_rows(cx.level, w, x, residual, y);
     }
     let half = x.rows() / 2;

@@ -60,7 +60,7 @@ fn check(rng: &mut Rng, rows: usize, d: usize, with: With, kind: NormKind) {
         let r = MatMut::strided(&mut want_residual, rows, d, d + 1);
         add_norm(&Cx::at(CpuLevel::Scalar, 1), &w, mat(&input), r, y);
     } else {
-        norm(CpuLevel::Scalar, &w, mat(&input), y);
+        norm(&Cx::at(CpuLevel::Scalar, 1), &w, mat(&input), y);
     }
     if with.gate == Some(false) {
         want.iter_mut().zip(&z).enumerate().filter(|(i, _)| i % (d + 1) < d).for_each(|(_, (y, z))| *y *= silu(*z));

@@ -150,7 +150,7 @@ impl Layers {
             // c = rms(s) + ctx_pos, every channel on its own
             let vectors = n * columns / c.d_model;
             let raw = Mat::new(room.outputs, vectors, c.d_model);
-            norm(cx.level, &b.cross_norm, raw, MatMut::new(room.contexts, vectors, c.d_model));
+            norm(cx, &b.cross_norm, raw, MatMut::new(room.contexts, vectors, c.d_model));
             for (ctx, pos) in room.contexts.chunks_exact_mut(columns).zip(b.ctx_pos.chunks_exact(c.d_model)) {
                 for ctx in ctx.chunks_exact_mut(c.d_model) {
                     ctx.iter_mut().zip(pos).for_each(|(c, p)| *c += p);

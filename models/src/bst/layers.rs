@@ -219,12 +219,12 @@ impl Layers {
             let parts = layer.qkv.n() / width;
             let columns = layer.proj.k();
             // q, k (and the cross-attention's q) at unit length, v
-            norm(cx.level, &layer.attn_norm, Mat::new(x, m, d), MatMut::new(h, m, d));
+            norm(cx, &layer.attn_norm, Mat::new(x, m, d), MatMut::new(h, m, d));
             linear(cx, Mat::new(h, m, d), &layer.qkv, Act::None, Store::Set, MatMut::new(raw, m, parts * width));
             let heads = (parts - 1) * c.n_heads;
             for (raw, unit) in raw.chunks_exact(parts * width).zip(unit.chunks_exact_mut((parts - 1) * width)).take(m) {
                 let out = MatMut::new(unit, heads, c.head_dim);
-                norm(cx.level, &self.unit, Mat::new(raw, heads, c.head_dim), out);
+                norm(cx, &self.unit, Mat::new(raw, heads, c.head_dim), out);
             }
             // s = SSM(x); aligned: ck, cv of rms(s)
             let read = c.channels() * d;
@@ -237,7 +237,7 @@ impl Layers {
                 if c.context == Context::Aligned {
                     let vectors = m * c.channels();
                     let out = MatMut::new(normed, vectors, d);
-                    norm(cx.level, &b.cross_norm, Mat::new(outputs, vectors, d), out);
+                    norm(cx, &b.cross_norm, Mat::new(outputs, vectors, d), out);
                     b.keys_values(cx, c, &self.unit, Mat::new(normed, m, read), kv, unit_k);
                 }
             }
@@ -280,12 +280,12 @@ impl Layers {
             }
             // x += proj [ys | yc]; x += output relu(hidden0 rms(x))
             linear(cx, Mat::new(y, m, columns), &layer.proj, Act::None, Store::Add, MatMut::new(x, m, d));
-            norm(cx.level, &layer.ffn_norm, Mat::new(x, m, d), MatMut::new(h, m, d));
+            norm(cx, &layer.ffn_norm, Mat::new(x, m, d), MatMut::new(h, m, d));
             let out = MatMut::new(hidden, m, c.mlp_dim);
             linear(cx, Mat::new(h, m, d), &layer.hidden0, Act::Relu, Store::Set, out);
             linear(cx, Mat::new(hidden, m, c.mlp_dim), &layer.output, Act::None, Store::Add, MatMut::new(x, m, d));
         }
-        norm(cx.level, &self.final_norm, Mat::new(x, m, d), MatMut::new(h, m, d));
+        norm(cx, &self.final_norm, Mat::new(x, m, d), MatMut::new(h, m, d));
     }
 
     /// `periods` steps without input (bst.md 8).
@@ -385,7 +385,7 @@ impl BlockState {
             let init = w.take("init_context", &[n, d])?;
             // ck = l2(cross.k c), cv = cross.v c with c = rms(init_context) + ctx_pos: every head sees the same.
             let (cx, mut ctx, mut kv) = (Cx::at(level, 1), vec![0.0; n * d], vec![0.0; n * 2 * width]);
-            norm(level, &cross_norm, Mat::new(&init, n, d), MatMut::new(&mut ctx, n, d));
+            norm(&cx, &cross_norm, Mat::new(&init, n, d), MatMut::new(&mut ctx, n, d));
             ctx.iter_mut().zip(&ctx_pos).for_each(|(c, p)| *c += p);
             let out = MatMut::new(&mut kv, n, 2 * width);
             linear(&cx, Mat::new(&ctx, n, d), &all(level), Act::None, Store::Set, out);
@@ -393,7 +393,7 @@ impl BlockState {
             init_v = vec![0.0; sizes.v_shape().iter().product()];
             let mut key = vec![0.0; width];
             for (slot, kv) in kv.chunks_exact(2 * width).enumerate() {
-                norm(level, unit, Mat::new(kv, heads, dim), MatMut::new(&mut key, heads, dim));
+                norm(&cx, unit, Mat::new(kv, heads, dim), MatMut::new(&mut key, heads, dim));
                 remember(sizes, slot, &key, &kv[width..], &mut init_k, &mut init_v);
             }
         }
@@ -423,7 +423,7 @@ impl BlockState {
             linear(cx, ctx, w, Act::None, Store::Set, out);
         }
         for (kv, unit_k) in kv.chunks_exact(2 * width).zip(unit_k.chunks_exact_mut(width)).take(n) {
-            norm(cx.level, unit, Mat::new(kv, heads, dim), MatMut::new(unit_k, heads, dim));
+            norm(cx, unit, Mat::new(kv, heads, dim), MatMut::new(unit_k, heads, dim));
         }
     }
 }

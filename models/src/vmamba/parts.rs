@@ -85,10 +85,16 @@ impl ConvNorm {
             Some(w) => {
                 let plain = carve(&mut work, len);
                 conv2d(cx, &self.conv, x, size, Act::None, scratch, MatMut::new(plain, m, c));
-                norm(cx.level, w, Mat::new(plain, m, c), MatMut::new(out, m, c));
+                norm(cx, w, Mat::new(plain, m, c), MatMut::new(out, m, c));
             }
         }
     }
+}
+
+/// Calls `f` with every pixel and its number, each thread with a part of them.
+fn in_parts(cx: &Cx, x: MatMut<'_>, f: impl Fn(usize, &mut [f32]) + Sync) {
+    let parts = MatMut::new(&mut [], cx.team.threads(), 0);
+    x.in_bands(&cx.team, parts, |pixels, mut band, _| pixels.enumerate().for_each(|(i, pixel)| f(pixel, band.row(i))));
 }
 
 /// From a frame to the first stage's pixels.
@@ -146,17 +152,26 @@ impl PatchEmbed {
     pub(super) fn forward(&self, cx: &Cx, image: &[f32], size: (usize, usize), mut work: &mut [f32], out: &mut [f32]) {
         let (len, c) = (size.0 * size.1, image.len() / (size.0 * size.1));
         let pixels = carve(&mut work, image.len());
-        for (ch, plane) in image.chunks_exact(len).enumerate() {
-            pixels.iter_mut().skip(ch).step_by(c).zip(plane).for_each(|(p, v)| *p = *v);
-        }
+        in_parts(cx, MatMut::new(pixels, len, c), |i, pixel| {
+            pixel.iter_mut().zip(image.iter().skip(i).step_by(len)).for_each(|(p, v)| *p = *v);
+        });
         let pixels = Mat::new(pixels, len, c);
         let Some(stem) = &self.stem else { return self.proj.forward(cx, pixels, size, work, out) };
         let half = carve(&mut work, stem.out_len(size));
         stem.forward(cx, pixels, size, work, half);
-        apply(cx.level, Act::Gelu, half);
         let (size, c) = (stem.conv.out_size(size), stem.conv.out_channels());
+        in_parts(cx, MatMut::new(half, size.0 * size.1, c), |_, pixel| apply(cx.level, Act::Gelu, pixel));
         self.proj.forward(cx, Mat::new(half, size.0 * size.1, c), size, work, out);
     }
+}
+
+/// Pixels that go through an MLP together: what it makes of them stays in the cache of the thread.
+const TOGETHER: usize = 60;
+
+/// Bands of m pixels that take an MLP each on a thread of its own, and the pixels of a band that go together. Few pixels
+/// are one band, of whose products each thread takes a part.
+fn bands(m: usize, threads: usize) -> (usize, usize) {
+    if threads > 1 && m < TOGETHER / 2 * threads { (1, m) } else { (threads, TOGETHER.min(m.div_ceil(threads))) }
 }
 
 /// Norm and MLP of a block.
@@ -187,15 +202,36 @@ impl Mlp {
         [&mut self.fc1, &mut self.fc2].into_iter().for_each(|w| w.lower(precision));
     }
 
-    pub(super) fn scratch_len(&self, m: usize) -> usize {
+    /// Working memory for m pixels at once.
+    fn room(&self, m: usize) -> usize {
         line(m * self.norm2.weight.len()) + line(m * self.fc1.n())
+    }
+
+    pub(super) fn scratch_len(&self, m: usize, threads: usize) -> usize {
+        let (bands, pixels) = bands(m, threads);
+        bands * self.room(pixels)
     }
 
     /// `x += fc2(act(fc1(norm2(x))))` for m pixels.
     pub(super) fn forward(&self, cx: &Cx, x: &mut [f32], m: usize, mut work: &mut [f32]) {
+        let (bands, pixels) = bands(m, cx.team.threads());
+        let room = MatMut::new(carve(&mut work, bands * self.room(pixels)), bands, self.room(pixels));
+        MatMut::new(x, m, self.norm2.weight.len()).in_bands(&cx.team, room, |band, mut rest, room| {
+            let (len, turns) = (band.len(), band.len().div_ceil(pixels));
+            for turn in 0..turns {
+                let (x, behind) = rest.split_rows(len * (turn + 1) / turns - len * turn / turns);
+                self.few(cx, x, room);
+                rest = behind;
+            }
+        });
+    }
+
+    /// `forward` for pixels whose values fit in `work`.
+    fn few(&self, cx: &Cx, x: MatMut<'_>, mut work: &mut [f32]) {
+        let m = x.rows();
         let (c, wide, hidden) = (self.norm2.weight.len(), self.fc1.n(), self.fc2.k());
         let (normed, h) = (carve(&mut work, m * c), carve(&mut work, m * wide));
-        norm(cx.level, &self.norm2, Mat::new(x, m, c), MatMut::new(normed, m, c));
+        norm(cx, &self.norm2, x.as_mat(), MatMut::new(normed, m, c));
         let act = if self.gated { Act::None } else { self.act };
         linear(cx, Mat::new(normed, m, c), &self.fc1, act, Store::Set, MatMut::new(h, m, wide));
         if self.gated {
@@ -205,7 +241,7 @@ impl Mlp {
             }
         }
         let h = Mat::strided(h, m, hidden, wide);
-        linear(cx, h, &self.fc2, Act::None, Store::Add, MatMut::new(x, m, c));
+        linear(cx, h, &self.fc2, Act::None, Store::Add, x);
     }
 }
 
@@ -266,7 +302,7 @@ impl Downsample {
                 let (m, c) = (h * width, reduction.k());
                 let (merged, normed) = (carve(&mut work, m * c), carve(&mut work, m * c));
                 merge(x, size, MatMut::new(merged, m, c));
-                norm(cx.level, w, Mat::new(merged, m, c), MatMut::new(normed, m, c));
+                norm(cx, w, Mat::new(merged, m, c), MatMut::new(normed, m, c));
                 let out = MatMut::new(out, m, reduction.n());
                 linear(cx, Mat::new(normed, m, c), reduction, Act::None, Store::Set, out);
             }

@@ -189,7 +189,7 @@ impl Ss2d {
         let y = match &self.out_norm {
             OutNorm::None => y,
             OutNorm::Layer(w) => {
-                norm(cx.level, w, Mat::new(y, m, di), MatMut::new(u, m, di));
+                norm(cx, w, Mat::new(y, m, di), MatMut::new(u, m, di));
                 u
             }
             OutNorm::Conv(w) => {
@@ -200,7 +200,7 @@ impl Ss2d {
                 u
             }
             OutNorm::LayerConv(w, conv) => {
-                norm(cx.level, w, Mat::new(y, m, di), MatMut::new(dt, m, di));
+                norm(cx, w, Mat::new(y, m, di), MatMut::new(dt, m, di));
                 for at in frames {
                     let x = Mat::new(&dt[at.clone()], len, di);
                     depthwise(cx, conv, x, stage.size, Act::None, MatMut::new(&mut u[at], len, di));

@@ -1,12 +1,17 @@
 //! The grammar of forward types; the published files by their shapes; what is refused.
 
 use super::config::{ForwardType, OutNormKind};
+use super::parts::Mlp;
 use super::{FAMILY, VMamba};
 use crate::checkpoint::Checkpoint;
 use crate::families::{Options, family};
 use crate::model::{Model, Signal};
 use serde_json::json;
+use ssm_kernels::activation::gate;
 use ssm_kernels::cross_scan::Mode;
+use ssm_kernels::linear::{Linear, Precision, Store, linear};
+use ssm_kernels::norm::{Kind, Norm, norm};
+use ssm_kernels::{Act, CpuLevel, Cx, Mat, MatMut};
 
 #[test]
 fn forward_types_are_read_as_upstream_strips_them() {
@@ -223,6 +228,43 @@ fn what_does_not_fit_is_named() {
         .expect("the configuration says it");
     for image in [(0, 8), (8, 1 << 20), (60_000, 60_000)] {
         refused(&plain, &Options { image: Some(image), ..Options::default() }, &["frame size"]);
+    }
+}
+
+#[test]
+fn bands_of_an_mlp_give_the_bits_of_its_parts() {
+    let (c, hidden) = (20, 70);
+    let values = |n: usize, seed: usize| -> Vec<f32> {
+        (0..n).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1000.0 - 1.0).collect()
+    };
+    for (gated, precision) in [(false, Precision::F32), (true, Precision::F32), (false, Precision::Int8)] {
+        let (level, wide) = (CpuLevel::best(), if gated { 2 * hidden } else { hidden });
+        let mut mlp = Mlp {
+            norm2: Norm::new(Kind::Layer, values(c, 1), Some(values(c, 2)), 1e-5),
+            fc1: Linear::pack(level, &values(wide * c, 3), wide, c, Some(&values(wide, 4))),
+            fc2: Linear::pack(level, &values(c * hidden, 5), c, hidden, Some(&values(c, 6))),
+            act: Act::Gelu,
+            gated,
+        };
+        mlp.lower(precision);
+        for m in [1, 59, 60, 61, 180, 257] {
+            let (x, cx) = (values(m * c, 7), Cx::at(level, 1));
+            let (mut normed, mut h, mut want) = (vec![0.0; m * c], vec![0.0; m * wide], x.clone());
+            norm(&cx, &mlp.norm2, Mat::new(&x, m, c), MatMut::new(&mut normed, m, c));
+            let act = if gated { Act::None } else { Act::Gelu };
+            linear(&cx, Mat::new(&normed, m, c), &mlp.fc1, act, Store::Set, MatMut::new(&mut h, m, wide));
+            for h in h.chunks_exact_mut(wide).filter(|_| gated) {
+                let (x, z) = h.split_at_mut(hidden);
+                gate(level, Act::Gelu, x, z);
+            }
+            let h = Mat::strided(&h, m, hidden, wide);
+            linear(&cx, h, &mlp.fc2, Act::None, Store::Add, MatMut::new(&mut want, m, c));
+            for threads in 1..4 {
+                let (mut got, mut work) = (x.clone(), vec![f32::NAN; mlp.scratch_len(m, threads)]);
+                mlp.forward(&Cx::at(level, threads), &mut got, m, &mut work);
+                assert_eq!(got, want, "{m} pixels on {threads} threads, gated {gated}, {precision}");
+            }
+        }
     }
 }
 

@@ -122,14 +122,14 @@ fn transformer(steps: usize) -> Point {
     let (x, mut y, mut wide) = (values(D, 1.0), vec![0.0; D], vec![0.0; 4 * D]);
     let mut rest = x.clone();
     let mut step = || {
-        norm(level, &scales, Mat::new(&rest, 1, D), MatMut::new(&mut y, 1, D));
+        norm(&cx, &scales, Mat::new(&rest, 1, D), MatMut::new(&mut y, 1, D));
         linear(&cx, Mat::new(&y, 1, D), &qkv, Act::None, Store::Set, MatMut::new(&mut wide[..3 * D], 1, 3 * D));
         remember(sizes, steps - 1, &wide[D..2 * D], &wide[2 * D..3 * D], &mut k, &mut v);
         let query = Query { sizes, q: &wide[..D], k: &k, v: &v, filled: steps, scale: &scale, bias: None };
         attend(&cx, &query, &mut scratch, &mut y);
         rest.copy_from_slice(&x);
         linear(&cx, Mat::new(&y, 1, D), &out, Act::None, Store::Add, MatMut::new(&mut rest, 1, D));
-        norm(level, &scales, Mat::new(&rest, 1, D), MatMut::new(&mut y, 1, D));
+        norm(&cx, &scales, Mat::new(&rest, 1, D), MatMut::new(&mut y, 1, D));
         linear(&cx, Mat::new(&y, 1, D), &up, Act::Gelu, Store::Set, MatMut::new(&mut wide, 1, 4 * D));
         linear(&cx, Mat::new(&wide, 1, 4 * D), &down, Act::None, Store::Add, MatMut::new(&mut rest, 1, D));
     };
