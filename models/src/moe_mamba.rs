@@ -146,18 +146,23 @@ impl MoeMamba {
         let (vocab, d) = (vocab.max(1), d.max(1));
         let eps = fields.number(&["norm_eps"])?.unwrap_or(1e-5);
         let routing = Routing::read(&fields)?;
-        let order = Self::order(&fields)?;
+        let (said, mut order) = Self::order(&fields)?;
 
         let embedding = w.take(EMBEDDING, &[vocab, d])?;
         let (mut stack, mut layout, mut blocks, mut mambas) = (Stack::new(d), StateLayout::new(), 0, 0);
         loop {
             let w = w.at(&format!("encoder.blocks.block_{blocks}.block."));
-            let before = stack.layers.len();
+            let norm_of = |name: &str| w.at(&format!("residual_{name}.layer."));
+            let here = |name: &String| ["pre_norm.weight", "pre_norm.g"].iter().any(|n| norm_of(name).has(n));
+            if !order.iter().any(here) {
+                break;
+            }
+            if blocks == 0 {
+                // What the configuration names, and what else the first block has, every block has to have.
+                order.retain(|name| said.contains(name) || here(name));
+            }
             for name in &order {
-                let w = w.at(&format!("residual_{name}.layer."));
-                if !w.has("pre_norm.weight") && !w.has("pre_norm.g") {
-                    continue;
-                }
+                let w = norm_of(name);
                 let norm = load_norm(&w.at("pre_norm."), d, eps)?;
                 let places = match name.as_str() {
                     "parallel" => vec!["parallel.layers.0.".to_owned(), "parallel.layers.1.".to_owned()],
@@ -176,9 +181,6 @@ impl MoeMamba {
                     }
                 }
                 stack.layers.push(layer);
-            }
-            if stack.layers.len() == before {
-                break;
             }
             blocks += 1;
         }
@@ -209,7 +211,7 @@ impl MoeMamba {
     }
 
     /// Names of a block's layers in the order they run in.
-    fn order(fields: &Fields<'_>) -> Result<Vec<String>, Error> {
+    fn order(fields: &Fields<'_>) -> Result<(Vec<String>, Vec<String>), Error> {
         const KNOWN: [&str; 4] = ["mamba", "vanilla_mamba", "feedforward", "parallel"];
         let mut order: Vec<String> = Vec::new();
         if let Some((name, said)) = fields.get(&["block_modules"]) {
@@ -221,6 +223,7 @@ impl MoeMamba {
                 }
             }
         }
+        let said = order.clone();
         order.extend(KNOWN.map(str::to_owned));
         // The first of each name counts; what the configuration leaves out comes last, if the file has it at all.
         let mut seen = Vec::new();
@@ -229,7 +232,7 @@ impl MoeMamba {
             seen.push(n.clone());
             new
         });
-        Ok(order)
+        Ok((said, order))
     }
 
     fn scratch_len(&self, rows: usize, len: usize) -> usize {

@@ -12,7 +12,7 @@ pub(crate) use card::BlockNet;
 
 use crate::card::{Network, Weights};
 use crate::checkpoint::{Checkpoint, Reader};
-use crate::config::{bad, field, flag, present};
+use crate::config::{Fields, bad, field, flag, present};
 use crate::error::Error;
 use crate::families::{Family, Options};
 use crate::mixer::sub;
@@ -180,8 +180,10 @@ impl Block {
         };
         let inner = activation.columns(width);
         let (mut d_output, mut final_act) = (inner, Activation::Of(Act::None));
+        let left_out = !minimal && present(config, "final_act").is_none_or(|v| v.is_null() || v == "none");
         let output_linear = match w.shape("output_linear.0.weight") {
-            None => None,
+            None if left_out => None,
+            None => return Err(bad(file, "output_linear.0.weight", "a tensor, since final_act is not null", "none")),
             Some(dims) => {
                 // The convolution of width 1 in the minimal module has a third axis.
                 let n = dims.first().copied().unwrap_or(0);
@@ -364,10 +366,18 @@ impl S4 {
             let norm = if prefix.is_empty() { None } else { load_norm(&w, &norm, block.d_input())? };
             layers.push(Layer { norm, block, at });
         }
+        if !place(0).0.is_empty() {
+            Fields::new(config, path.clone()).agree(&["n_layers"], layers.len())?;
+        }
         let (d_model, last) = match (layers.first(), layers.last()) {
             (Some(first), Some(last)) => (first.block.d_input(), last.block.d_output()),
             _ => return Err(bad(&path, "layers", "at least one layer", 0)),
         };
+        if let Some(i) = layers.iter().position(|l| l.norm.is_none())
+            && (form == Form::Classifier || layers.iter().any(|l| l.norm.is_some()))
+        {
+            return Err(bad(&path, &format!("{}.weight", place(i).1), "a tensor, as of every layer", "none"));
+        }
         let residual = matches!(form, Form::Classifier | Form::Stack(_));
         let fits = |l: &Layer| l.block.d_input() == d_model && l.block.d_output() == d_model;
         if residual && !layers.iter().all(fits) {

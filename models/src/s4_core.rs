@@ -212,8 +212,9 @@ impl Core {
             return Err(wrong("kernel.P", &format!("1 to {MAX_RANK} complex rows"), &p_dims));
         }
         let p = if rank > 0 { numbers(w.take("kernel.P", &shape(rank))?) } else { Vec::new() };
-        let l_kernel = match w.take_optional("kernel.l_kernel", &[])? {
-            Some(l) if rank > 0 => {
+        // Without its length nobody knows whether C is C.
+        let l_kernel = match if rank > 0 { Some(w.take("kernel.l_kernel", &[])?) } else { None } {
+            Some(l) => {
                 let l = l.first().copied().unwrap_or(0.0);
                 if !(0.0..16_777_216.0).contains(&l) || l.fract() != 0.0 {
                     return Err(bad(file, "kernel.l_kernel", "a length below 2^24", l));

@@ -116,9 +116,11 @@ impl Config {
         if num_classes == 0 {
             return Err(fields.bad("head.weight", "[classes, D]", "no classes"));
         }
+        let depth = (0..).take_while(|i| file.shape(&format!("layers.{i}.mixer.A_log")).is_some()).count();
+        fields.agree(&["depth"], depth)?;
         Ok(Self {
             embed_dim,
-            depth: (0..).take_while(|i| file.shape(&format!("layers.{i}.mixer.A_log")).is_some()).count(),
+            depth,
             patch,
             strides,
             trained,

@@ -87,7 +87,10 @@ pub(super) fn verify(g: &mut Golden<'_>) -> Result<(), Error> {
         let every = (1..=hops.div_ceil(8).max(1)).rev().find(|k| hops.is_multiple_of(*k)).unwrap_or(1);
         let listen = Listen::Samples(every);
         let stream = Aum::load(g.weights(), &Options { listen, ..options.clone() })?;
-        if hops * front.hop() == n && fbank.frames(n as u64) == fbank.clip_frames(n as u64) && !stream.ears.causal {
+        // A clip is cut at its end, a stream forgets its beginning.
+        let fits = fbank.frames(n as u64) <= frames as u64;
+        let same = hops * front.hop() == n && fbank.frames(n as u64) == fbank.clip_frames(n as u64);
+        if fits && same && !stream.ears.causal {
             let mut y = vec![];
             for wave in waves.chunks(n) {
                 y.extend(g.run_last(&stream, wave));

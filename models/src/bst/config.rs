@@ -1,7 +1,7 @@
 //! Sizes and options, from tensors and configuration.
 
 use crate::checkpoint::Reader;
-use crate::config::{bad, field, flag};
+use crate::config::{Fields, bad, field, flag};
 use crate::error::Error;
 use serde_json::Value;
 use ssm_kernels::attention::Sizes;
@@ -62,6 +62,7 @@ impl Config {
             return Err(bad(path, "layers.0.attn.q.weight", expected, format!("{rows} rows, {n_heads} heads")));
         }
         let n_layers = (0..).take_while(|i| w.shape(&format!("layers.{i}.attn.rel_embedding")).is_some()).count();
+        Fields::new(config, path).agree(&["n_layers"], n_layers)?;
         for (name, only) in [("rel_buckets", 32), ("rel_max_distance", 128)] {
             if let Some(v) = field(config, name).filter(|v| v.as_u64() != Some(only)) {
                 return Err(bad(path, name, only, v));

@@ -212,6 +212,13 @@ impl Checkpoint {
         Self { path: name.into(), metadata, format: "shapes", tensors, storages, sha256, prefix }
     }
 
+    /// The file without the tensors whose names begin with `prefix`.
+    #[cfg(test)]
+    pub(crate) fn without(mut self, prefix: &str) -> Self {
+        self.tensors.retain(|name, _| !name.starts_with(prefix));
+        self
+    }
+
     /// The tensors whose names begin with `prefix`, under what follows it; messages name them in full. The numbers are
     /// shared.
     pub fn part(&self, prefix: &str) -> Self {

@@ -18,11 +18,12 @@ VOICES = {  # share of the examples
     **{"commands": 0.17, "words": 0.05, "students": 0.14, "arabic": 0.09, "google": 0.16, "spelled": 0.07, "yoruba": 0.05},
     **{"kerstin": 0.06, "kathleen": 0.06, "nathalie": 0.05, "festvox_ru": 0.05, "flemishguy": 0.05},
 }
-NOISES = {"esc10": 0.42, "blanket": 0.14, "sonic_pi": 0.1, "places": 0.22, "events": 0.12}
+NOISES = {"esc10": 0.46, "blanket": 0.13, "sonic_pi": 0.08, "places": 0.22, "events": 0.11}
 KEPT_OUT = ("loop_3d_printer", "vinyl_hiss")  # of sonic_pi: the demonstrations use them
 FEW = 8  # clips: a speaker of fewer stays for one of them
 PIECE = 5 * RATE
-POOLS = {"speech": 12000, "noise": 5000}  # pieces
+POOLS = {"speech": 12000, "noise": 10000}  # pieces
+RUMBLE = 8  # dB: where there is less noise, what a recording rumbles by itself is to stay
 VALIDATION = 60  # pieces of each pool kept for validation, the last ones
 
 
@@ -233,7 +234,7 @@ class Maker:
         """One kind of noise, or two."""
         kinds = [self.recorded, self.coloured, self.gated, self.hum, self.clicks, self.babble, self.cries]
         x = np.zeros(n)
-        for kind in rng.choice(7, 2 if rng.random() < 0.25 else 1, p=[0.46, 0.18, 0.06, 0.08, 0.06, 0.06, 0.1]):
+        for kind in rng.choice(7, 2 if rng.random() < 0.25 else 1, p=[0.47, 0.16, 0.05, 0.08, 0.06, 0.05, 0.13]):
             part = kinds[kind](rng, n)
             x = x + part / max(float(part.std()), 1e-6) * rng.uniform(0.3, 1)
         return x.astype(np.float32)
@@ -288,6 +289,8 @@ class Mixer:
         if kind > 0.05 and rng.random() < 0.1:
             speech[: int(rng.uniform(0.1, 0.5) * n)] = 0
         noise = self.draw(rng, "noise", n)
+        if rng.random() < 0.3:
+            noise = equalise(rng, noise)
         if rng.random() < 0.12:  # far away, or behind a wall: what lies above is to stay
             noise = lfilter(*butter(2, rng.uniform(200, 1500), fs=RATE), noise).astype(np.float32)
         loudness = active_rms(speech) or 0.1
@@ -295,7 +298,11 @@ class Mixer:
             noise[:] = 0
         # Over the whole example barks and knocks are far louder than over the time that they take.
         level = active_rms(noise) if rng.random() < 0.5 else float(np.sqrt((noise**2).mean()))
-        noise *= loudness / max(level, 1e-4) * 10 ** (-rng.uniform(-9, 18) / 20)
+        ratio = rng.uniform(-9, 20)  # dB
+        noise *= loudness / max(level, 1e-4) * 10 ** (-ratio / 20)
+        if kind > 0.05 and (ratio > RUMBLE or kind > 0.93) and rng.random() < 0.25:
+            rumble = lfilter(*butter(3, rng.uniform(40, 160), fs=RATE), rng.standard_normal(n)).astype(np.float32)
+            speech += rumble * (loudness / max(float(rumble.std()), 1e-6) * 10 ** (-rng.uniform(6, 26) / 20))
         if rng.random() < 0.05:
             noise[: int(rng.uniform(0.1, 0.6) * n)] *= 1e-3
         gain = 10 ** (rng.uniform(-58, -12) / 20) / loudness
