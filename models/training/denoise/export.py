@@ -1,6 +1,6 @@
 r"""Writes trained weights as safetensors, and golden files to judge other implementations by.
 
-    python export.py RUN/model.pt ../../builtin/denoise.safetensors --half \
+    python export.py RUN/model.pt ../../builtin/denoise.safetensors --half --start START/model.pt \
         --golden ../../../tests/golden/band_mask_denoise.safetensors
     python export.py --tiny ../../../tests/golden/band_mask_tiny.safetensors [--core KIND]
 
@@ -21,6 +21,7 @@ from model import RATE, Denoiser
 from cores import SMALL  # noqa: I001  (its folder is put on the path by model.py)
 
 FAMILY = "band_mask"
+STARTED = 0.25  # share of the weights that the run began with: the mean of two ends of training does better than either
 
 
 def metadata(model, **more):
@@ -31,11 +32,15 @@ def metadata(model, **more):
     return {"config": json.dumps({**fields, **more}), "format": "pt"}
 
 
-def write(model_pt, path, half):
-    """RUN/model.pt to safetensors: f32, or f16 with `half`."""
+def write(model_pt, path, half, start):
+    """RUN/model.pt to safetensors: f32, or f16 with `half`; a share of it from the network that the run began with."""
     saved = torch.load(model_pt, weights_only=False)
     kind = torch.float16 if half else torch.float32
-    weights = {k: w.contiguous().to(kind) for k, w in saved["weights"].items()}
+    weights = saved["weights"]
+    if start:
+        before = torch.load(start, weights_only=False)["weights"]
+        weights = {k: w.lerp(before[k], STARTED) for k, w in weights.items()}
+    weights = {k: w.contiguous().to(kind) for k, w in weights.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     # The core's sizes are for `read`; the library sees them in the shapes.
     save_file(weights, path, metadata(Denoiser(**saved["config"]), name=path.stem, sizes=saved["config"].get("core")))
@@ -132,6 +137,7 @@ def main():
     p.add_argument("model", type=Path, nargs="?", help="model.pt of train.py")
     p.add_argument("file", type=Path, nargs="?", help="safetensors to write")
     p.add_argument("--half", action="store_true", help="store f16")
+    p.add_argument("--start", type=Path, help="model.pt that the run started from, to be part of the mean")
     p.add_argument("--golden", type=Path, help="also write this golden file")
     p.add_argument("--tiny", type=Path, help="write the golden file of a small random network")
     p.add_argument("--core", choices=SMALL, help="of one with this core")
@@ -139,7 +145,7 @@ def main():
     if args.tiny:
         tiny(args.tiny, args.core)
     if args.model and args.file:
-        write(args.model, args.file, args.half)
+        write(args.model, args.file, args.half, args.start)
         if args.golden:
             golden(args.file, args.golden)
 

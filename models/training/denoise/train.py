@@ -24,7 +24,7 @@ from model import CONFIG, CORES, Denoiser, with_core
 from perceptual import Intelligible, Perceptual
 
 RECIPE = {
-    "steps": 8_769,
+    "steps": 10_801,
     "batch": 8,
     "samples": 32_000,  # 2 s
     "long_from": 0.88,  # share of the steps after which examples are twice as long and half as many
