@@ -159,7 +159,7 @@ fn a_frame_waits_no_longer_than_it_may() {
                 assert_eq!(other.count("dropped"), 0, "those that may wait do");
             });
         }
-        while b.count("dropped") == 0 && got.len() < 20_000 {
+        while b.count("dropped") == 0 && got.len() < 200_000 {
             got.push(by_class(&b.push(got.len() as u64)));
         }
         done.store(true, Ordering::Relaxed);
