@@ -253,7 +253,7 @@ impl<'a> Section<'a> {
     }
 }
 
-/// A field of a configuration: at its top, or in its `model`, `layer` or `kernel` part.
+/// A field of a configuration: at its top, in its `model`, `layer` or `kernel` part, or in the `layer` of its `model`.
 pub(crate) fn field<'a>(config: Option<&'a Value>, name: &str) -> Option<&'a Value> {
     present(config, name).filter(|v| !v.is_null())
 }
@@ -261,7 +261,8 @@ pub(crate) fn field<'a>(config: Option<&'a Value>, name: &str) -> Option<&'a Val
 /// As [`field`], of one that is null as well.
 pub(crate) fn present<'a>(config: Option<&'a Value>, name: &str) -> Option<&'a Value> {
     let config = config?;
-    let parts = [Some(config), config.get("model"), config.get("layer"), config.get("kernel")];
+    let model = config.get("model");
+    let parts = [Some(config), model, config.get("layer"), config.get("kernel"), model.and_then(|m| m.get("layer"))];
     parts.into_iter().flatten().find_map(|part| part.get(name))
 }
 
@@ -282,6 +283,19 @@ pub(crate) fn bad(file: &str, field: &str, expected: impl ToString, got: impl To
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn fields_lie_where_upstream_keeps_them() {
+        for text in [
+            r#"{"disc": "zoh"}"#,
+            r#"{"model": {"disc": "zoh"}}"#,
+            r#"{"layer": {"disc": "zoh"}}"#,
+            r#"{"model": {"layer": {"disc": "zoh"}}}"#,
+        ] {
+            let v = parse(text).unwrap();
+            assert_eq!(field(Some(&v), "disc").and_then(Value::as_str), Some("zoh"), "{text}");
+        }
+    }
 
     #[test]
     fn python_numbers_are_read() {

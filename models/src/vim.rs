@@ -6,6 +6,8 @@
 //! models.
 
 mod card;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use card::VimNet;
 
