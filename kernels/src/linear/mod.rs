@@ -513,16 +513,16 @@ mod x86 {
                     }
                 }
             }
-            // Mostly there is nothing else to do, and the sums go from their registers to their places.
-            if out.act == Act::None && w.n - panel * p >= ((NP - 1) * 2 + V) * S::LANES {
+            // Mostly there is nothing else to do, and the sums go from their registers to their places. (With adding to the old
+            // content here, too, the compiler keeps the sums of the integer product in memory all along.)
+            if out.act == Act::None && out.store == Store::Set && w.n - panel * p >= ((NP - 1) * 2 + V) * S::LANES {
                 for (j, sum) in sum.iter().enumerate() {
                     for h in 0..V {
                         let col = (panel + j) * p + h * S::LANES;
                         let bias = S::load(w.bias.as_ptr().add(col));
                         for (r, sum) in sum.iter().enumerate() {
                             let v = P::value(sum[h], w, col, out, row + r).add(bias);
-                            let y = out.ptr.add((row + r) * out.stride + col);
-                            if out.store == Store::Add { v.add(S::load(y)) } else { v }.store(y);
+                            v.store(out.ptr.add((row + r) * out.stride + col));
                         }
                     }
                 }
