@@ -171,6 +171,14 @@ impl<'a> MatMut<'a> {
         });
     }
 
+    /// Calls `f` with every row and its number, `parts` bands of them on different threads.
+    pub fn each_row(self, team: &Team, parts: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
+        self.in_bands(team, MatMut::new(&mut [], parts, 0), |rows, mut band, _| {
+            let first = rows.start;
+            rows.for_each(|r| f(r, band.row(r - first)));
+        });
+    }
+
     pub(crate) fn ptr(&mut self) -> *mut f32 {
         self.data.as_mut_ptr()
     }

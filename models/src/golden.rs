@@ -194,17 +194,16 @@ fn twin(path: &Path, weights: &Checkpoint, options: &VerifyOptions, outcome: &mu
         let config = crate::config::parse(&text).unwrap_or(Value::Null);
         let mut trial = outcome.clone();
         // Networks of one shape may lie beside each other: the data of one of them fits.
-        match judge(family, &data, weights, config, options, &mut trial)? {
-            Verdict::Pass => {
-                *outcome = trial;
-                return Ok(Verdict::Pass);
-            }
-            verdict => first = first.or(Some((trial, verdict))),
+        let judged = judge(family, &data, weights, config, options, &mut trial);
+        if let Ok(Verdict::Pass) = judged {
+            *outcome = trial;
+            return judged;
         }
+        first = first.or(Some((trial, judged)));
     }
-    if let Some((trial, verdict)) = first {
+    if let Some((trial, judged)) = first {
         *outcome = trial;
-        return Ok(verdict);
+        return judged;
     }
     model.map(|_| Verdict::Unsupported("loads, but no golden file with the same weights lies beside it".into()))
 }

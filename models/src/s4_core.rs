@@ -212,9 +212,8 @@ impl Core {
             return Err(wrong("kernel.P", &format!("1 to {MAX_RANK} complex rows"), &p_dims));
         }
         let p = if rank > 0 { numbers(w.take("kernel.P", &shape(rank))?) } else { Vec::new() };
-        // Without its length nobody knows whether C is C.
-        let l_kernel = match if rank > 0 { Some(w.take("kernel.l_kernel", &[])?) } else { None } {
-            Some(l) => {
+        let l_kernel = match w.take_optional("kernel.l_kernel", &[])? {
+            Some(l) if rank > 0 => {
                 let l = l.first().copied().unwrap_or(0.0);
                 if !(0.0..16_777_216.0).contains(&l) || l.fract() != 0.0 {
                     return Err(bad(file, "kernel.l_kernel", "a length below 2^24", l));
@@ -223,6 +222,11 @@ impl Core {
                     return Err(bad(file, "kernel.C", format!("{MAX_PREPARED} states at most to recover"), n));
                 }
                 l as u64
+            }
+            None if rank > 0 => {
+                // Without its length nobody knows whether C is C: taking it says that it is missing.
+                w.take("kernel.l_kernel", &[])?;
+                0
             }
             _ => 0,
         };

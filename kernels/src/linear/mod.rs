@@ -528,7 +528,8 @@ mod x86 {
                 }
                 return;
             }
-            // Elsewhere they are looked up by number, which only memory can.
+            // Elsewhere they are looked up by number, which only memory can: a copy, which the compiler must not take for the
+            // sums themselves, or it clears and keeps those in memory, too.
             let mut kept = [[[S::splat(0.0); V]; MR]; NP];
             for j in 0..NP {
                 for r in 0..MR {

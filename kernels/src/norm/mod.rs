@@ -52,11 +52,7 @@ impl Norm {
 pub fn norm(cx: &Cx, w: &Norm, x: Mat<'_>, y: MatMut<'_>) {
     check(w, x.rows(), x.cols(), &y);
     let parts = if x.rows() * x.cols() < WORTH_TWO { 1 } else { cx.team.free() };
-    y.in_bands(&cx.team, MatMut::new(&mut [], parts, 0), |rows, mut y, _| {
-        for (i, r) in rows.enumerate() {
-            row(cx.level, w, x.row(r), y.row(i));
-        }
-    });
+    y.each_row(&cx.team, parts, |r, y| row(cx.level, w, x.row(r), y));
 }
 
 /// `residual += x; y = norm(residual)`, row by row: the step between two layers of a pre-norm network.

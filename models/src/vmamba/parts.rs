@@ -91,12 +91,6 @@ impl ConvNorm {
     }
 }
 
-/// Calls `f` with every pixel and its number, each thread with a part of them.
-fn in_parts(cx: &Cx, x: MatMut<'_>, f: impl Fn(usize, &mut [f32]) + Sync) {
-    let parts = MatMut::new(&mut [], cx.team.threads(), 0);
-    x.in_bands(&cx.team, parts, |pixels, mut band, _| pixels.enumerate().for_each(|(i, pixel)| f(pixel, band.row(i))));
-}
-
 /// From a frame to the first stage's pixels.
 pub(super) struct PatchEmbed {
     /// v2: a convolution before the other, with GELU between them.
@@ -152,7 +146,8 @@ impl PatchEmbed {
     pub(super) fn forward(&self, cx: &Cx, image: &[f32], size: (usize, usize), mut work: &mut [f32], out: &mut [f32]) {
         let (len, c) = (size.0 * size.1, image.len() / (size.0 * size.1));
         let pixels = carve(&mut work, image.len());
-        in_parts(cx, MatMut::new(pixels, len, c), |i, pixel| {
+        let parts = cx.team.free();
+        MatMut::new(pixels, len, c).each_row(&cx.team, parts, |i, pixel| {
             pixel.iter_mut().zip(image.iter().skip(i).step_by(len)).for_each(|(p, v)| *p = *v);
         });
         let pixels = Mat::new(pixels, len, c);
@@ -160,7 +155,8 @@ impl PatchEmbed {
         let half = carve(&mut work, stem.out_len(size));
         stem.forward(cx, pixels, size, work, half);
         let (size, c) = (stem.conv.out_size(size), stem.conv.out_channels());
-        in_parts(cx, MatMut::new(half, size.0 * size.1, c), |_, pixel| apply(cx.level, Act::Gelu, pixel));
+        let pixels = MatMut::new(half, size.0 * size.1, c);
+        pixels.each_row(&cx.team, parts, |_, pixel| apply(cx.level, Act::Gelu, pixel));
         self.proj.forward(cx, Mat::new(half, size.0 * size.1, c), size, work, out);
     }
 }
