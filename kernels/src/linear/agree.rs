@@ -151,6 +151,58 @@ fn int8_keeps_what_is_not_finite() {
     }
 }
 
+/// The same weights in 32 bits.
+fn widened(w: &Linear) -> Linear {
+    let mut wide = w.clone();
+    wide.packed = Slab::zeros(w.n.div_ceil(w.level.panel()) * w.level.panel() * w.k);
+    wide.packed.iter_mut().enumerate().for_each(|(at, v)| *v = w.held.get(&w.packed, at));
+    wide.held = Held::F32;
+    wide
+}
+
+#[test]
+fn weights_of_16_bits_give_the_bits_of_wide_ones() {
+    let mut rng = Rng::new(31);
+    let f16 = |v| ::half::f16::from_f32(v).to_f32();
+    let bf16 = |v| ::half::bf16::from_f32(v).to_f32();
+    for (level, held) in levels().into_iter().flat_map(|l| [Held::F16, Held::Bf16].map(|held| (l, held))) {
+        let round = |v| if held == Held::F16 { f16(v) } else { bf16(v) };
+        for (m, n, k) in [(1, 33, 7), (1, 200, 64), (2, 97, 12), (5, 31, 192), (13, 17, 9), (50, 70, 33)] {
+            let (bias, x) = (rng.vec(n), rng.vec(m * k));
+            let mut w: Vec<f32> = rng.vec(n * k).into_iter().map(round).collect();
+            // The smallest and the largest of f16, its least normal number but one, and a zero with a sign.
+            let edges = [2f32.powi(-24), -65504.0, 2f32.powi(-14) - 2f32.powi(-24), -0.0];
+            edges.into_iter().enumerate().for_each(|(i, v)| w[i * 5] = round(v));
+            let mut narrow = Linear::pack(level, &w, n, k, Some(&bias));
+            let mut wide = widened(&narrow);
+            assert_eq!((narrow.held, wide.held), (held, Held::F32), "{level} {m}x{n}x{k}");
+            assert!(narrow.bytes() < wide.bytes() * 3 / 4, "{level}: {} of {} bytes", narrow.bytes(), wide.bytes());
+            let mut row = vec![0.0; k];
+            for (i, w) in w.chunks_exact(k).enumerate() {
+                narrow.row(i, &mut row);
+                assert!(row.iter().zip(w).all(|(a, b)| a.to_bits() == b.to_bits()), "{level}: row {i}");
+            }
+            for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+                let product = |w: &mut Linear| {
+                    w.lower(precision);
+                    let (mut y, cx) = (vec![0.5; m * n], Cx::at(level, 2));
+                    linear(&cx, Mat::new(&x, m, k), w, Act::Silu, Store::Add, MatMut::new(&mut y, m, n));
+                    linear(&cx, Mat::new(&x, m, k), w, Act::None, Store::Set, MatMut::new(&mut y[..m * n], m, n));
+                    y.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+                };
+                let (got, want) = (product(&mut narrow.clone()), product(&mut wide));
+                assert_eq!(got, want, "{level} {m}x{n}x{k} {held:?} {precision}");
+                wide = widened(&narrow);
+            }
+            // One weight that does not fit: all are wide.
+            w[0] = 1.0 + 2f32.powi(-20);
+            assert_eq!(Linear::pack(level, &w, n, k, None).held, Held::F32, "{level} {m}x{n}x{k}");
+            narrow.lower(Precision::F32);
+            assert_eq!(narrow.held, held, "{level}: f32 leaves weights as they are");
+        }
+    }
+}
+
 /// The property that the split law and batching stand on.
 #[test]
 fn a_row_does_not_depend_on_its_neighbours() {

@@ -8,15 +8,20 @@
 //! f32, of each pair of inputs the second first: half the weights to read, and twice the rate where the processor has
 //! AVX512-BF16. In [`Precision::Int8`] both are integers of 8 bits in units of their row, summed exactly: a quarter of the
 //! weights to read, and four times the rate with AVX512-VNNI. Every level gives the same bits then, up to the activation.
+//!
+//! Weights that all are numbers of 16 bits, as checkpoints often store them, are held in 16 bits and widened as they are
+//! read, for many rows a panel at a time: the same results from half the memory.
 
 mod agree;
 mod half;
+mod held;
 mod int8;
 mod lower;
 
 use crate::activation::Act;
 use crate::array::{Mat, MatMut, Slab};
 use crate::{CpuLevel, Cx};
+use held::Held;
 use std::ops::Range;
 #[cfg(target_arch = "x86_64")]
 use std::sync::OnceLock;
@@ -25,10 +30,12 @@ use std::sync::OnceLock;
 ///
 /// Layout: panels of P output columns (P = 8 scalar, 16 AVX2, 32 AVX-512), each panel `k` rows of P weights, zeros in
 /// the columns past `n`. In bf16 a value holds the weights of two inputs, the first in its low half; in int8 those of four.
+/// In f32 a weight takes 32 bits, or 16 if all of them can.
 #[derive(Clone)]
 pub struct Linear {
     level: CpuLevel,
     precision: Precision,
+    held: Held,
     n: usize,
     k: usize,
     packed: Slab,
@@ -100,13 +107,18 @@ impl Linear {
                 panel[i * p + col % p] = w(col, i);
             }
         }
+        let held = Held::of(&packed);
+        if held != Held::F32 {
+            let full = std::mem::replace(&mut packed, Slab::zeros(held.values(panels * k * p)));
+            full.iter().enumerate().for_each(|(at, w)| held.put(&mut packed, at, *w));
+        }
         let mut padded = Slab::zeros(panels * p);
         if let Some(b) = bias {
             assert!(b.len() == n, "linear: expected {n} bias values, got {}", b.len());
             padded[..n].copy_from_slice(b);
         }
         let (unit, offset) = (Slab::zeros(0), Slab::zeros(0));
-        Self { level, precision: Precision::F32, n, k, packed, bias: padded, unit, offset }
+        Self { level, precision: Precision::F32, held, n, k, packed, bias: padded, unit, offset }
     }
 
     /// Rounds the weights, once, to a lower precision; f32 leaves them as they are.
@@ -116,18 +128,19 @@ impl Linear {
         }
         let (p, k) = (self.level.panel(), self.k);
         let panels = self.n.div_ceil(p);
+        let mut full = Slab::zeros(panels * k * p);
+        full.iter_mut().enumerate().for_each(|(at, w)| *w = self.held.get(&self.packed, at));
         if precision == Precision::Int8 {
             (self.unit, self.offset) = (Slab::zeros(panels * p), Slab::zeros(panels * p));
             for column in 0..panels * p {
-                let weights = || (0..k).map(|i| self.packed[(column / p * k + i) * p + column % p]);
+                let weights = || (0..k).map(|i| full[(column / p * k + i) * p + column % p]);
                 let unit = int8::unit(weights().fold(0.0, |most: f32, w| most.max(w.abs())));
                 let n = int8::per_unit(unit);
                 self.unit[column] = unit;
                 self.offset[column] = int8::offset(weights().map(|w| i32::from(int8::whole(w, n))).sum());
             }
         }
-        let full = std::mem::replace(&mut self.packed, Slab::zeros(0));
-        self.precision = precision;
+        (self.precision, self.held, self.packed) = (precision, Held::F32, Slab::zeros(0));
         let (depth, together) = (self.depth(), self.together());
         let mut packed = Slab::zeros(panels * depth * p);
         for (j, (panel, lower)) in
@@ -165,12 +178,19 @@ impl Linear {
     /// Weight of input `i` of output `column`.
     fn weight(&self, column: usize, i: usize) -> f32 {
         let (p, t) = (self.level.panel(), self.together());
-        let v = self.packed[(column / p * self.depth() + i / t) * p + column % p];
+        let at = (column / p * self.depth() + i / t) * p + column % p;
+        let v = self.held.get(&self.packed, at);
         match self.precision {
             Precision::F32 => v,
             Precision::Bf16 => half::get(v, i % t),
             Precision::Int8 => f32::from(int8::get(v, i % t).cast_signed()) * self.unit[column],
         }
+    }
+
+    /// The weights of panel number `panel` and those behind it.
+    fn panel(&self, panel: usize) -> *const f32 {
+        let weights = panel * self.depth() * self.level.panel();
+        self.packed.as_ptr().wrapping_add(self.held.values(weights))
     }
 
     /// Number of outputs.
@@ -250,20 +270,27 @@ fn block(x: Mat<'_>, w: &Linear, rows: Range<usize>, panels: Range<usize>, out: 
     match w.level {
         CpuLevel::Scalar => scalar(x, w, rows, panels, out),
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: `pack_with` bounds the level by what the machine has; `linear` checked the shapes.
-        level => unsafe {
-            let native = native();
-            match (level, w.precision) {
-                (CpuLevel::Avx512, Precision::F32) => x86::avx512(x, w, rows, panels, out),
-                (CpuLevel::Avx512, Precision::Bf16) if native.bf16 => x86::avx512_bf16(x, w, rows, panels, out),
-                (CpuLevel::Avx512, Precision::Bf16) => x86::avx512_half(x, w, rows, panels, out),
-                (CpuLevel::Avx512, Precision::Int8) if native.vnni => x86::avx512_vnni(x, w, rows, panels, out),
-                (CpuLevel::Avx512, Precision::Int8) => x86::avx512_int8(x, w, rows, panels, out),
-                (_, Precision::Int8) => x86::avx2_int8(x, w, rows, panels, out),
-                (_, Precision::F32) => x86::avx2(x, w, rows, panels, out),
-                (_, Precision::Bf16) => x86::avx2_half(x, w, rows, panels, out),
-            }
-        },
+        level => {
+            let (full, native) = (level == CpuLevel::Avx512, native());
+            let product: x86::Block = match (w.precision, w.held) {
+                (Precision::F32, Held::F32) if full => x86::avx512,
+                (Precision::F32, Held::F32) => x86::avx2,
+                (Precision::F32, _) if rows.len() >= held::MANY => return held::widened(w, x, rows, panels, out),
+                (Precision::F32, Held::F16) if full => x86::avx512_f16,
+                (Precision::F32, Held::F16) => x86::avx2_f16,
+                (Precision::F32, Held::Bf16) if full => x86::avx512_brain,
+                (Precision::F32, Held::Bf16) => x86::avx2_brain,
+                (Precision::Bf16, _) if full && native.bf16 => x86::avx512_bf16,
+                (Precision::Bf16, _) if full => x86::avx512_half,
+                (Precision::Bf16, _) => x86::avx2_half,
+                (Precision::Int8, _) if full && native.vnni => x86::avx512_vnni,
+                (Precision::Int8, _) if full => x86::avx512_int8,
+                (Precision::Int8, _) => x86::avx2_int8,
+            };
+            // SAFETY: `pack_with` bounds the level by what the machine has, and holds f16 only where it can be widened;
+            // `linear` checked the shapes.
+            unsafe { product(x, w, w.panel(panels.start), rows, panels, out) }
+        }
         #[cfg(not(target_arch = "x86_64"))]
         _ => scalar(x, w, rows, panels, out),
     }
@@ -315,19 +342,19 @@ fn scalar(x: Mat<'_>, w: &Linear, rows: Range<usize>, panels: Range<usize>, out:
     for r in rows {
         let x = x.row(r);
         for col in panels.start * p..(panels.end * p).min(w.n) {
-            let panel = &w.packed[col / p * w.depth() * p..];
-            let terms = x.iter().zip(panel.iter().skip(col % p).step_by(p));
+            let first = col / p * w.depth() * p + col % p;
+            let terms = x.iter().enumerate().map(|(i, x)| (*x, w.held.get(&w.packed, first + i * p)));
             let sum = match w.precision {
                 Precision::F32 => terms.fold(0.0, |sum, (x, w)| sum + x * w),
                 Precision::Bf16 => terms.fold(0.0, |sum, (x, w)| {
-                    let sum = sum + half::get(*x, 1) * half::get(*w, 1);
-                    sum + half::get(*x, 0) * half::get(*w, 0)
+                    let sum = sum + half::get(x, 1) * half::get(w, 1);
+                    sum + half::get(x, 0) * half::get(w, 0)
                 }),
                 Precision::Int8 => {
                     let four = |x, w| {
                         (0..4).map(move |i| i32::from(int8::get(x, i)) * i32::from(int8::get(w, i).cast_signed()))
                     };
-                    let sum = terms.flat_map(|(x, w)| four(*x, *w)).sum();
+                    let sum = terms.flat_map(|(x, w)| four(x, w)).sum();
                     int8::value(sum, w.offset[col]) * (w.unit[col] * out.units[r])
                 }
             };
@@ -356,11 +383,30 @@ mod x86 {
     use std::arch::x86_64::*;
     use std::ops::Range;
 
+    /// Rows of the output for panels whose weights lie from the pointer on.
+    pub(super) type Block = unsafe fn(Mat<'_>, &Linear, *const f32, Range<usize>, Range<usize>, &Out<'_>);
+
     /// What one entry of x and a vector of weights add to a vector of sums, and what the sums stand for.
-    trait Product<S> {
+    trait Product<S: Simd> {
         /// # Safety
         /// The features of the product.
         unsafe fn add(x: S, w: S, sum: S) -> S;
+
+        /// The panel behind `rows` rows of panels.
+        #[inline(always)]
+        fn panel(first: *const f32, rows: usize) -> *const f32 {
+            first.wrapping_add(rows * 2 * S::LANES)
+        }
+
+        /// The vector of weights from number `at` of a panel on.
+        ///
+        /// # Safety
+        /// The features of the product; the weights lie in the panel.
+        #[inline(always)]
+        unsafe fn weights(panel: *const f32, at: usize) -> S {
+            // SAFETY: the caller's promise.
+            unsafe { S::load(panel.add(at)) }
+        }
 
         /// The sums of row `row` and the outputs from `col` on.
         ///
@@ -374,6 +420,10 @@ mod x86 {
 
     /// Of floats.
     struct Single;
+    /// Of floats, the weights held as f16.
+    struct Half;
+    /// Of floats, the weights held as bfloat16.
+    struct Brain;
     /// Of pairs of bfloat16, taken apart.
     struct Apart;
     /// Of pairs of bfloat16, by AVX512-BF16.
@@ -388,6 +438,88 @@ mod x86 {
         unsafe fn add(x: S, w: S, sum: S) -> S {
             // SAFETY: the caller has S's features.
             unsafe { x.mul_add(w, sum) }
+        }
+    }
+
+    impl Product<__m256> for Half {
+        #[inline(always)]
+        fn panel(first: *const f32, rows: usize) -> *const f32 {
+            first.wrapping_add(rows * __m256::LANES)
+        }
+
+        #[inline(always)]
+        unsafe fn add(x: __m256, w: __m256, sum: __m256) -> __m256 {
+            // SAFETY: the caller has the features.
+            unsafe { x.mul_add(w, sum) }
+        }
+
+        #[inline(always)]
+        unsafe fn weights(panel: *const f32, at: usize) -> __m256 {
+            // SAFETY: the caller has F16C; the weights lie in a panel.
+            unsafe { _mm256_cvtph_ps(_mm_loadu_si128(panel.cast::<u16>().add(at).cast())) }
+        }
+    }
+
+    impl Product<__m512> for Half {
+        #[inline(always)]
+        fn panel(first: *const f32, rows: usize) -> *const f32 {
+            first.wrapping_add(rows * __m512::LANES)
+        }
+
+        #[inline(always)]
+        unsafe fn add(x: __m512, w: __m512, sum: __m512) -> __m512 {
+            // SAFETY: the caller has the features.
+            unsafe { x.mul_add(w, sum) }
+        }
+
+        #[inline(always)]
+        unsafe fn weights(panel: *const f32, at: usize) -> __m512 {
+            // SAFETY: the caller has AVX512F; the weights lie in a panel.
+            unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(panel.cast::<u16>().add(at).cast())) }
+        }
+    }
+
+    impl Product<__m256> for Brain {
+        #[inline(always)]
+        fn panel(first: *const f32, rows: usize) -> *const f32 {
+            first.wrapping_add(rows * __m256::LANES)
+        }
+
+        #[inline(always)]
+        unsafe fn add(x: __m256, w: __m256, sum: __m256) -> __m256 {
+            // SAFETY: the caller has the features.
+            unsafe { x.mul_add(w, sum) }
+        }
+
+        #[inline(always)]
+        unsafe fn weights(panel: *const f32, at: usize) -> __m256 {
+            // SAFETY: the caller has AVX2; the weights lie in a panel.
+            unsafe {
+                let half = _mm_loadu_si128(panel.cast::<u16>().add(at).cast());
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(half)))
+            }
+        }
+    }
+
+    impl Product<__m512> for Brain {
+        #[inline(always)]
+        fn panel(first: *const f32, rows: usize) -> *const f32 {
+            first.wrapping_add(rows * __m512::LANES)
+        }
+
+        #[inline(always)]
+        unsafe fn add(x: __m512, w: __m512, sum: __m512) -> __m512 {
+            // SAFETY: the caller has the features.
+            unsafe { x.mul_add(w, sum) }
+        }
+
+        #[inline(always)]
+        unsafe fn weights(panel: *const f32, at: usize) -> __m512 {
+            // SAFETY: the caller has AVX512F; the weights lie in a panel.
+            unsafe {
+                let half = _mm256_loadu_si256(panel.cast::<u16>().add(at).cast());
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)))
+            }
         }
     }
 
@@ -480,7 +612,7 @@ mod x86 {
         }
     }
 
-    /// The first V vectors of each panel.
+    /// The first V vectors of each panel, whose weights lie from `ws` on.
     ///
     /// # Safety
     /// The features of S and P; `panel .. panel + NP` are panels of `w`, `row .. row + MR` rows of `x` and of the output.
@@ -488,6 +620,7 @@ mod x86 {
     unsafe fn tile<S: Simd, P: Product<S>, const MR: usize, const NP: usize, const V: usize>(
         x: Mat<'_>,
         w: &Linear,
+        ws: *const f32,
         row: usize,
         panel: usize,
         out: &Out<'_>,
@@ -496,14 +629,13 @@ mod x86 {
         // SAFETY: for i < depth the loads lie in x's rows and in w's panels; the stores are bounded by n below.
         unsafe {
             let xs = x.ptr().add(row * x.stride());
-            let ws = w.packed.as_ptr().add(panel * depth * p);
             let mut sum = [[[S::splat(0.0); V]; MR]; NP];
             for i in 0..depth {
                 for (j, sum) in sum.iter_mut().enumerate() {
-                    let wp = ws.add((j * depth + i) * p);
+                    let first = (j * depth + i) * p;
                     let mut weights = [S::splat(0.0); V];
                     for (h, w) in weights.iter_mut().enumerate() {
-                        *w = S::load(wp.add(h * S::LANES));
+                        *w = P::weights(ws, first + h * S::LANES);
                     }
                     for (r, sum) in sum.iter_mut().enumerate() {
                         let v = S::splat(*xs.add(r * x.stride() + i));
@@ -566,11 +698,38 @@ mod x86 {
         }
     }
 
+    macro_rules! widen {
+        ($name:ident, $vector:ty, $product:ty, $features:literal) => {
+            /// The weights of a panel in 32 bits.
+            #[target_feature(enable = $features)]
+            pub(super) fn $name(panel: *const f32, out: &mut [f32]) {
+                let at = (0..out.len()).step_by(<$vector>::LANES);
+                for (i, out) in at.zip(out.chunks_exact_mut(<$vector>::LANES)) {
+                    // SAFETY: this function has the features; `out` is as long as the panel.
+                    unsafe { <$product as Product<$vector>>::weights(panel, i).store(out.as_mut_ptr()) }
+                }
+            }
+        };
+    }
+
+    widen!(widen_avx2_f16, __m256, Half, "avx2,fma,f16c");
+    widen!(widen_avx2_brain, __m256, Brain, "avx2,fma");
+    widen!(widen_avx512_f16, __m512, Half, "avx512f,avx512vl,avx512bw,avx512dq,fma");
+    widen!(widen_avx512_brain, __m512, Brain, "avx512f,avx512vl,avx512bw,avx512dq,fma");
+
     macro_rules! level {
         ($name:ident, $vector:ty, $product:ty, $features:literal, $wide:literal, $tall:literal, [$($mr:literal),*]) => {
             #[target_feature(enable = $features)]
-            pub(super) fn $name(x: Mat<'_>, w: &Linear, rows: Range<usize>, panels: Range<usize>, out: &Out<'_>) {
+            pub(super) fn $name(
+                x: Mat<'_>,
+                w: &Linear,
+                ws: *const f32,
+                rows: Range<usize>,
+                panels: Range<usize>,
+                out: &Out<'_>,
+            ) {
                 let m = rows.len();
+                let at = |panel: usize| <$product as Product<$vector>>::panel(ws, (panel - panels.start) * w.depth());
                 if m == 0 {
                     return;
                 }
@@ -581,10 +740,10 @@ mod x86 {
                         // SAFETY: this function has the features; rows and panels are in range by `linear`.
                         unsafe {
                             match (m, many) {
-                                (1, true) => tile::<$vector, $product, 1, $wide, 2>(x, w, rows.start, panel, out),
-                                (1, false) => tile::<$vector, $product, 1, 1, 2>(x, w, rows.start, panel, out),
-                                (_, true) => tile::<$vector, $product, 2, $wide, 2>(x, w, rows.start, panel, out),
-                                (_, false) => tile::<$vector, $product, 2, 1, 2>(x, w, rows.start, panel, out),
+                                (1, true) => tile::<$vector, $product, 1, $wide, 2>(x, w, at(panel), rows.start, panel, out),
+                                (1, false) => tile::<$vector, $product, 1, 1, 2>(x, w, at(panel), rows.start, panel, out),
+                                (_, true) => tile::<$vector, $product, 2, $wide, 2>(x, w, at(panel), rows.start, panel, out),
+                                (_, false) => tile::<$vector, $product, 2, 1, 2>(x, w, at(panel), rows.start, panel, out),
                             }
                         }
                         panel += if many { $wide } else { 1 };
@@ -593,7 +752,8 @@ mod x86 {
                 }
                 // Equal blocks of at most the tile's height instead of full ones and a short rest.
                 let blocks = m.div_ceil($tall);
-                for panel in panels {
+                for panel in panels.clone() {
+                    let ws = at(panel);
                     let half = w.n - panel * w.level.panel() <= w.level.panel() / 2;
                     let mut row = rows.start;
                     for block in 0..blocks {
@@ -601,8 +761,8 @@ mod x86 {
                         // SAFETY: as above.
                         unsafe {
                             match (end - row, half) {
-                                $(($mr, false) => tile::<$vector, $product, $mr, 1, 2>(x, w, row, panel, out),
-                                ($mr, true) => tile::<$vector, $product, $mr, 1, 1>(x, w, row, panel, out),)*
+                                $(($mr, false) => tile::<$vector, $product, $mr, 1, 2>(x, w, ws, row, panel, out),
+                                ($mr, true) => tile::<$vector, $product, $mr, 1, 1>(x, w, ws, row, panel, out),)*
                                 _ => unreachable!("a block has 1 to {} rows", $tall),
                             }
                         }
@@ -620,9 +780,13 @@ mod x86 {
     }
 
     level!(avx2, __m256, Single, "avx2,fma", 3, 6, [1, 2, 3, 4, 5, 6]);
+    level!(avx2_f16, __m256, Half, "avx2,fma,f16c", 3, 6, [1, 2, 3, 4, 5, 6]);
+    level!(avx2_brain, __m256, Brain, "avx2,fma", 3, 6, [1, 2, 3, 4, 5, 6]);
     level!(avx2_int8, __m256, Bytes, "avx2,fma", 3, 6, [1, 2, 3, 4, 5, 6]);
     level!(avx2_half, __m256, Apart, "avx2,fma", 3, 6, [1, 2, 3, 4, 5, 6]);
     avx512!(avx512, Single, "avx512f,avx512vl,avx512bw,avx512dq,fma");
+    avx512!(avx512_f16, Half, "avx512f,avx512vl,avx512bw,avx512dq,fma");
+    avx512!(avx512_brain, Brain, "avx512f,avx512vl,avx512bw,avx512dq,fma");
     avx512!(avx512_int8, Bytes, "avx512f,avx512vl,avx512bw,avx512dq,fma");
     avx512!(avx512_vnni, Fours, "avx512f,avx512vl,avx512bw,avx512dq,avx512vnni,fma");
     avx512!(avx512_half, Apart, "avx512f,avx512vl,avx512bw,avx512dq,fma");
