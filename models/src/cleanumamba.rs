@@ -12,7 +12,7 @@ use crate::checkpoint::{Checkpoint, Reader};
 use crate::config::Fields;
 use crate::error::Error;
 use crate::families::{Family, LevelRule, Options};
-use crate::golden::Golden;
+use crate::golden::{Golden, largest};
 use crate::mixer::MixerState;
 use crate::mixer2;
 use crate::mixers::AnyMixer;
@@ -536,31 +536,46 @@ impl Model for CleanUMamba {
 /// Golden files: a whole clip at its own level, the stream at the clip's level and at upstream's running one, the state.
 fn verify(g: &mut Golden<'_>) -> Result<(), Error> {
     const TOL: f32 = 5e-6;
-    let (_, x) = g.tensor("__input__")?;
-    // The file's number holds the floor already.
-    let divisor = if g.has("__std__") {
-        g.tensor("__std__")?.1[0]
+    let (shape, x) = g.tensor("__input__")?;
+    let clips: Vec<&[f32]> = x.chunks(shape.last().copied().unwrap_or(0).max(1)).collect();
+    // The file's numbers hold the floor already.
+    let divisors = if g.has("__std__") {
+        let (shape, divisors) = g.tensor("__std__")?;
+        if divisors.len() != clips.len() {
+            let expected = format!("__std__ of each of {} clips", clips.len());
+            return Err(Error::Input { expected, got: format!("{shape:?}") });
+        }
+        divisors
     } else {
-        let n = x.len() as f32;
-        let mean = x.iter().sum::<f32>() / n;
-        (x.iter().map(|x| (x - mean) * (x - mean)).sum::<f32>() / (n - 1.0)).sqrt() + FLOOR
+        let of = |x: &&[f32]| {
+            let n = x.len() as f32;
+            let mean = x.iter().sum::<f32>() / n;
+            (x.iter().map(|x| (x - mean) * (x - mean)).sum::<f32>() / (n - 1.0)).sqrt() + FLOOR
+        };
+        clips.iter().map(of).collect()
     };
-    for (name, rule, whole) in [
-        ("__output__", LevelRule::Fixed(divisor), true),
-        ("__output_stream_fixed_std__", LevelRule::Fixed(divisor), false),
-        ("__output_stream_running_std__", LevelRule::Upstream, false),
+    for (name, running, whole) in [
+        ("__output__", false, true),
+        ("__output_stream_fixed_std__", false, false),
+        ("__output_stream_running_std__", true, false),
     ] {
-        if g.has(name) {
-            let model = g.open(&Options { level_rule: rule, ..g.open_options() })?;
+        if !g.has(name) {
+            continue;
+        }
+        let mut got = Vec::new();
+        for (i, (x, divisor)) in clips.iter().zip(&divisors).enumerate() {
+            let level_rule = if running { LevelRule::Upstream } else { LevelRule::Fixed(*divisor) };
+            let model = g.open(&Options { level_rule, ..g.open_options() })?;
             // Upstream's stream gives a hop as soon as its frame is there, which is two samples before our hop is full.
-            let x = if whole { x.clone() } else { [&x[..], &[0.0; 2]].concat() };
+            let x = if whole { x.to_vec() } else { [x, &[0.0; 2][..]].concat() };
             let (y, state) = g.run_samples(&*model, &x, whole)?;
-            g.check(name, &y, TOL)?;
+            got.extend(y);
             if name == "__output_stream_fixed_std__" {
                 // Values inside the network are several times those of the waveform.
-                g.check_state("__state__.", &*model, &state, 0, 4.0 * TOL)?;
+                g.compare_state("__state__.", &*model, &state, i, |want| 4.0 * TOL * largest(want).max(1.0))?;
             }
         }
+        g.check_scaled(name, &got, TOL)?;
     }
     Ok(())
 }

@@ -215,12 +215,19 @@ pub fn open_checkpoint(file: &Checkpoint, options: &Options) -> Result<Arc<dyn M
     })
 }
 
-/// The family of a file.
+/// The family of a file: the one that its configuration names, else the one whose tensors it has.
 ///
 /// # Errors
 /// None knows it.
 pub fn family(file: &Checkpoint) -> Result<&'static Family, Error> {
-    FAMILIES.iter().find(|f| (f.detect)(file)).ok_or_else(|| Error::UnknownFamily {
+    let config = file.metadata.get("config").and_then(|text| crate::config::parse(text).ok()).unwrap_or_default();
+    let named = match (config["family"].as_str(), config["model"].as_str()) {
+        (Some(name), _) => name,
+        (None, Some("audio-mamba")) => "aum",
+        _ => "",
+    };
+    let named = FAMILIES.iter().find(|f| f.name == named);
+    named.or_else(|| FAMILIES.iter().find(|f| (f.detect)(file))).ok_or_else(|| Error::UnknownFamily {
         path: file.path.clone(),
         first: file.names().take(3).collect::<Vec<_>>().join(", "),
         known: FAMILIES.iter().map(|f| f.name).collect::<Vec<_>>().join(", "),

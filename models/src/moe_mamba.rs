@@ -158,8 +158,10 @@ impl MoeMamba {
                 break;
             }
             if blocks == 0 {
-                // What the configuration names, and what else the first block has, every block has to have.
-                order.retain(|name| said.contains(name) || here(name));
+                // What the configuration names, and what else the first block has, every block has to have. A parallel block
+                // holds the two that are named inside.
+                let parallel = here(&"parallel".to_owned());
+                order.retain(|name| !parallel && said.contains(name) || here(name));
             }
             for name in &order {
                 let w = norm_of(name);

@@ -144,6 +144,16 @@ impl Block {
     /// Reads a layer at the reader's place.
     pub(crate) fn load(w: &Reader<'_>, level: CpuLevel, config: Option<&Value>, file: &str) -> Result<Self, Error> {
         let minimal = w.has("kernel.log_dt");
+        for (field, why) in [
+            ("bidirectional", "false: a stream has no later samples to go back from"),
+            ("gate", "null (upstream cannot build one either)"),
+            ("bottleneck", "null"),
+        ] {
+            let said = crate::config::field(config, field).filter(|v| v.as_bool() != Some(false));
+            if let Some(said) = said {
+                return Err(bad(file, field, why, said));
+            }
+        }
         let core = if minimal {
             Core::load_minimal(w, file)?
         } else {
