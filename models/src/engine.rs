@@ -91,10 +91,11 @@ pub struct EngineKey {
     pub batch_timeout: Duration,
 }
 
-/// Where a row and its number of steps lie until the worker takes them, or the stream takes them back.
+/// Where a row, its number of steps and how long it may wait for others lie until the worker takes them, or the stream
+/// takes them back.
 #[derive(Default)]
 struct Desk {
-    row: Option<(Row, usize)>,
+    row: Option<(Row, usize, Duration)>,
     /// Whether a job in the channel stands for this desk: a row taken back leaves it there for the next one.
     queued: bool,
 }
@@ -104,13 +105,21 @@ struct Job {
     reply: Sender<Answer>,
 }
 
-/// A row that comes back, and what went wrong.
-type Answer = (Row, Result<(), Arc<str>>);
+/// A row that comes back.
+struct Answer {
+    row: Row,
+    /// What went wrong.
+    done: Result<(), Arc<str>>,
+    /// How long the row waited for others, and whether in vain.
+    waited: Duration,
+    alone: bool,
+}
 
 /// A row that the worker has taken.
 struct Work {
     row: Row,
     len: usize,
+    patience: Duration,
     reply: Sender<Answer>,
 }
 
@@ -119,9 +128,9 @@ impl Job {
     fn take(self) -> Option<Work> {
         let mut desk = self.desk.lock().unwrap_or_else(PoisonError::into_inner);
         desk.queued = false;
-        let (row, len) = desk.row.take()?;
+        let (row, len, patience) = desk.row.take()?;
         drop(desk);
-        Some(Work { row, len, reply: self.reply })
+        Some(Work { row, len, patience, reply: self.reply })
     }
 }
 
@@ -132,6 +141,7 @@ pub struct Engine {
     level: CpuLevel,
     jobs: Option<Sender<Job>>,
     worker: Option<std::thread::JoinHandle<()>>,
+    timeout: Duration,
     passes: Arc<AtomicU64>,
     rows: Arc<AtomicU64>,
     streams: Arc<AtomicUsize>,
@@ -157,14 +167,14 @@ impl Engine {
         let level = cx.level;
         let worker = {
             let (model, passes, rows) = (model.clone(), passes.clone(), rows.clone());
-            let fill = Fill { rows: batch_size.max(1), timeout: batch_timeout, streams: Arc::clone(&streams) };
+            let fill = Fill { rows: batch_size.max(1), streams: Arc::clone(&streams) };
             std::thread::Builder::new()
                 .name("ssm-engine".into())
                 .spawn(move || work(&*model, &cx, &inbox, &fill, &passes, &rows))
                 .ok()
         };
         let jobs = worker.is_some().then_some(jobs);
-        Arc::new(Self { model, note, level, jobs, worker, passes, rows, streams })
+        Arc::new(Self { model, note, level, jobs, worker, timeout: batch_timeout, passes, rows, streams })
     }
 
     /// The engine of `key`, or a new one of the model that `open` gives.
@@ -214,7 +224,8 @@ impl Engine {
         let (reply, answer) = bounded(1);
         let (row, desk) = (Some(Row::new(&*self.model, len)), Arc::default());
         self.streams.fetch_add(1, Ordering::Relaxed);
-        Stream { row, capacity: len, desk, reply, answer, engine: self.clone() }
+        let wait = Wait::default();
+        Stream { row, capacity: len, desk, reply, answer, wait, engine: self.clone() }
     }
 }
 
@@ -227,6 +238,36 @@ impl Drop for Engine {
     }
 }
 
+/// How long a stream's rows wait for those of others.
+#[derive(Default)]
+struct Wait {
+    /// When the last answer came.
+    answered: Option<Instant>,
+    /// How long its row had waited.
+    waited: Duration,
+    /// Rows in a row that waited in vain.
+    vain: u32,
+}
+
+impl Wait {
+    /// One in so many is tried after many in vain.
+    const PROBE: u32 = 64;
+
+    /// How long the row that comes now may wait, `longest` at most: so long that the stream, which comes with its next row
+    /// when it has it, does not fall behind, and half as long after each time that nobody came.
+    fn patience(&self, longest: Duration) -> Duration {
+        let Some(answered) = self.answered.filter(|_| !longest.is_zero()) else { return longest };
+        let spare = (answered.elapsed() + self.waited) * 3 / 4;
+        let halved = if self.vain.is_multiple_of(Self::PROBE) { longest } else { longest / (1 << self.vain.min(20)) };
+        spare.min(halved)
+    }
+
+    fn note(&mut self, answer: &Answer) {
+        (self.answered, self.waited) = (Some(Instant::now()), answer.waited);
+        self.vain = if answer.alone { self.vain.wrapping_add(1) } else { 0 };
+    }
+}
+
 /// One stream of an engine.
 pub struct Stream {
     engine: Arc<Engine>,
@@ -235,6 +276,7 @@ pub struct Stream {
     desk: Arc<Mutex<Desk>>,
     reply: Sender<Answer>,
     answer: Receiver<Answer>,
+    wait: Wait,
 }
 
 impl Stream {
@@ -270,10 +312,10 @@ impl Stream {
     pub fn run_within(&mut self, len: usize, patience: Duration) -> Result<bool, Error> {
         self.submit(len)?;
         match self.answer.recv_timeout(patience) {
-            Ok((row, done)) => self.back(row, done)?,
+            Ok(answer) => self.back(answer)?,
             Err(_) => {
                 let desk = self.desk.clone();
-                if let Some((row, _)) = desk.lock().unwrap_or_else(PoisonError::into_inner).row.take() {
+                if let Some((row, ..)) = desk.lock().unwrap_or_else(PoisonError::into_inner).row.take() {
                     self.row = Some(row);
                     return Ok(false);
                 }
@@ -303,8 +345,9 @@ impl Stream {
         self.row();
         let Some(jobs) = &self.engine.jobs else { return Err(self.failed("its thread did not start")) };
         let Some(row) = self.row.take() else { return Err(self.failed("")) };
+        let patience = self.wait.patience(self.engine.timeout);
         let mut desk = self.desk.lock().unwrap_or_else(PoisonError::into_inner);
-        desk.row = Some((row, len));
+        desk.row = Some((row, len, patience));
         if std::mem::replace(&mut desk.queued, true) {
             return Ok(());
         }
@@ -320,13 +363,14 @@ impl Stream {
         if self.row.is_some() {
             return Err(self.failed(""));
         }
-        let (row, done) = self.answer.recv().map_err(|_| self.failed(""))?;
-        self.back(row, done)
+        let answer = self.answer.recv().map_err(|_| self.failed(""))?;
+        self.back(answer)
     }
 
-    fn back(&mut self, row: Row, done: Result<(), Arc<str>>) -> Result<(), Error> {
-        self.row = Some(row);
-        done.map_err(|reason| self.failed(&reason))
+    fn back(&mut self, answer: Answer) -> Result<(), Error> {
+        self.wait.note(&answer);
+        self.row = Some(answer.row);
+        answer.done.map_err(|reason| self.failed(&reason))
     }
 
     fn failed(&self, reason: &str) -> Error {
@@ -380,8 +424,6 @@ impl Drop for Stream {
 struct Fill {
     /// Rows at most.
     rows: usize,
-    /// How long the first row waits for others.
-    timeout: Duration,
     /// Streams there are. Each has one row under way at most, so there is no waiting for more.
     streams: Arc<AtomicUsize>,
 }
@@ -389,21 +431,22 @@ struct Fill {
 fn work(model: &dyn Model, cx: &Cx, inbox: &Receiver<Job>, fill: &Fill, passes: &AtomicU64, served: &AtomicU64) {
     let mut scratch = Scratch::default();
     let mut rows: Vec<Row> = Vec::with_capacity(fill.rows);
-    let mut replies: Vec<Sender<Answer>> = Vec::with_capacity(fill.rows);
+    // Where each row goes back to, and since when it waits.
+    let mut replies: Vec<(Sender<Answer>, Instant)> = Vec::with_capacity(fill.rows);
     let mut next: Option<Work> = None;
     loop {
         let Some(first) = next.take().or_else(|| inbox.iter().find_map(Job::take)) else { return };
-        let len = first.len;
+        let (len, patience, now) = (first.len, first.patience, Instant::now());
         rows.push(first.row);
-        replies.push(first.reply);
-        let deadline = Instant::now() + fill.timeout;
+        replies.push((first.reply, now));
+        let deadline = now + patience;
         while rows.len() < fill.rows.min(fill.streams.load(Ordering::Relaxed)) {
-            let job = if fill.timeout.is_zero() { inbox.try_recv().ok() } else { inbox.recv_deadline(deadline).ok() };
+            let job = if patience.is_zero() { inbox.try_recv().ok() } else { inbox.recv_deadline(deadline).ok() };
             match job.map(Job::take) {
                 Some(None) => {}
                 Some(Some(work)) if work.len == len => {
                     rows.push(work.row);
-                    replies.push(work.reply);
+                    replies.push((work.reply, Instant::now()));
                 }
                 // Another length: it opens the next batch.
                 other => {
@@ -412,6 +455,8 @@ fn work(model: &dyn Model, cx: &Cx, inbox: &Receiver<Job>, fill: &Fill, passes: 
                 }
             }
         }
+        let begun = Instant::now();
+        let alone = rows.len() == 1 && next.is_none() && begun >= deadline;
         // A panic in here is a bug of ours; it must not take the application down with it.
         let pass = std::panic::AssertUnwindSafe(|| model.run(cx, &mut rows, len, &mut scratch));
         let done: Result<(), Arc<str>> = match std::panic::catch_unwind(pass) {
@@ -420,11 +465,11 @@ fn work(model: &dyn Model, cx: &Cx, inbox: &Receiver<Job>, fill: &Fill, passes: 
         };
         passes.fetch_add(1, Ordering::Relaxed);
         served.fetch_add(rows.len() as u64, Ordering::Relaxed);
-        for (mut row, reply) in rows.drain(..).zip(replies.drain(..)) {
+        for (mut row, (reply, since)) in rows.drain(..).zip(replies.drain(..)) {
             if done.is_err() {
                 row.state.reset();
             }
-            let _ = reply.send((row, done.clone()));
+            let _ = reply.send(Answer { row, done: done.clone(), waited: begun - since, alone });
         }
     }
 }
@@ -432,6 +477,41 @@ fn work(model: &dyn Model, cx: &Cx, inbox: &Receiver<Job>, fill: &Fill, passes: 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_row_waits_no_longer_than_its_stream_can_spare() {
+        let (second, mut wait) = (Duration::from_secs(1), Wait::default());
+        let told = |waited, alone| {
+            let model = crate::open(
+                concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/vim_train_style.safetensors"),
+                &crate::Options::default(),
+            );
+            Answer { row: Row::new(&*model.unwrap(), 1), done: Ok(()), waited, alone }
+        };
+        assert_eq!(wait.patience(second), second, "the first one");
+        // A stream that comes again at once, as one that has fallen behind, waits less and less.
+        let mut last = second;
+        for _ in 0..6 {
+            wait.note(&told(last, false));
+            let next = wait.patience(second);
+            assert!(next < last * 4 / 5, "{next:?} after {last:?}");
+            last = next;
+        }
+        // Nobody came: half as long each time, now and then as long as it may.
+        wait.answered = Some(Instant::now() - 10 * second);
+        for (vain, most) in [(0, second), (1, second / 2), (3, second / 8), (64, second), (65, second)] {
+            wait.vain = vain;
+            assert!(wait.patience(second) <= most, "{vain}");
+        }
+        wait.vain = 65;
+        assert!(wait.patience(second) < second / 1000);
+        wait.vain = 64;
+        assert_eq!(wait.patience(second), second);
+        wait.note(&told(second, true));
+        assert_eq!(wait.vain, 65);
+        wait.note(&told(second, false));
+        assert_eq!(wait.vain, 0);
+    }
 
     #[test]
     fn an_engine_whose_thread_did_not_start_answers() {
@@ -443,6 +523,7 @@ mod tests {
             level: CpuLevel::Scalar,
             jobs: None,
             worker: None,
+            timeout: Duration::ZERO,
             passes: Arc::default(),
             rows: Arc::default(),
             streams: Arc::default(),
