@@ -280,6 +280,11 @@ impl Listener {
         self.delay
     }
 
+    /// Steps by which the output lags: that of step t is about step t less so many.
+    pub fn look_ahead(&self) -> usize {
+        self.stream.engine().info().facts.look_ahead
+    }
+
     /// Values of a step's output.
     pub fn width(&self) -> usize {
         self.width

@@ -100,7 +100,7 @@ impl Aum {
         let what = if features { " features" } else { "" };
         let info = Info {
             family: FAMILY.name,
-            facts: Facts::default(),
+            facts: Facts { paced: true, ..Facts::default() },
             sizes: format!(
                 "{kind}, D {d}, {} layers, E {}, N {}, R {}, patch {pf}x{pt}/{}x{}, {} frames of {} bins, {} tokens",
                 config.depth,

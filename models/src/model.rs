@@ -121,6 +121,8 @@ pub struct Facts {
     pub step_rate: Option<f64>,
     /// The output of step t is about step t - `look_ahead`.
     pub look_ahead: usize,
+    /// Whether [`crate::Options::listen`] says how long a step is.
+    pub paced: bool,
     /// Precision of the large products.
     pub precision: Precision,
     /// How frames are normalised ([`Signal::Image`] only).

@@ -4,9 +4,10 @@ use crate::base::{Base, lock, text};
 use crate::ear::{Ear, Heard};
 use crate::eye::{Arrival, Eye, Look};
 use crate::model::Counters;
+use crate::pace::Pace;
 use crate::reload::{self, Modelled, Reload};
 use crate::results::Results;
-use crate::timeline::ResetOn;
+use crate::timeline::{ResetOn, same};
 use gst::ClockTime;
 use gst::prelude::*;
 use gst::subclass::prelude::*;
@@ -17,6 +18,9 @@ use std::sync::Mutex;
 #[cfg(feature = "v1_26")]
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
+
+/// What a snapshot's header calls the [`Pace`].
+const PACE: &str = "pace";
 
 /// What flows between two caps.
 pub(crate) enum Sense {
@@ -32,6 +36,8 @@ pub(crate) struct Shared<F> {
     sense: Mutex<Option<Sense>>,
     /// Results of steps that were completed between two buffers; the next one carries them.
     pending: Mutex<Vec<Results>>,
+    /// Between the steps of the model and what is told of them.
+    pace: Mutex<Pace>,
     /// Empty, with the room that the last buffer's needed.
     found: Mutex<Found>,
     /// What a sink said last about frames that came late.
@@ -69,6 +75,7 @@ impl<F> Default for Shared<F> {
             reload: Reload::default(),
             sense: Mutex::default(),
             pending: Mutex::default(),
+            pace: Mutex::default(),
             found: Mutex::default(),
             qos: Mutex::default(),
             segment: Mutex::default(),
@@ -102,10 +109,16 @@ pub(crate) struct Found {
 pub(crate) trait Analyser: BaseTransformImpl + Modelled {
     /// Name of the factory, and of the messages with results.
     const FACTORY: &'static str;
+    /// Whether it finds out by itself of what time an output is.
+    const OWN_TIME: bool = false;
 
     fn shared(&self) -> &Shared<Self::Fit>;
     /// Every how many frames the model looks.
     fn interval(&self) -> u32 {
+        1
+    }
+    /// Every how many steps of audio one is told.
+    fn every(&self) -> u32 {
         1
     }
     /// Whether each result is posted on the bus, too.
@@ -121,7 +134,7 @@ pub(crate) trait Analyser: BaseTransformImpl + Modelled {
     fn silence(&self) -> String {
         "the model's output was no number".into()
     }
-    /// Makes results of the model's output.
+    /// Makes results of the model's output, which is of the time that it comes with, or of `buffer`.
     fn heard(&self, heard: Heard<'_>, buffer: Option<&gst::BufferRef>, found: &mut Found);
     /// Adds what the element itself remembers to a snapshot.
     fn keep(&self, _header: &mut SnapshotHeader) {}
@@ -173,11 +186,27 @@ pub(crate) fn save<T: Analyser>(imp: &T) -> Option<Vec<u8>> {
     let mut sense = lock(&imp.shared().sense);
     let mut header = SnapshotHeader::default();
     imp.keep(&mut header);
+    let pace = lock(&imp.shared().pace).clone();
+    if let (false, Ok(text)) = (pace.is_fresh(), serde_json::to_string(&pace)) {
+        header.extra.insert(PACE.into(), text);
+    }
     let snapshot = match sense.as_mut()? {
         Sense::Eye(eye) => eye.snapshot(header),
         Sense::Ear(ear) => ear.snapshot(header),
     };
     imp.shared().base.bytes(&crate::CAT, &snapshot)
+}
+
+/// Goes on from what a snapshot's header keeps for the element.
+fn resume<T: Analyser>(imp: &T, header: &SnapshotHeader) -> Result<(), Error> {
+    let pace = header.extra.get(PACE).map_or_else(|| Ok(Pace::default()), |text| Pace::parse(text));
+    *lock(&imp.shared().pace) = pace.map_err(|got| Error::Config {
+        file: "snapshot".into(),
+        field: PACE.into(),
+        expected: "steps under way".into(),
+        got,
+    })?;
+    imp.resume(header)
 }
 
 pub(crate) fn load<T: Analyser>(imp: &T, bytes: &[u8]) -> bool {
@@ -190,7 +219,7 @@ pub(crate) fn load<T: Analyser>(imp: &T, bytes: &[u8]) -> bool {
                     Sense::Eye(eye) => eye.restore(snapshot),
                     Sense::Ear(ear) => ear.restore(snapshot),
                 };
-                header.and_then(|header| imp.resume(&header))
+                header.and_then(|header| resume(imp, &header))
             })
         })
     };
@@ -239,7 +268,7 @@ pub(crate) fn set_caps<T: Analyser>(imp: &T, caps: &gst::Caps) -> Result<(), gst
     let fresh = imp.model().resets(ResetOn::CAPS);
     // What came before is another stream, or goes on in another form.
     if began(imp.shared()) {
-        finish(imp, fresh);
+        restart(imp, true, fresh);
     }
     let new = || {
         let base = &imp.shared().base;
@@ -261,7 +290,7 @@ pub(crate) fn set_caps<T: Analyser>(imp: &T, caps: &gst::Caps) -> Result<(), gst
                 (Sense::Eye(Box::new(eye)), header)
             }
         };
-        imp.resume(&header.unwrap_or_default())?;
+        resume(imp, &header.unwrap_or_default())?;
         base.forget();
         Ok::<_, Error>(sense)
     };
@@ -272,7 +301,7 @@ pub(crate) fn set_caps<T: Analyser>(imp: &T, caps: &gst::Caps) -> Result<(), gst
         }
         Err(error) => {
             let error = text(&error);
-            gst::element_error!(element(imp), gst::CoreError::Negotiation, ("{error}"));
+            imp.shared().base.refuse_caps(&element(imp), &error);
             Err(gst::loggable_error!(crate::CAT, "{error}"))
         }
     }
@@ -339,15 +368,15 @@ fn end<T: Analyser>(imp: &T, whole: bool, fresh: bool) -> Vec<Results> {
             if whole {
                 look_ahead(imp, eye, &mut found);
             }
-            imp.heard(Heard::End { at }, None, &mut found);
+            hear(imp, Heard::End { at }, None, &mut found);
             match kept {
                 // The frames that stood for those to come are no part of the stream.
                 Some(kept) => eye.put_back(kept),
-                None => eye.reset(&shared.base),
+                None => eye.reset(),
             }
         }
         Some(Sense::Ear(ear)) => {
-            let heard = &mut |heard: Heard<'_>| imp.heard(heard, None, &mut found);
+            let heard = &mut |heard: Heard<'_>| hear(imp, heard, None, &mut found);
             if whole {
                 let _ = ear.end(&element(imp), &shared.base, fresh, heard);
             } else {
@@ -374,12 +403,57 @@ fn tell_late<T: Analyser>(imp: &T, results: &[Results]) {
     }
 }
 
+/// Every how many steps of audio one is told, with the property `inference-interval`: 0 is a second (`seconds`) or each.
+pub(crate) fn every<F>(shared: &Shared<F>, interval: u32, seconds: bool) -> u32 {
+    let Some(engine) = shared.base.engine() else { return 1 };
+    match (engine.info().input, interval) {
+        // Its steps are that long by themselves.
+        (Signal::Samples { .. }, _) if engine.info().facts.paced => 1,
+        (Signal::Samples { hop, rate }, 0) if seconds => (rate / hop.max(1) as u32).max(1),
+        (Signal::Samples { .. }, 1..) => interval,
+        _ => 1,
+    }
+}
+
+/// Steps by which the model's output lags.
+fn lag<F>(shared: &Shared<F>) -> usize {
+    shared.base.engine().map_or(0, |e| e.info().facts.look_ahead)
+}
+
+/// Hands on what the model said, with the time that it is of.
+fn hear<T: Analyser>(imp: &T, heard: Heard<'_>, buffer: Option<&gst::BufferRef>, found: &mut Found) {
+    if T::OWN_TIME {
+        return imp.heard(heard, buffer, found);
+    }
+    let (lag, every) = (lag(imp.shared()), imp.every());
+    let span = |(start, end)| (ClockTime::from_nseconds(start), ClockTime::from_nseconds(end));
+    let mut pace = lock(&imp.shared().pace);
+    let heard = match heard {
+        Heard::Step { start, end, step, y } => {
+            let told = pace.step((lag, every), (start.nseconds(), end.nseconds()), step);
+            let Some((start, end)) = told.map(span) else { return };
+            Heard::Step { start, end, step, y }
+        }
+        Heard::After { y } => {
+            let Some((told, step)) = pace.after(every) else { return };
+            let (start, end) = span(told);
+            Heard::Step { start, end, step, y }
+        }
+        Heard::End { at } => {
+            *pace = Pace::default();
+            Heard::End { at }
+        }
+        gap @ Heard::Gap { .. } => gap,
+    };
+    drop(pace);
+    imp.heard(heard, buffer.filter(|_| lag == 0), found);
+}
+
 /// Gives the model the last frame as often as its output lags.
 fn look_ahead<T: Analyser>(imp: &T, eye: &mut Eye, found: &mut Found) {
-    let steps = imp.shared().base.engine().map_or(0, |e| e.info().facts.look_ahead);
-    for _ in 0..steps {
+    for _ in 0..lag(imp.shared()) {
         let Some(y) = eye.again() else { return };
-        imp.heard(Heard::After { y }, None, found);
+        hear(imp, Heard::After { y }, None, found);
     }
 }
 
@@ -408,12 +482,7 @@ fn restart<T: Analyser>(imp: &T, whole: bool, fresh: bool) {
     } else {
         end(imp, false, fresh);
     }
-    if !fresh {
-        return;
-    }
-    if let Some(Sense::Ear(_)) = &*lock(&imp.shared().sense) {
-        Counters::add(&imp.shared().base.counters.resets, 1);
-    }
+    Counters::add(&imp.shared().base.counters.resets, u64::from(fresh));
 }
 
 /// Whoever asks for the driver's context gets that of the model's card.
@@ -484,7 +553,7 @@ pub(crate) fn sink_event<T: Analyser>(imp: &T, event: gst::Event) -> bool {
         EventView::Segment(e) => {
             let before = lock(&shared.segment).replace(e.segment().clone());
             *lock(&shared.qos) = Qos::default();
-            if began(shared) && before.as_ref() != Some(e.segment()) {
+            if began(shared) && before.as_ref().is_none_or(|before| !same(before, e.segment())) {
                 restart(imp, true, imp.model().resets(ResetOn::SEGMENT));
             }
         }
@@ -492,13 +561,13 @@ pub(crate) fn sink_event<T: Analyser>(imp: &T, event: gst::Event) -> bool {
             restart(imp, true, true);
         }
         // What there is to tell of a stretch goes before its end, and before the next stream.
-        EventView::SegmentDone(_) if began(shared) => restart(imp, true, imp.model().resets(ResetOn::EOS)),
+        EventView::SegmentDone(_) if began(shared) => finish(imp, imp.model().resets(ResetOn::EOS)),
         EventView::StreamStart(_) if began(shared) => restart(imp, true, imp.model().resets(ResetOn::SEGMENT)),
         EventView::Gap(e) => {
             let (pts, duration) = e.get();
             let mut found = Found::default();
             if let Some(Sense::Ear(ear)) = lock(&shared.sense).as_mut() {
-                let heard = &mut |heard: Heard<'_>| imp.heard(heard, None, &mut found);
+                let heard = &mut |heard: Heard<'_>| hear(imp, heard, None, &mut found);
                 let missing =
                     duration.and_then(|d| pts.checked_add(d)?.checked_sub(ear.now()?)).filter(|m| !m.is_zero());
                 if let Some(missing) = missing {
@@ -541,7 +610,7 @@ fn exchange<T: Analyser>(imp: &T, found: &mut Found) -> Option<gst::Message> {
         Ok(heir) => heir,
         Err(error) => {
             drop(sense);
-            reload::refuse(imp, &error);
+            reload::refuse(imp, &next.settings, &error);
             return None;
         }
     };
@@ -552,9 +621,12 @@ fn exchange<T: Analyser>(imp: &T, found: &mut Found) -> Option<gst::Message> {
                 look_ahead(imp, eye, found);
                 eye.now()
             }
-            Sense::Ear(ear) => ear.whole(),
+            Sense::Ear(ear) => {
+                let _ = ear.look_ahead(&obj, &shared.base, &mut |heard: Heard<'_>| hear(imp, heard, None, found));
+                ear.whole()
+            }
         };
-        imp.heard(Heard::End { at }, None, found);
+        hear(imp, Heard::End { at }, None, found);
     }
     *sense = Some(heir);
     let message = reload::install(imp, next, kept);
@@ -564,7 +636,7 @@ fn exchange<T: Analyser>(imp: &T, found: &mut Found) -> Option<gst::Message> {
         transform(imp).reconfigure_src();
     }
     if let Some(Sense::Ear(ear)) = sense.as_mut() {
-        let _ = ear.take_over(&obj, &shared.base, &mut |heard: Heard<'_>| imp.heard(heard, None, found));
+        let _ = ear.take_over(&obj, &shared.base, &mut |heard: Heard<'_>| hear(imp, heard, None, found));
     }
     message
 }
@@ -593,26 +665,30 @@ fn analyse<T: Analyser>(imp: &T, buffer: &mut gst::BufferRef) -> Result<gst::Flo
                 // What came before is whole.
                 let kept = (arrival == Arrival::Elsewhere).then(|| eye.kept());
                 look_ahead(imp, eye, &mut found);
-                imp.heard(Heard::End { at }, None, &mut found);
+                hear(imp, Heard::End { at }, None, &mut found);
                 match kept {
                     Some(kept) => eye.put_back(kept),
-                    None => eye.reset(&shared.base),
+                    None => {
+                        eye.reset();
+                        Counters::add(&shared.base.counters.resets, 1);
+                    }
                 }
             }
             look = eye.look(&obj, &shared.base, &model, imp.interval(), late(imp, buffer), buffer)?;
             if eye.broken() {
-                imp.heard(Heard::End { at }, None, &mut found);
+                hear(imp, Heard::End { at }, None, &mut found);
             }
             if look == Look::Step {
                 let start = buffer.pts().unwrap_or(at);
                 let end = start.saturating_add(buffer.duration().unwrap_or_default());
                 let (step, y) = eye.output();
-                imp.heard(Heard::Step { start, end, step, y }, Some(buffer), &mut found);
+                hear(imp, Heard::Step { start, end, step, y }, Some(buffer), &mut found);
             }
         }
         Some(Sense::Ear(ear)) => {
-            let heard = &mut |heard: Heard<'_>| imp.heard(heard, None, &mut found);
-            ear.take(&obj, &shared.base, &model, buffer, heard)?;
+            let heard = &mut |heard: Heard<'_>| hear(imp, heard, None, &mut found);
+            let backwards = transform(imp).segment().rate() < 0.0;
+            ear.take(&obj, &shared.base, &model, backwards, buffer, heard)?;
         }
         None => return Err(shared.base.before_caps(&obj)),
     }
@@ -621,7 +697,8 @@ fn analyse<T: Analyser>(imp: &T, buffer: &mut gst::BufferRef) -> Result<gst::Flo
         gst::FlowError::Error
     })?;
     #[cfg(feature = "v1_24")]
-    if imp.posts_results() {
+    // What is said there is said of this buffer.
+    if imp.posts_results() && lag(shared) == 0 {
         crate::analytics::attach(&found.results, buffer);
     }
     #[cfg(feature = "v1_26")]

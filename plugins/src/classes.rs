@@ -3,16 +3,19 @@
 use crate::results::ClassScore;
 use glib::prelude::*;
 use gst::prelude::*;
-use ssm_models::Error;
 use ssm_models::kernels::activation::softmax;
+use ssm_models::{Error, Facts};
 use std::sync::Arc;
 
 /// How scores become probabilities.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, glib::Enum)]
 #[enum_type(name = "GstSsmActivation")]
 pub(crate) enum Activation {
-    /// One class is true; the probabilities add up to 1.
+    /// What the model's file says; softmax where it says nothing.
     #[default]
+    #[enum_value(name = "Model: as the model's file says, else softmax", nick = "model")]
+    Model,
+    /// One class is true; the probabilities add up to 1.
     #[enum_value(name = "Softmax: one class is true", nick = "softmax")]
     Softmax,
     /// Any number of classes is true, each for itself.
@@ -20,40 +23,46 @@ pub(crate) enum Activation {
     Sigmoid,
 }
 
-impl From<ssm_models::Activation> for Activation {
-    fn from(activation: ssm_models::Activation) -> Self {
-        match activation {
-            ssm_models::Activation::Softmax => Self::Softmax,
-            ssm_models::Activation::Sigmoid => Self::Sigmoid,
-        }
-    }
-}
-
 /// Properties of elements that tell classes.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct ClassSettings {
     labels_file: Option<Arc<str>>,
     threshold: f64,
     top_k: u32,
-    pub(crate) activation: Activation,
+    activation: Activation,
+}
+
+impl Default for ClassSettings {
+    fn default() -> Self {
+        Self { labels_file: None, threshold: 0.0, top_k: 5, activation: Activation::Model }
+    }
 }
 
 impl ClassSettings {
-    pub(crate) fn new(activation: Activation) -> Self {
-        Self { labels_file: None, threshold: 0.0, top_k: 5, activation }
+    /// All classes are told.
+    pub(crate) fn all() -> Self {
+        Self { top_k: u32::MAX, ..Self::default() }
     }
 
-    /// All of `classes` classes are told.
-    pub(crate) fn of(activation: Activation, classes: usize) -> Self {
-        Self { top_k: u32::try_from(classes).unwrap_or(u32::MAX), ..Self::new(activation) }
+    /// The property with the classes' names.
+    pub(crate) fn labels_property() -> glib::ParamSpec {
+        glib::ParamSpecString::builder("labels-file")
+            .nick("Labels file")
+            .blurb("Names of the classes, one a line")
+            .mutable_ready()
+            .build()
     }
 
     pub(crate) fn properties(&self) -> Vec<glib::ParamSpec> {
         vec![
-            glib::ParamSpecString::builder("labels-file")
-                .nick("Labels file")
-                .blurb("Names of the classes, one a line")
-                .mutable_ready()
+            Self::labels_property(),
+            glib::ParamSpecEnum::builder_with_default("activation", self.activation)
+                .nick("Activation")
+                .blurb(
+                    "How scores become probabilities: sigmoid for models whose classes are true together (AudioSet); model: \
+                     as its file says, else softmax",
+                )
+                .mutable_playing()
                 .build(),
             glib::ParamSpecDouble::builder("threshold")
                 .nick("Threshold")
@@ -73,14 +82,6 @@ impl ClassSettings {
         ]
     }
 
-    /// Makes probabilities of scores.
-    pub(crate) fn shares(&self, scores: &mut [f32]) {
-        match self.activation {
-            Activation::Softmax => softmax(scores),
-            Activation::Sigmoid => scores.iter_mut().for_each(|s| *s = sigmoid(*s)),
-        }
-    }
-
     /// Why no class may have been told.
     pub(crate) fn silence(&self) -> String {
         format!("no class reached threshold={}", self.threshold)
@@ -92,6 +93,7 @@ impl ClassSettings {
             "labels-file" => self.labels_file = value.get::<Option<&str>>().ok().flatten().map(Arc::from),
             "threshold" => self.threshold = value.get().unwrap_or(self.threshold),
             "top-k" => self.top_k = value.get().unwrap_or(self.top_k),
+            "activation" => self.activation = value.get().unwrap_or(self.activation),
             _ => return false,
         }
         true
@@ -103,31 +105,50 @@ impl ClassSettings {
             "labels-file" => self.labels_file.as_deref().to_value(),
             "threshold" => self.threshold.to_value(),
             "top-k" => self.top_k.to_value(),
+            "activation" => self.activation.to_value(),
             _ => return None,
         })
     }
 }
 
-/// Finds the best classes.
+/// Makes probabilities of a model's scores, and finds the best classes.
 #[derive(Default)]
 pub(crate) struct Ranking {
     labels: Option<Vec<Arc<str>>>,
+    /// What the model's file says.
+    activation: ssm_models::Activation,
     order: Vec<u32>,
 }
 
 impl Ranking {
-    /// For a model of `classes` classes, whose file names them `own` or not at all.
+    /// For a model of `classes` classes, of which its file says `facts`.
     ///
     /// # Errors
     /// The labels file cannot be read or has another number of lines.
-    pub(crate) fn new(settings: &ClassSettings, own: &[String], classes: usize) -> Result<Self, Error> {
+    pub(crate) fn new(settings: &ClassSettings, facts: &Facts, classes: usize) -> Result<Self, Error> {
+        let own = &facts.labels;
         let labels = match settings.labels_file.as_deref() {
             Some(file) => Some(labels(file, classes)?),
             None => {
                 Some(own).filter(|own| own.len() == classes).map(|own| own.iter().map(|l| l.as_str().into()).collect())
             }
         };
-        Ok(Self { labels, order: Vec::new() })
+        Ok(Self { labels, activation: facts.activation, order: Vec::new() })
+    }
+
+    /// The names of the classes, where they have any.
+    pub(crate) fn labels(&self) -> &[Arc<str>] {
+        self.labels.as_deref().unwrap_or_default()
+    }
+
+    /// Makes probabilities of scores.
+    pub(crate) fn shares(&self, settings: &ClassSettings, scores: &mut [f32]) {
+        match (settings.activation, self.activation) {
+            (Activation::Softmax, _) | (Activation::Model, ssm_models::Activation::Softmax) => softmax(scores),
+            (Activation::Sigmoid, _) | (Activation::Model, ssm_models::Activation::Sigmoid) => {
+                scores.iter_mut().for_each(|s| *s = sigmoid(*s));
+            }
+        }
     }
 
     /// The classes to tell, of probabilities.

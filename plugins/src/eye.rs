@@ -86,6 +86,25 @@ fn pixels(info: &VideoInfo) -> Option<PixelFormat> {
     })
 }
 
+/// That the planes lie inside the buffer: a meta may say anything.
+pub(crate) fn planes_within(buffer: &gst::BufferRef, info: &VideoInfo) -> Result<(), String> {
+    let Some(meta) = buffer.meta::<gst_video::VideoMeta>() else { return Ok(()) };
+    for (i, (offset, stride)) in meta.offset().iter().zip(meta.stride()).enumerate().take(info.n_planes() as usize) {
+        let component = i as u8;
+        let rows = u64::from(info.comp_height(component));
+        let row = u64::from(info.comp_width(component)) * u64::from(info.comp_pstride(component).unsigned_abs());
+        let rest = rows.saturating_sub(1).saturating_mul(u64::from(stride.unsigned_abs()));
+        let end = (*offset as u64).saturating_add(rest).saturating_add(row);
+        if end > buffer.size() as u64 {
+            return Err(format!(
+                "plane {i}: expected it within the buffer's {} bytes, got its end at {end}",
+                buffer.size()
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// What became of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Look {
@@ -108,6 +127,7 @@ impl Sight {
     fn see(&mut self, buffer: &gst::BufferRef, info: &VideoInfo, row: &mut Row) -> Result<Result<(), Error>, String> {
         match self {
             Self::Here(plan, cx) => {
+                planes_within(buffer, info)?;
                 let frame = VideoFrameRef::from_buffer_ref_readable(buffer, info)
                     .map_err(|_| format!("expected {} bytes, got {}", info.size(), buffer.size()))?;
                 let mut planes = [Plane { data: &[], stride: 0 }; 3];
@@ -150,7 +170,11 @@ pub(crate) struct Eye {
     last: Option<ClockTime>,
     /// Frames since the last inference; the first frame waits for none.
     waited: u32,
-    /// Frames without inference by which the state has not aged yet: it does so once, before the next step.
+    /// Steps that went by since the last turn, by the time that the frames stand.
+    passed: f64,
+    /// When the next step is due, where only times tell how far apart frames are.
+    due: Option<ClockTime>,
+    /// Steps without inference by which the state has not aged yet: it does so once, before the next step.
     missing: f64,
     /// Whether the state is a snapshot's and no frame has come since.
     resumed: bool,
@@ -198,6 +222,8 @@ impl Eye {
             expected: None,
             last: None,
             waited: u32::MAX,
+            passed: 0.0,
+            due: None,
             missing: 0.0,
             resumed: false,
             broken: false,
@@ -219,19 +245,25 @@ impl Eye {
             if old.settle().is_ok() && new.x.len() == old.x.len() {
                 new.x.clone_from(&old.x);
             }
-            (heir.waited, heir.missing, heir.resumed) = (self.waited, self.missing, self.resumed);
+            (heir.waited, heir.passed, heir.due) = (self.waited, self.passed, self.due);
+            (heir.missing, heir.resumed) = (self.missing, self.resumed);
         }
         Ok(heir)
     }
 
-    /// How long a frame stands.
-    fn frame_time(&self, buffer: &gst::BufferRef) -> ClockTime {
+    /// How long a frame stands, where the buffer or the caps say so.
+    fn said_time(&self, buffer: &gst::BufferRef) -> Option<ClockTime> {
         let said = buffer.duration().filter(|t| !t.is_zero()).or_else(|| {
             let fps = self.info.fps();
             let (num, den) = (u64::try_from(fps.numer()).ok()?, u64::try_from(fps.denom()).ok()?);
             (num > 0).then(|| ClockTime::from_nseconds(ClockTime::SECOND.nseconds() * den / num))
         });
-        said.filter(|t| !t.is_zero()).unwrap_or(DEFAULT_FRAME)
+        said.filter(|t| !t.is_zero())
+    }
+
+    /// How long a frame stands.
+    fn frame_time(&self, buffer: &gst::BufferRef) -> ClockTime {
+        self.said_time(buffer).unwrap_or(DEFAULT_FRAME)
     }
 
     /// Compares a frame's time with those before it, and takes note of what is missing.
@@ -245,13 +277,18 @@ impl Eye {
         let frame_time = self.frame_time(buffer);
         let tolerance = frame_time / 2;
         let onward = buffer.pts() >= self.last;
-        let expected = self.last.and(self.expected).map(|t| if onward { t.min(buffer.pts().unwrap_or(t)) } else { t });
+        let expected = self.last.and(self.expected).map(|t| {
+            let now = buffer.pts().unwrap_or(t);
+            // Up to the next step nothing is missing, however short frames are said to be.
+            let due = self.due.map_or(ClockTime::ZERO, |due| due.min(now));
+            if onward { t.min(now).max(due) } else { t }
+        });
         match follows(expected, buffer.pts(), tolerance, settings.max_gap.max(tolerance)) {
             Follows::On => {}
             Follows::Jump if settings.resets(ResetOn::JUMP) => return Arrival::Anew,
             Follows::Jump => return Arrival::Elsewhere,
             Follows::Gap(missing) => match settings.gap_policy {
-                GapPolicy::Step => self.missing += missing.nseconds() as f64 / frame_time.nseconds() as f64,
+                GapPolicy::Step => self.missing += self.steps(missing, frame_time),
                 GapPolicy::Hold => {}
                 GapPolicy::Reset => return Arrival::Anew,
             },
@@ -270,22 +307,28 @@ impl Eye {
         buffer: &gst::BufferRef,
     ) -> Result<Look, gst::FlowError> {
         let frame_time = self.frame_time(buffer);
+        let apart = buffer.pts().zip(self.last).and_then(|(now, last)| now.checked_sub(last));
         self.broken = false;
+        if self.resumed && buffer.pts() != self.expected {
+            // Another clock, or a time that nobody saw.
+            self.due = None;
+        }
         // Frames without times count from 0.
         self.expected = Some(buffer.pts().or(self.expected).unwrap_or_default().saturating_add(frame_time));
         self.last = buffer.pts().or(self.last);
         self.resumed = false;
         self.waited = self.waited.saturating_add(1);
-        let every = if interval == 0 { self.usual_interval() } else { interval };
-        if self.waited < every {
-            // Steps of the usual length are those of the training: nothing is missing between them.
-            if interval != 0 {
-                self.missing += 1.0;
-            }
+        self.passed += self.steps(frame_time, frame_time);
+        if !self.has_turn(interval, buffer, apart) {
             Counters::add(&base.counters.dropped, 1);
             return Ok(Look::Pass);
         }
         self.waited = 0;
+        let passed = std::mem::take(&mut self.passed);
+        // Steps of the usual length are those of the training: nothing is missing between them.
+        if interval != 0 {
+            self.missing += (passed - 1.0).max(0.0);
+        }
         if late {
             return Ok(self.drop(base));
         }
@@ -310,7 +353,8 @@ impl Eye {
                 let expected = format!("a finite score of class {i}");
                 base.warn(obj, &format!("frame at {at}: expected {expected}, got {value}; the state is reset"));
             }
-            self.reset(base);
+            self.reset();
+            Counters::add(&base.counters.resets, 1);
             return Ok(Look::Pass);
         }
         self.warned = false;
@@ -337,11 +381,47 @@ impl Eye {
         (row.state.steps, &mut row.y)
     }
 
-    /// Every how many frames the model takes a step, to take about as many a second as in its training.
-    fn usual_interval(&self) -> u32 {
-        let (num, den) = (f64::from(self.info.fps().numer()), f64::from(self.info.fps().denom()));
-        let trained = self.stream.engine().info().facts.step_rate;
-        trained.map_or(1, |rate| (num / den / rate).round().clamp(1.0, 1e6) as u32)
+    /// Steps a second that the model was trained at.
+    fn trained(&self) -> Option<f64> {
+        self.stream.engine().info().facts.step_rate
+    }
+
+    /// Steps of the model in a time; where nothing says how long one is, it is a frame.
+    fn steps(&self, time: ClockTime, frame_time: ClockTime) -> f64 {
+        let time = time.nseconds() as f64;
+        self.trained().map_or(time / frame_time.nseconds() as f64, |rate| time * 1e-9 * rate)
+    }
+
+    /// Whether the frame at `pts`, so far `apart` from the one before, is one that the model sees: every `interval`-th, or
+    /// about as many a second as in its training.
+    fn has_turn(&mut self, interval: u32, buffer: &gst::BufferRef, apart: Option<ClockTime>) -> bool {
+        let Some(rate) = self.trained().filter(|_| interval == 0) else { return self.waited >= interval };
+        let step = ClockTime::from_nseconds((1e9 / rate).min(1e18) as u64);
+        // The frame that is nearest to its time takes the turn.
+        let (pts, near) = (buffer.pts(), apart.unwrap_or_default() / 2);
+        // A due time of another clock says nothing.
+        let due = self.due.filter(|due| pts.is_none_or(|pts| *due <= pts.saturating_add(step)));
+        let turn = match (self.said_time(buffer), pts) {
+            // So many frames, but no fewer steps than the times want: caps may say more frames than come.
+            (Some(frame), _) => {
+                let frames = (step.nseconds() as f64 / frame.nseconds() as f64).round().clamp(1.0, 1e6);
+                f64::from(self.waited) >= frames
+                    || due.zip(pts).is_some_and(|(due, pts)| pts.saturating_add(near.min(step / 4)) >= due)
+            }
+            // Only times tell how far apart frames are.
+            (None, Some(pts)) => due.is_none_or(|due| pts.saturating_add(near) >= due),
+            (None, None) => true,
+        };
+        if turn {
+            let after = |pts: ClockTime| match due {
+                Some(due) if self.said_time(buffer).is_none() && pts < due.saturating_add(step) => {
+                    due.saturating_add(step)
+                }
+                _ => pts.saturating_add(step),
+            };
+            self.due = pts.map(after);
+        }
+        turn
     }
 
     /// The state, for [`Eye::put_back`].
@@ -353,7 +433,7 @@ impl Eye {
     pub(crate) fn put_back(&mut self, (state, missing): (State, f64)) {
         *self.stream.state() = state;
         self.missing = missing;
-        (self.expected, self.last, self.resumed) = (None, None, true);
+        (self.expected, self.last, self.due, self.resumed) = (None, None, None, true);
     }
 
     /// What the model says of the last frame once more; `None` before the first.
@@ -388,12 +468,12 @@ impl Eye {
     }
 
     /// Makes the state a fresh one.
-    pub(crate) fn reset(&mut self, base: &Base) {
+    pub(crate) fn reset(&mut self) {
         self.stream.reset();
-        (self.expected, self.last, self.waited, self.resumed) = (None, None, u32::MAX, false);
-        self.missing = 0.0;
+        (self.expected, self.last, self.due) = (None, None, None);
+        (self.waited, self.resumed) = (u32::MAX, false);
+        (self.missing, self.passed) = (0.0, 0.0);
         self.broken = true;
-        Counters::add(&base.counters.resets, 1);
     }
 
     /// The state, when the next frame is expected, and the last frame if the end of stream still needs it.
@@ -403,6 +483,10 @@ impl Eye {
         }
         header.extra.insert("waited".into(), self.waited.to_string());
         header.extra.insert("missing".into(), self.missing.to_string());
+        header.extra.insert("passed".into(), self.passed.to_string());
+        if let Some(due) = self.due {
+            header.extra.insert("due".into(), due.nseconds().to_string());
+        }
         let needed = !self.is_fresh() && self.stream.engine().info().facts.look_ahead > 0;
         let row = self.stream.row();
         let pending = if needed && row.settle().is_ok() { row.x.clone() } else { vec![] };
@@ -428,12 +512,19 @@ impl Eye {
             return Err(bad("pending", format!("0 or {} values", row.x.len()), frame.len()));
         }
         row.state = state;
-        let waited = snapshot.header.extra.get("waited").and_then(|n| n.parse().ok());
-        let missing = snapshot.header.extra.get("missing").and_then(|n| n.parse().ok());
-        self.missing = missing.filter(|n: &f64| n.is_finite() && *n >= 0.0).unwrap_or(0.0);
+        let said = |name: &str| snapshot.header.extra.get(name);
+        let steps = |name: &str| {
+            let steps = said(name).and_then(|n| n.parse().ok());
+            steps.filter(|n: &f64| n.is_finite() && *n >= 0.0).unwrap_or(0.0)
+        };
+        let time = |name: &str| {
+            let time = said(name).and_then(|n| n.parse().ok()).filter(|ns: &u64| *ns < 1 << 62);
+            time.map(ClockTime::from_nseconds)
+        };
+        (self.missing, self.passed, self.due) = (steps("missing"), steps("passed"), time("due"));
         // A frame with a time may have any; frames without go on counting.
-        let pts = snapshot.header.extra.get("pts").and_then(|n| n.parse().ok()).filter(|ns: &u64| *ns < 1 << 62);
-        self.expected = pts.map(ClockTime::from_nseconds);
+        self.expected = time("pts");
+        let waited = said("waited").and_then(|n| n.parse().ok());
         (self.last, self.waited, self.resumed) = (None, waited.unwrap_or(u32::MAX), true);
         Ok(snapshot.header)
     }

@@ -29,6 +29,7 @@ mod json;
 mod line;
 mod model;
 mod overlay;
+mod pace;
 mod reload;
 mod results;
 mod state;

@@ -29,6 +29,18 @@ pub(crate) fn register_meta() {
     }
 }
 
+/// Time of a result: that of the frame it is of, or of a stretch.
+pub(crate) fn time_of(
+    frame: Option<&gst::BufferRef>,
+    start: ClockTime,
+    end: ClockTime,
+) -> (Option<ClockTime>, Option<ClockTime>) {
+    match frame {
+        Some(frame) => (frame.pts(), frame.duration()),
+        None => (Some(start), Some(end.saturating_sub(start))),
+    }
+}
+
 /// A class and how sure the model is of it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ClassScore {

@@ -5,11 +5,13 @@ use gst::ClockTime;
 use gst::prelude::*;
 use gst_check::Harness;
 use gstssm::Results;
+use serde_json::json;
 use ssm_models::frontend::image::{ImagePlan, PixelFormat, Plane};
 use ssm_models::kernels::{CpuLevel, Cx, activation::softmax};
 use ssm_models::{Engine, Facts, Info, Model, Options, Row, Scratch, Signal, StateLayout, open};
 use ssm_tests::Rng;
 use ssm_tests::element::{Folder, make, rgb};
+use ssm_tests::fabricate::composite;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -145,7 +147,17 @@ fn every_element_that_looks_passes_late_frames() {
 
 #[test]
 fn a_frame_waits_no_longer_than_it_may() {
-    let path = "builtin:shots";
+    // A network that remembers, and tells of the frame that it sees.
+    let folder = Folder::new("late-waits");
+    let mut rng = Rng::new(11);
+    let mut f = composite::composite(&mut rng, "conv", "mamba");
+    let d = f.tensors["core.norm_f.weight"].0[0];
+    f.normal(&mut rng, "head.weight", &[4, d], 3.0);
+    f.normal(&mut rng, "head.bias", &[4], 0.1);
+    f.config["input"] = json!({ "height": 90, "width": 160 });
+    f.config["head"] = json!({ "kind": "linear", "classes": ["a", "b", "c", "d"], "activation": "softmax" });
+    let path = &*folder.file("waits.safetensors");
+    std::fs::write(path, f.bytes()).expect("a temporary file");
     let properties = [("model", path), ("batch-size", "1"), ("top-k", "1000"), ("post-messages", "false")];
     let mut b = Bench::new("ssmclassify", &[&properties[..], &[("max-wait", "1")]].concat());
     // Other streams of the same engine keep it busy until a frame has passed.

@@ -17,7 +17,7 @@
 
 use crate::analyser::{self, Analyser, Found, Shared};
 use crate::base::{lock, metadata, templates, unfit};
-use crate::classes::{Activation, ClassSettings, Ranking};
+use crate::classes::{ClassSettings, Ranking};
 use crate::ear::Heard;
 use crate::model::ModelSettings;
 use crate::reload::{self, Modelled};
@@ -37,8 +37,7 @@ struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        let classes = ClassSettings::new(Activation::Softmax);
-        Self { model: ModelSettings::new(None, 0), classes, inference_interval: 0 }
+        Self { model: ModelSettings::new(None, 0), classes: ClassSettings::default(), inference_interval: 0 }
     }
 }
 
@@ -60,7 +59,7 @@ impl Modelled for AudioTag {
         let (Signal::Samples { .. }, Signal::Logits { classes }) = (engine.info().input, engine.info().output) else {
             return Err(unfit(&settings.model, "a model from samples to class scores", engine));
         };
-        Ranking::new(&settings.classes, &engine.info().facts.labels, classes)
+        Ranking::new(&settings.classes, &engine.info().facts, classes)
     }
 
     fn adopt(&self, ranking: Ranking) {
@@ -75,6 +74,10 @@ impl Analyser for AudioTag {
         &self.shared
     }
 
+    fn every(&self) -> u32 {
+        analyser::every(&self.shared, lock(&self.settings).inference_interval, true)
+    }
+
     fn silence(&self) -> String {
         lock(&self.settings).classes.silence()
     }
@@ -82,8 +85,9 @@ impl Analyser for AudioTag {
     fn heard(&self, heard: Heard<'_>, _buffer: Option<&gst::BufferRef>, found: &mut Found) {
         let Heard::Step { start, end, step, y } = heard else { return };
         let settings = lock(&self.settings).classes.clone();
-        settings.shares(y);
-        let classes = lock(&self.ranking).best(&settings, y);
+        let ranking = &mut *lock(&self.ranking);
+        ranking.shares(&settings, y);
+        let classes = ranking.best(&settings, y);
         let time = (Some(start), Some(end.saturating_sub(start)));
         found.results.push(Results::classes(self.obj().name(), time, step, classes));
     }
@@ -104,14 +108,7 @@ impl ObjectImpl for AudioTag {
             let defaults = Settings::default();
             let mut properties = defaults.model.properties();
             properties.extend(defaults.classes.properties());
-            properties.extend([
-                glib::ParamSpecEnum::builder_with_default("activation", defaults.classes.activation)
-                    .nick("Activation")
-                    .blurb(
-                        "How scores become probabilities: sigmoid for models whose classes sound together (AudioSet)",
-                    )
-                    .mutable_playing()
-                    .build(),
+            properties.push(
                 glib::ParamSpecUInt::builder("inference-interval")
                     .nick("Inference interval")
                     .blurb(
@@ -122,7 +119,7 @@ impl ObjectImpl for AudioTag {
                     .default_value(defaults.inference_interval)
                     .mutable_ready()
                     .build(),
-            ]);
+            );
             properties
         });
         &PROPERTIES
@@ -132,7 +129,6 @@ impl ObjectImpl for AudioTag {
         {
             let Settings { model, classes, inference_interval } = &mut *lock(&self.settings);
             match pspec.name() {
-                "activation" => classes.activation = value.get().unwrap_or(classes.activation),
                 "inference-interval" => *inference_interval = value.get().unwrap_or(*inference_interval),
                 name => _ = classes.set(name, value) || model.set(name, value),
             }
@@ -143,7 +139,6 @@ impl ObjectImpl for AudioTag {
     fn property(&self, _id: usize, pspec: &glib::ParamSpec) -> glib::Value {
         let Settings { model, classes, inference_interval } = lock(&self.settings).clone();
         match pspec.name() {
-            "activation" => classes.activation.to_value(),
             "inference-interval" => inference_interval.to_value(),
             name => classes.get(name).unwrap_or_else(|| self.shared.base.property(&model, pspec)),
         }

@@ -17,7 +17,7 @@
 
 use crate::analyser::{self, Analyser, Found, Shared};
 use crate::base::{lock, metadata, templates, unfit};
-use crate::classes::{Activation, ClassSettings, Ranking};
+use crate::classes::{ClassSettings, Ranking};
 use crate::ear::Heard;
 use crate::model::ModelSettings;
 use crate::reload::{self, Modelled};
@@ -38,7 +38,7 @@ struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        let classes = ClassSettings::new(Activation::Softmax);
+        let classes = ClassSettings::default();
         Self { model: ModelSettings::new(None, 0), classes, inference_interval: 1, carry: false }
     }
 }
@@ -60,7 +60,7 @@ impl Modelled for Classify {
         let (Signal::Image { .. }, Signal::Logits { classes }) = (engine.info().input, engine.info().output) else {
             return Err(unfit(&settings.model, "a model from frames to class scores", engine));
         };
-        Ranking::new(&settings.classes, &engine.info().facts.labels, classes)
+        Ranking::new(&settings.classes, &engine.info().facts, classes)
     }
 
     fn adopt(&self, ranking: Ranking) {
@@ -81,8 +81,10 @@ impl Analyser for Classify {
 
     #[cfg(feature = "v1_28")]
     fn tensor(&self) -> Option<usize> {
-        match self.shared.base.engine()?.info().output {
-            Signal::Logits { classes } => Some(classes),
+        let engine = self.shared.base.engine()?;
+        match engine.info().output {
+            // A tensor is of the buffer that it lies on.
+            Signal::Logits { classes } if engine.info().facts.look_ahead == 0 => Some(classes),
             _ => None,
         }
     }
@@ -92,15 +94,16 @@ impl Analyser for Classify {
     }
 
     fn heard(&self, heard: Heard<'_>, buffer: Option<&gst::BufferRef>, found: &mut Found) {
-        let (Heard::Step { step, y, .. }, Some(buffer)) = (heard, buffer) else { return };
+        let Heard::Step { start, end, step, y } = heard else { return };
         let settings = lock(&self.settings).classes.clone();
-        settings.shares(y);
+        let ranking = &mut *lock(&self.ranking);
+        ranking.shares(&settings, y);
         #[cfg(feature = "v1_26")]
-        if self.shared.takes(y.len()) {
+        if buffer.is_some() && self.shared.takes(y.len()) {
             found.tensors.push(crate::analytics::probabilities(y));
         }
-        let classes = lock(&self.ranking).best(&settings, y);
-        let time = (buffer.pts(), buffer.duration());
+        let classes = ranking.best(&settings, y);
+        let time = crate::results::time_of(buffer, start, end);
         found.results.push(Results::classes(self.obj().name(), time, step, classes));
     }
 }

@@ -75,6 +75,10 @@ impl Analyser for Embed {
         lock(&self.settings).inference_interval.max(1)
     }
 
+    fn every(&self) -> u32 {
+        analyser::every(&self.shared, lock(&self.settings).inference_interval, false)
+    }
+
     fn heard(&self, heard: Heard<'_>, buffer: Option<&gst::BufferRef>, found: &mut Found) {
         let Heard::Step { start, end, step, y } = heard else { return };
         if lock(&self.settings).normalise {
@@ -83,10 +87,7 @@ impl Analyser for Embed {
                 y.iter_mut().for_each(|v| *v /= length);
             }
         }
-        let time = match buffer {
-            Some(frame) => (frame.pts(), frame.duration()),
-            None => (Some(start), Some(end.saturating_sub(start))),
-        };
+        let time = crate::results::time_of(buffer, start, end);
         found.results.push(Results::vector(self.obj().name(), time, step, y));
     }
 }

@@ -42,8 +42,8 @@ pub(crate) struct Kinds {
 }
 
 impl Kinds {
-    pub(crate) fn new(labels: &[String], classes: usize) -> Self {
-        let role = |i: usize| match labels.get(i).map(String::as_str) {
+    pub(crate) fn new<L: AsRef<str>>(labels: &[L], classes: usize) -> Self {
+        let role = |i: usize| match labels.get(i).map(AsRef::as_ref) {
             Some(CUT) => Role::Cut,
             Some(name) if NOTHING.contains(&name) => Role::Nothing,
             _ => Role::Lasting,
@@ -79,7 +79,8 @@ pub(crate) struct Event {
 impl Event {
     /// Time of the event: of a cut its first new frame, else the middle.
     pub(crate) fn pts(&self) -> u64 {
-        if self.end.frame == self.start.frame + 1 { self.end.pts } else { self.start.pts.midpoint(self.end.pts) }
+        let cut = self.end.frame == self.start.frame + 1;
+        if cut { self.end.pts } else { self.start.pts.min(self.end.pts).midpoint(self.end.pts) }
     }
 }
 

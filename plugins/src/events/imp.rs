@@ -9,7 +9,7 @@
 //!
 //! Without a `model` the builtin network finds shot transitions: cuts, dissolves, fades, wipes. Any model from frames to
 //! class scores runs, above all composites (docs/composites.md). The class `cut` marks single
-//! frames, `none` and `background` mark nothing, every other class lasts. A cut is told where its probability is at
+//! frames, `none` and `background` mark nothing, every other class lasts (`labels-file` names those of a model that does not). A cut is told where its probability is at
 //! `threshold` or above and the largest of five frames, `cooldown` after the cut before at the earliest. Of the lasting
 //! classes an event is a stretch of frames whose largest probability is at `low-threshold` or above and reaches
 //! `threshold`; the class with the most of it names it. Events do not overlap: the one with the larger score stands.
@@ -48,6 +48,7 @@ const DEFAULT_MODEL: &str = "builtin:shots";
 #[derive(Clone)]
 struct Settings {
     model: ModelSettings,
+    classes: ClassSettings,
     rules: Rules,
     frame_scores: bool,
     inference_interval: u32,
@@ -59,6 +60,7 @@ impl Default for Settings {
         let rules = Rules { threshold: 0.5, low: 0.25, cooldown: ClockTime::from_mseconds(200).nseconds() };
         Self {
             model: ModelSettings::new(Some(DEFAULT_MODEL), 1),
+            classes: ClassSettings::all(),
             rules,
             frame_scores: true,
             inference_interval: 0,
@@ -71,8 +73,6 @@ impl Default for Settings {
 #[derive(Default)]
 pub struct Fit {
     kinds: Kinds,
-    labels: Vec<String>,
-    classes: ClassSettings,
     ranking: Ranking,
     look_ahead: usize,
 }
@@ -95,8 +95,11 @@ impl Events {
     /// Events as results, and as messages without their times in the segment.
     fn report(&self, track: &Track, step: u64, events: &[Event], found: &mut Found) {
         for event in events {
-            let kind = track.fit.labels.get(event.kind).cloned().unwrap_or_else(|| format!("class {}", event.kind));
-            let (start, end, pts) = (event.start.pts, event.end.pts, event.pts());
+            let name = track.fit.ranking.labels().get(event.kind);
+            let kind = name.map_or_else(|| format!("class {}", event.kind), |name| name.to_string());
+            // A start that lies ahead is of another clock: the state came from another process.
+            let (end, pts) = (event.end.pts, event.pts());
+            let start = event.start.pts.min(end);
             let time = (Some(ClockTime::from_nseconds(pts)), Some(ClockTime::from_nseconds(end.saturating_sub(start))));
             let message = gst::Structure::builder("ssm-event")
                 .field("kind", &kind)
@@ -123,14 +126,9 @@ impl Modelled for Events {
         let (Signal::Image { .. }, Signal::Logits { classes }) = (info.input, info.output) else {
             return Err(unfit(&self.model(), "a model from frames to class scores", engine));
         };
-        let settings = ClassSettings::of(info.facts.activation.into(), classes);
-        Ok(Fit {
-            kinds: Kinds::new(&info.facts.labels, classes),
-            labels: info.facts.labels.clone(),
-            ranking: Ranking::new(&settings, &info.facts.labels, classes)?,
-            classes: settings,
-            look_ahead: info.facts.look_ahead,
-        })
+        let ranking = Ranking::new(&lock(&self.settings).classes, &info.facts, classes)?;
+        let kinds = Kinds::new(ranking.labels(), classes);
+        Ok(Fit { kinds, ranking, look_ahead: info.facts.look_ahead })
     }
 
     fn adopt(&self, fit: Fit) {
@@ -140,6 +138,7 @@ impl Modelled for Events {
 
 impl Analyser for Events {
     const FACTORY: &'static str = "ssmevents";
+    const OWN_TIME: bool = true;
 
     fn shared(&self) -> &Shared<Self::Fit> {
         &self.shared
@@ -161,7 +160,7 @@ impl Analyser for Events {
         let settings = lock(&self.settings).clone();
         let track = &mut *lock(&self.track);
         let (rules, look_ahead) = (&settings.rules, track.fit.look_ahead);
-        let Track { finder, fit: Fit { kinds, classes, ranking, .. } } = track;
+        let Track { finder, fit: Fit { kinds, ranking, .. } } = track;
         // What is told after the last frame is told of its step.
         let (mut events, mut step) = (Vec::new(), finder.taken);
         match heard {
@@ -169,17 +168,17 @@ impl Analyser for Events {
                 (step, finder.taken) = (number, number);
                 // Frames of which no scores are known yet are told later.
                 let of = if look_ahead == 0 { Some(start.nseconds()) } else { finder.front(look_ahead).map(|m| m.pts) };
-                classes.shares(y);
+                ranking.shares(&settings.classes, y);
                 finder.step(rules, kinds, look_ahead, start.nseconds(), y, &mut events);
                 if let Some(pts) = of.filter(|_| settings.frame_scores) {
-                    let mut all = ranking.best(classes, y);
+                    let mut all = ranking.best(&settings.classes, y);
                     all.sort_by_key(|c| c.index);
                     let time = (Some(ClockTime::from_nseconds(pts)), None);
                     found.results.push(Results::classes(self.obj().name(), time, step, all));
                 }
             }
             Heard::After { y } => {
-                classes.shares(y);
+                ranking.shares(&settings.classes, y);
                 finder.score(rules, kinds, y, &mut events);
             }
             Heard::End { .. } => finder.end(rules, kinds, &mut events),
@@ -234,6 +233,7 @@ impl ObjectImpl for Events {
             let mut properties = defaults.model.properties();
             properties.push(defaults.model.max_wait_property());
             properties.extend([
+                ClassSettings::labels_property(),
                 share("threshold", "Threshold", "Probability that an event reaches at least", defaults.rules.threshold),
                 share(
                     "low-threshold",
@@ -284,6 +284,7 @@ impl ObjectImpl for Events {
                     settings.inference_interval = value.get().unwrap_or(settings.inference_interval)
                 }
                 "carry" => settings.carry = value.get().unwrap_or(settings.carry),
+                "labels-file" => _ = settings.classes.set("labels-file", value),
                 name => _ = settings.model.set(name, value),
             }
         }
@@ -299,6 +300,7 @@ impl ObjectImpl for Events {
             "frame-scores" => settings.frame_scores.to_value(),
             "inference-interval" => settings.inference_interval.to_value(),
             "carry" => settings.carry.to_value(),
+            "labels-file" => settings.classes.get("labels-file").unwrap_or_else(|| None::<&str>.to_value()),
             _ => self.shared.base.property(&settings.model, pspec),
         }
     }
