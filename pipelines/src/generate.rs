@@ -14,7 +14,6 @@ use std::time::Instant;
 /// Steps of the prompt that go in together.
 const CHUNK: usize = 16;
 
-/// Command line of `ssm generate`.
 /// Examples for `--help`.
 pub const EXAMPLES: &str = "\
 Examples:

@@ -28,6 +28,8 @@ pub(crate) struct Base {
     pub(crate) counters: Counters,
     /// Warnings and errors that wait until no lock is held.
     unsaid: Mutex<Vec<gst::Message>>,
+    /// Why caps were refused last.
+    refused: Mutex<String>,
 }
 
 impl Base {
@@ -66,10 +68,20 @@ impl Base {
         gst::FlowError::Error
     }
 
-    /// As [`Base::fail`] where a buffer comes and no caps came before.
+    /// As [`Base::fail`] where a buffer comes and no caps came before. Where they came and were refused, that was said.
     pub(crate) fn before_caps(&self, obj: &gst::Element) -> gst::FlowError {
-        let _ = self.fail(obj, gst::CoreError::Negotiation, "buffer before caps");
+        if lock(&self.refused).is_empty() {
+            let _ = self.fail(obj, gst::CoreError::Negotiation, "buffer before caps");
+        }
         gst::FlowError::NotNegotiated
+    }
+
+    /// Says why caps are refused, once: whoever pushes may offer them again with every buffer.
+    pub(crate) fn refuse_caps(&self, obj: &gst::Element, why: &str) {
+        let known = std::mem::replace(&mut *lock(&self.refused), why.to_owned()) == why;
+        if !known {
+            gst::element_error!(obj, gst::CoreError::Negotiation, ("{why}"));
+        }
     }
 
     /// Posts what was to be said.
@@ -128,6 +140,7 @@ impl Base {
     pub(crate) fn clear(&self) {
         self.take_reset();
         self.forget();
+        lock(&self.refused).clear();
     }
 
     /// The bytes of a snapshot of the open model.
@@ -175,7 +188,8 @@ impl Base {
         }
     }
 
-    /// Writes `state-out`, if it is set and there is a state. Says whether it is set.
+    /// Writes `state-out`, if it is set and there is a state. Says whether it is set; where it cannot be written, what is
+    /// inside shall come out instead.
     pub(crate) fn write_state(
         &self,
         obj: &gst::Element,
@@ -186,6 +200,7 @@ impl Base {
         let Some(bytes) = save() else { return true };
         if let Err(error) = state::write(path, &bytes) {
             gst::element_error!(obj, gst::ResourceError::Write, ("state-out: {path}: {error}"));
+            return false;
         }
         true
     }

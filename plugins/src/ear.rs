@@ -11,6 +11,9 @@ use std::sync::Arc;
 
 /// Differences between timestamps and the count of samples that are taken for jitter: what audio sinks allow, too.
 pub(crate) const TOLERANCE: ClockTime = ClockTime::from_mseconds(40);
+/// The same where something is said to be missing, or where the next buffer lies before the last one: containers round to
+/// whole milliseconds.
+const CLOSE: ClockTime = ClockTime::from_mseconds(2);
 /// Channels that caps may have.
 const MAX_CHANNELS: i32 = 64;
 
@@ -40,6 +43,12 @@ pub(crate) fn read(format: AudioFormat, bytes: &[u8], samples: &mut Vec<f32>) ->
         samples.extend(bytes.as_chunks::<2>().0.iter().map(|b| f32::from(i16::from_le_bytes(*b)) / 32768.0));
     }
     bad
+}
+
+/// What is jitter between a buffer and its `expected` time, in a segment that perhaps plays `backwards`.
+pub(crate) fn tolerance(buffer: &gst::BufferRef, expected: Option<ClockTime>, backwards: bool) -> ClockTime {
+    let later = buffer.flags().contains(gst::BufferFlags::DISCONT) && buffer.pts() > expected;
+    if backwards || later { CLOSE } else { TOLERANCE }
 }
 
 /// Says that a buffer does not hold whole frames.
@@ -249,7 +258,33 @@ impl Ear {
         Ok(())
     }
 
-    /// Takes a buffer in.
+    /// Gives the model silence as often as its output lags; a hop that was begun is lost.
+    ///
+    /// # Errors
+    /// The engine failed; the element has said so.
+    pub(crate) fn look_ahead(
+        &mut self,
+        obj: &gst::Element,
+        base: &Base,
+        heard: &mut dyn FnMut(Heard<'_>),
+    ) -> Result<(), gst::FlowError> {
+        let lag = if self.listener.steps() == 0 { 0 } else { self.listener.look_ahead() };
+        self.listener.forget();
+        self.samples.clear();
+        self.samples.resize(self.listener.hop(), 0.0);
+        for _ in 0..lag {
+            if let Err(error) = self.listener.push(&self.samples, &mut self.out) {
+                return Err(self.failed(obj, base, &error));
+            }
+            if self.out.iter().all(|v| v.is_finite()) {
+                heard(Heard::After { y: &mut self.out });
+            }
+            self.out.clear();
+        }
+        Ok(())
+    }
+
+    /// Takes a buffer in, of a segment that perhaps plays `backwards`.
     ///
     /// # Errors
     /// The buffer does not hold whole frames, or the engine failed; the element has said so.
@@ -258,6 +293,7 @@ impl Ear {
         obj: &gst::Element,
         base: &Base,
         settings: &ModelSettings,
+        backwards: bool,
         buffer: &gst::BufferRef,
         heard: &mut dyn FnMut(Heard<'_>),
     ) -> Result<(), gst::FlowError> {
@@ -266,7 +302,8 @@ impl Ear {
         if base.take_reset() || discont && self.began() {
             self.restart(obj, base, true, heard)?;
         }
-        match follows(self.now(), buffer.pts(), TOLERANCE, settings.max_gap) {
+        let tolerance = tolerance(buffer, self.now(), backwards);
+        match follows(self.now(), buffer.pts(), tolerance, settings.max_gap) {
             Follows::On => {
                 let samples = buffer.size() / self.info.bpf() as usize;
                 self.clock.follow(self.taken, buffer.pts(), samples as u64);
@@ -346,6 +383,12 @@ impl Ear {
         heard: &mut dyn FnMut(Heard<'_>),
     ) -> Result<(), gst::FlowError> {
         self.complete(obj, base, heard)?;
+        let kept = (!fresh).then(|| self.listener.snapshot(SnapshotHeader::default()));
+        self.look_ahead(obj, base, heard)?;
+        // The silence that stood for what was to come is no part of the stream.
+        if let Some(Err(error)) = kept.map(|kept| self.listener.restore(kept)) {
+            return Err(self.failed(obj, base, &error));
+        }
         self.cut(fresh, heard);
         Ok(())
     }

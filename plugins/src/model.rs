@@ -231,9 +231,6 @@ impl ModelSettings {
         })
     }
 
-    /// The engine of these settings: a running one if another element has the same, else a new one.
-    ///
-    /// # Errors
     /// How long a step may wait for those of other streams.
     pub(crate) fn batch_wait(&self) -> ClockTime {
         ClockTime::from_nseconds(if self.batch_size > 1 { self.batch_timeout } else { 0 })
@@ -251,6 +248,9 @@ impl ModelSettings {
         query.set(live, min.saturating_add(own), max.map(|max| max.saturating_add(own)));
     }
 
+    /// The engine of these settings: a running one if another element has the same, else a new one.
+    ///
+    /// # Errors
     /// No model is set, or it cannot be opened or run on the device.
     pub(crate) fn engine(&self, mut options: Options) -> Result<Arc<Engine>, Error> {
         let name = self.model.as_deref().ok_or_else(|| Error::Config {

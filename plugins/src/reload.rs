@@ -170,7 +170,8 @@ pub(crate) fn changed<T: Modelled>(imp: &T, property: &str) {
                     *next = Some(Next { engine, settings: model, fit });
                 }
             }
-            Err(error) => refuse(&*imp, &error),
+            Err(error) if imp.reload().asked.load(Ordering::Relaxed) == ticket => refuse(&*imp, &model, &error),
+            Err(_) => {}
         }
     });
     if let Err(error) = spawned {
@@ -198,8 +199,8 @@ fn fitting<T: Modelled>(imp: &T, model: &ModelSettings, engine: &Arc<Engine>) ->
     }
 }
 
-/// Stays with the model that is running, and says so.
-pub(crate) fn refuse<T: Modelled>(imp: &T, error: &Error) {
+/// Stays with the model that is running instead of the one that was `asked` for, and says so.
+pub(crate) fn refuse<T: Modelled>(imp: &T, asked: &ModelSettings, error: &Error) {
     let running = lock(&imp.reload().running).clone();
     let obj = element(imp);
     gst::element_warning!(
@@ -207,7 +208,12 @@ pub(crate) fn refuse<T: Modelled>(imp: &T, error: &Error) {
         gst::ResourceError::OpenRead,
         ("model: {}; {} goes on", text(error), running.as_deref().unwrap_or("the old one"))
     );
-    imp.with_model(|model| model.model = running);
+    // Another one may have been set since.
+    imp.with_model(|model| {
+        if model.model == asked.model {
+            model.model = running;
+        }
+    });
     obj.notify("model");
 }
 

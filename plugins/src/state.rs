@@ -61,8 +61,13 @@ const MAX_BYTES: u64 = 1 << 28;
 /// Reads a file of a size that can be.
 ///
 /// # Errors
-/// The file system refuses, or the file does not end.
+/// The file system refuses, the file does not end, or `path` is a pipe, a socket or a folder: opening a pipe would wait for
+/// its writer.
 pub(crate) fn read(path: &str) -> io::Result<Vec<u8>> {
+    let found = fs::metadata(path)?;
+    if !found.is_file() && !device(&found) {
+        return Err(io::Error::other("expected a file or a device, got something else"));
+    }
     let mut bytes = Vec::new();
     fs::File::open(path)?.take(MAX_BYTES).read_to_end(&mut bytes)?;
     if bytes.len() as u64 == MAX_BYTES {

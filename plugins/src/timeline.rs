@@ -49,6 +49,12 @@ impl Default for ResetOn {
     }
 }
 
+/// Whether two segments say the same of what lies in them; how far one has been played is not theirs to say.
+pub(crate) fn same(a: &gst::Segment, b: &gst::Segment) -> bool {
+    let all = |s: &gst::Segment| (s.flags(), s.format(), s.base(), s.offset(), s.start(), s.stop(), s.time());
+    (a.rate(), a.applied_rate()) == (b.rate(), b.applied_rate()) && all(a) == all(b)
+}
+
 /// How a buffer follows the one before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Follows {

@@ -22,7 +22,7 @@ use crate::model::{Counters, ModelSettings};
 use crate::reload::{self, Holds, Modelled, Reload};
 use crate::results::Results;
 use crate::state::{self, Stateful};
-use crate::timeline::{Clock, Follows, GapPolicy, ResetOn, follows};
+use crate::timeline::{self, Clock, Follows, GapPolicy, ResetOn, follows};
 use gst::ClockTime;
 use gst::prelude::*;
 use gst::subclass::prelude::*;
@@ -198,13 +198,17 @@ impl Modelled for Denoise {
 impl Denoise {
     /// Goes on with the model that was opened to take over, if there is one. Where the state cannot be kept, what is
     /// inside comes out of the old one first. Returns what is to be posted.
-    fn exchange(&self, flow: &mut Flow) -> Result<Vec<gst::Message>, Error> {
+    fn exchange(&self, flow: &mut Flow) -> Result<Vec<gst::Message>, Box<(ModelSettings, Error)>> {
         let (Some(next), Some(old)) = (self.reload.take(), self.base.engine()) else { return Ok(vec![]) };
         let kept = reload::agree(&old, &next.engine);
-        let mut heir = AudioStream::new(&next.engine, flow.audio.channels())?;
-        if kept {
-            heir.restore(flow.audio.snapshot(SnapshotHeader::default()))?;
-        } else {
+        let heir = AudioStream::new(&next.engine, flow.audio.channels()).and_then(|mut heir| {
+            if kept {
+                heir.restore(flow.audio.snapshot(SnapshotHeader::default()))?;
+            }
+            Ok(heir)
+        });
+        let heir = heir.map_err(|error| Box::new((next.settings.clone(), error)))?;
+        if !kept {
             let silenced = flow.audio.silenced();
             flow.audio.drain(&mut flow.out);
             self.note_silence(flow, silenced, 0);
@@ -257,7 +261,6 @@ impl Denoise {
         let restored = self.base.restored(&engine).map(|restored| restored.or_else(goes_on));
         if let Err(error) = restored.and_then(|s| s.map_or(Ok(()), |s| audio.restore(s))) {
             let error = text(&error);
-            gst::element_imp_error!(self, gst::ResourceError::Settings, ("state-in: {error}"));
             return Err(gst::loggable_error!(CAT, "state-in: {error}"));
         }
         self.base.forget();
@@ -342,6 +345,10 @@ impl Denoise {
     /// What comes out for a buffer.
     fn denoise(&self, buffer: gst::Buffer) -> Result<impl Iterator<Item = gst::Buffer> + use<>, gst::FlowError> {
         let settings = lock(&self.settings).model.clone();
+        let backwards = lock(&self.segment).as_ref().is_some_and(|event| match event.view() {
+            gst::EventView::Segment(e) => e.segment().rate() < 0.0,
+            _ => false,
+        });
         let (before, after, reloaded) = {
             let mut flow = lock(&self.flow);
             let Some(flow) = flow.as_mut() else {
@@ -358,7 +365,14 @@ impl Denoise {
                 Counters::add(&self.base.counters.resets, 1);
             }
             let rate = u64::from(flow.info.rate());
-            match follows(flow.clock.time(flow.taken), buffer.pts(), TOLERANCE, settings.max_gap) {
+            // Where it goes backwards, each buffer is a stretch by itself; nothing is inside.
+            let expected = flow.clock.time(flow.taken).filter(|_| !backwards);
+            if backwards {
+                flow.rebase(None);
+                flow.discont = true;
+            }
+            let tolerance = ear::tolerance(&buffer, expected, false);
+            match follows(expected, buffer.pts(), tolerance, settings.max_gap) {
                 Follows::On => {
                     let frames = buffer.size() / flow.info.bpf() as usize;
                     flow.clock.follow(flow.taken, buffer.pts(), frames as u64);
@@ -398,11 +412,16 @@ impl Denoise {
             }
             Counters::add(&self.base.counters.steps, flow.audio.steps().saturating_sub(steps));
             self.note_silence(flow, silenced, steps);
+            if backwards {
+                let fresh = settings.resets(ResetOn::JUMP);
+                flow.empty(fresh);
+                Counters::add(&self.base.counters.resets, u64::from(fresh));
+            }
             (before, flow.take().map_err(|e| self.no_memory(e))?, reloaded)
         };
         match reloaded {
             Ok(messages) => messages.into_iter().for_each(|message| _ = self.obj().post_message(message)),
-            Err(error) => reload::refuse(self, &error),
+            Err(refused) => reload::refuse(self, &refused.0, &refused.1),
         }
         Ok(before.into_iter().chain(after))
     }
@@ -431,10 +450,10 @@ impl Denoise {
             EventView::Caps(e) if self.flows(e.caps()) => self.src.push_event(event),
             EventView::Caps(e) => {
                 let fresh = self.model().resets(ResetOn::CAPS);
+                Counters::add(&self.base.counters.resets, u64::from(fresh && self.took()));
                 let _ = self.drain(fresh);
                 if let Err(error) = self.set_caps(e.caps(), fresh) {
-                    error.log_with_imp(self);
-                    gst::element_imp_error!(self, gst::CoreError::Negotiation, ("{error}"));
+                    self.base.refuse_caps(self.obj().upcast_ref(), &error.to_string());
                     return false;
                 }
                 let done = self.src.push_event(event);
@@ -444,7 +463,7 @@ impl Denoise {
             EventView::Segment(e) => {
                 let known = lock(&self.segment).replace(event.clone());
                 let same = known.as_ref().is_some_and(|k| match k.view() {
-                    EventView::Segment(k) => k.segment() == e.segment(),
+                    EventView::Segment(k) => timeline::same(k.segment(), e.segment()),
                     _ => false,
                 });
                 if known.is_some() && !same {
@@ -463,16 +482,27 @@ impl Denoise {
                     let mut flow = lock(&self.flow);
                     let policy = settings.gap_policy;
                     let buffer = flow.as_mut().and_then(|flow| {
-                        let missing = duration.unwrap_or_default().nseconds();
-                        let frames = missing.mul_div_round(u64::from(flow.info.rate()), *ClockTime::SECOND);
-                        let policy = match duration > Some(settings.max_gap) {
+                        if !flow.clock.has_time() {
+                            // What is inside, of a snapshot or of buffers without times, lies before.
+                            let inside = flow.audio.inside() as u64;
+                            flow.clock.begin(Some(pts), inside);
+                            (flow.given, flow.taken) = (0, inside);
+                        }
+                        // From where the stream stands, so that a hole before counts and what came twice does not.
+                        let end = pts.saturating_add(duration.unwrap_or_default());
+                        let now = flow.clock.time(flow.taken).unwrap_or(pts);
+                        let missing = end.saturating_sub(now);
+                        let frames = missing.nseconds().mul_div_round(u64::from(flow.info.rate()), *ClockTime::SECOND);
+                        let policy = match missing > settings.max_gap {
                             true if settings.resets(ResetOn::JUMP) => GapPolicy::Reset,
                             true => GapPolicy::Hold,
                             false => policy,
                         };
                         self.gap(flow, frames.unwrap_or(u64::MAX), policy);
+                        let at = flow.clock.time(flow.taken).unwrap_or(end).max(end);
                         let buffer = flow.take();
-                        flow.rebase(duration.map(|d| pts.saturating_add(d)));
+                        flow.rebase(Some(at));
+                        flow.discont |= pts > now.saturating_add(TOLERANCE);
                         buffer.ok().flatten()
                     });
                     (policy, buffer)

@@ -26,6 +26,8 @@ pub struct Json {
     format: Mutex<Format>,
     /// Room for the lines of one buffer.
     text: Mutex<Vec<u8>>,
+    /// The lines of the buffer before: elements that cut or repeat buffers copy their metas.
+    before: Mutex<Vec<u8>>,
 }
 
 impl Json {
@@ -66,7 +68,13 @@ impl Json {
             Ok(meta) => self.lines(meta.structure())?,
             Err(_) => None,
         };
-        let Some((mut out, _)) = lines else {
+        let new = lines.filter(|_| {
+            let (text, mut before) = (lock(&self.text), lock(&self.before));
+            let new = *before != *text;
+            before.clone_from(&text);
+            new
+        });
+        let Some((mut out, _)) = new else {
             if let Some(pts) = buffer.pts() {
                 self.src.push_event(gst::event::Gap::builder(pts).duration(buffer.duration()).build());
             }
@@ -131,7 +139,7 @@ impl ObjectSubclass for Json {
             })
             .build();
         let src = pad("src").flags(gst::PadFlags::FIXED_CAPS).build();
-        Self { sink, src, format: Mutex::default(), text: Mutex::default() }
+        Self { sink, src, format: Mutex::default(), text: Mutex::default(), before: Mutex::default() }
     }
 }
 

@@ -31,7 +31,7 @@ struct Component {
 /// How a format is drawn on.
 #[derive(Clone, Debug)]
 pub(crate) struct Brush {
-    components: [Component; 3],
+    components: [Component; 4],
     count: usize,
     size: (usize, usize),
 }
@@ -49,10 +49,12 @@ impl Brush {
             std::array::from_fn(|i| (f32::from(u8::from(i == c)) - luma[i]) / (2.0 * (1.0 - k)) * spread / 255.0)
         };
         let with = |w: [f32; 3], add: f32| [w[0], w[1], w[2], add];
-        let count = (info.n_components() as usize).min(3);
-        let mut components = [Component::default(); 3];
+        let count = (info.n_components() as usize).min(4);
+        let mut components = [Component::default(); 4];
         for (c, to) in components.iter_mut().enumerate().take(count) {
             let mix = match c {
+                // What is drawn is seen, on frames that are to be laid over others, too.
+                3 => with([0.0; 3], 255.0),
                 _ if format.is_rgb() => with(std::array::from_fn(|i| f32::from(u8::from(i == c))), 0.0),
                 0 => with(grey, low),
                 1 => with(difference(2, kb), 128.0),

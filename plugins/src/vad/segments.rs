@@ -48,7 +48,8 @@ impl Segments {
         }
         self.since = None;
         Some(match self.open.take() {
-            Some(begun) => Turn::End(begun, since),
+            // As above.
+            Some(begun) => Turn::End(begun.min(since), since),
             None => {
                 self.open = Some(since);
                 Turn::Start(since)
@@ -64,7 +65,8 @@ impl Segments {
     /// The stream ended at `at`: speech that is being told ends where its last pause began, else there.
     pub(crate) fn end(&mut self, at: ClockTime) -> Option<Turn> {
         let (open, since) = (self.open.take(), self.since.take());
-        open.map(|begun| Turn::End(begun, since.unwrap_or(at).min(at).max(begun)))
+        let end = since.unwrap_or(at).min(at);
+        open.map(|begun| Turn::End(begun.min(end), end))
     }
 }
 

@@ -1,0 +1,279 @@
+//! What elements meet in the field: lost packets, streams played backwards, holes told by events, files that are none,
+//! metas that lie.
+
+use gst::ClockTime;
+use gst::prelude::*;
+use gst_check::Harness;
+use ssm_tests::Rng;
+use ssm_tests::audio::{bytes, caps};
+use ssm_tests::element::{Folder, complaint, make, rgb};
+
+const RATE: u64 = 16_000;
+
+fn ms(n: u64) -> ClockTime {
+    ClockTime::from_mseconds(n)
+}
+
+/// The denoiser in a harness, with a segment of this rate.
+fn denoiser(rate: f64, properties: &[(&str, &str)]) -> (Harness, gst::Element) {
+    let element = make("ssmdenoise", properties);
+    let mut h = Harness::with_element(&element, Some("sink"), Some("src"));
+    h.set_caps(caps("F32LE", 16_000, 1), caps("F32LE", 16_000, 1));
+    let mut segment = gst::FormattedSegment::<ClockTime>::new();
+    segment.set_rate(rate);
+    segment.set_stop(ms(10_000));
+    h.push_event(gst::event::Segment::new(segment.upcast_ref()));
+    (h, element)
+}
+
+fn audio(at: u64, length: u64, flags: gst::BufferFlags) -> gst::Buffer {
+    let samples = Rng::new(at).normals((length * RATE / 1000) as usize, 0.1);
+    let mut buffer = gst::Buffer::from_mut_slice(bytes(&samples));
+    let edit = buffer.get_mut().expect("a new buffer");
+    edit.set_pts(ms(at));
+    edit.set_duration(ms(length));
+    edit.set_flags(flags);
+    buffer
+}
+
+/// Begin, end and samples of what comes out.
+fn out(h: &mut Harness) -> Vec<(u64, u64, usize)> {
+    let mut found = Vec::new();
+    while let Some(b) = h.try_pull() {
+        let pts = b.pts().expect("a time").nseconds();
+        found.push((pts, pts + b.duration().expect("a duration").nseconds(), b.size() / 4));
+    }
+    found
+}
+
+#[test]
+fn a_stream_played_backwards_keeps_each_buffers_time() {
+    for length in [10, 20, 100] {
+        let (mut h, element) = denoiser(-1.0, &[]);
+        let times: Vec<u64> = (0..12).rev().map(|i| i * length).collect();
+        let mut got = Vec::new();
+        for at in &times {
+            h.push(audio(*at, length, gst::BufferFlags::empty())).expect("flows");
+            got.extend(out(&mut h));
+        }
+        h.push_event(gst::event::Eos::new());
+        got.extend(out(&mut h));
+        let want: Vec<_> = times
+            .iter()
+            .map(|at| (ms(*at).nseconds(), ms(at + length).nseconds(), (length * RATE / 1000) as usize))
+            .collect();
+        assert_eq!(got, want, "buffers of {length} ms");
+        assert!(element.property::<u64>("resets") >= 12);
+    }
+}
+
+#[test]
+fn speech_played_backwards_is_judged_buffer_by_buffer() {
+    let element = make("ssmvad", &[]);
+    let mut h = Harness::with_element(&element, Some("sink"), Some("src"));
+    h.set_caps(caps("F32LE", 16_000, 1), caps("F32LE", 16_000, 1));
+    let mut segment = gst::FormattedSegment::<ClockTime>::new();
+    segment.set_rate(-1.0);
+    segment.set_stop(ms(10_000));
+    h.push_event(gst::event::Segment::new(segment.upcast_ref()));
+    for i in (0..20).rev() {
+        h.push(audio(i * 20, 20, gst::BufferFlags::empty())).expect("flows");
+        let buffer = h.pull().expect("it passes");
+        for result in gstssm::Results::of(&buffer) {
+            let at = result.pts.expect("a time") / 1_000_000;
+            // A step of the buffer before ends when this one comes.
+            assert!((i * 20..i * 20 + 60).contains(&at), "a result at {at} ms with the buffer at {}", i * 20);
+        }
+    }
+    assert!(element.property::<u64>("resets") > 10);
+}
+
+#[test]
+fn a_lost_packet_that_is_flagged_moves_no_time() {
+    let (mut h, element) = denoiser(1.0, &[]);
+    let (before, mut got) = (element.property::<u64>("resets"), Vec::new());
+    for i in 0..40 {
+        if i % 10 == 9 {
+            continue;
+        }
+        let flags = if i > 0 && i % 10 == 0 { gst::BufferFlags::DISCONT } else { gst::BufferFlags::empty() };
+        h.push(audio(i * 20, 20, flags)).expect("flows");
+        got.extend(out(&mut h));
+    }
+    h.push_event(gst::event::Eos::new());
+    got.extend(out(&mut h));
+    // Each sample stands where it came from: stretches of nine packets with holes of one between them.
+    let mut stretches: Vec<(u64, u64)> = Vec::new();
+    for (begin, end, samples) in got {
+        assert_eq!((end - begin) * RATE, samples as u64 * 1_000_000_000);
+        match stretches.last_mut() {
+            Some(last) if last.1 == begin => last.1 = end,
+            _ => stretches.push((begin, end)),
+        }
+    }
+    let want: Vec<_> = (0..4).map(|i| (ms(i * 200).nseconds(), ms(i * 200 + 180).nseconds())).collect();
+    assert_eq!(stretches, want);
+    assert_eq!(element.property::<u64>("resets"), before);
+}
+
+#[test]
+fn a_segment_that_was_played_further_begins_nothing() {
+    for factory in ["ssmdenoise", "ssmvad"] {
+        let element = make(factory, &[]);
+        let mut h = Harness::with_element(&element, Some("sink"), Some("src"));
+        h.set_caps(caps("F32LE", 16_000, 1), caps("F32LE", 16_000, 1));
+        for i in 0..10 {
+            let mut segment = gst::FormattedSegment::<ClockTime>::new();
+            segment.set_position(ms(i * 20));
+            h.push_event(gst::event::Segment::new(segment.upcast_ref()));
+            h.push(audio(i * 20, 20, gst::BufferFlags::empty())).expect("flows");
+        }
+        assert_eq!(element.property::<u64>("resets"), 0, "{factory}");
+        let mut segment = gst::FormattedSegment::<ClockTime>::new();
+        segment.set_start(ms(100));
+        h.push_event(gst::event::Segment::new(segment.upcast_ref()));
+        assert_eq!(element.property::<u64>("resets"), 1, "{factory}: another segment");
+    }
+}
+
+#[test]
+fn a_gap_event_counts_from_where_the_stream_stands() {
+    for factory in ["ssmdenoise", "ssmvad"] {
+        for (at, length, resets) in [(100, 20, 0), (500, 20, 0), (5000, 20, 1), (40, 60, 0)] {
+            let element = make(factory, &[]);
+            let mut h = Harness::with_element(&element, Some("sink"), Some("src"));
+            h.set_caps(caps("F32LE", 16_000, 1), caps("F32LE", 16_000, 1));
+            h.push(audio(0, 100, gst::BufferFlags::empty())).expect("flows");
+            h.push_event(gst::event::Gap::builder(ms(at)).duration(ms(length)).build());
+            let end = (at + length).max(100);
+            h.push(audio(end, 100, gst::BufferFlags::empty())).expect("flows");
+            assert_eq!(element.property::<u64>("resets"), resets, "{factory}: a gap of {length} ms at {at}");
+            h.push_event(gst::event::Eos::new());
+            let got = out(&mut h);
+            let samples: usize = got.iter().map(|b| b.2).sum();
+            assert_eq!(samples, 3200, "{factory}: a gap of {length} ms at {at}");
+            let last = got.last().expect("it came out").1;
+            assert_eq!(last, ms(end + 100).nseconds(), "{factory}: a gap of {length} ms at {at}");
+        }
+    }
+}
+
+#[test]
+fn a_pipe_is_no_file() {
+    let folder = Folder::new("edges-pipe");
+    let pipe = folder.file("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().expect("mkfifo runs").success());
+    let model = folder.model("vim", 2).1;
+    for (factory, properties) in
+        [("ssmdenoise", &[("state-in", &*pipe)][..]), ("ssmclassify", &[("model", &*model), ("labels-file", &*pipe)])]
+    {
+        let element = make(factory, properties);
+        let bus = gst::Bus::new();
+        element.set_bus(Some(&bus));
+        assert!(element.set_state(gst::State::Playing).is_err(), "{factory}");
+        let text = complaint(&bus, gst::MessageType::Error);
+        assert!(text.contains("expected a file") && text.contains(&pipe), "{factory}: {text}");
+        element.set_state(gst::State::Null).expect("it stops");
+    }
+}
+
+#[test]
+fn where_no_state_can_be_written_the_last_samples_come_out() {
+    let (mut h, element) = denoiser(1.0, &[("state-out", "/nonexistent/state")]);
+    let bus = gst::Bus::new();
+    element.set_bus(Some(&bus));
+    for i in 0..5 {
+        h.push(audio(i * 20, 20, gst::BufferFlags::empty())).expect("flows");
+    }
+    h.push_event(gst::event::Eos::new());
+    assert_eq!(out(&mut h).iter().map(|b| b.2).sum::<usize>(), 1600);
+    assert!(complaint(&bus, gst::MessageType::Error).contains("state-out"));
+}
+
+#[test]
+fn planes_that_a_meta_puts_outside_of_the_buffer_are_refused() {
+    let folder = Folder::new("edges-planes");
+    let model = folder.model("vim", 2).1;
+    let element = make("ssmclassify", &[("model", &*model)]);
+    let bus = gst::Bus::new();
+    element.set_bus(Some(&bus));
+    let mut h = Harness::with_element(&element, Some("sink"), Some("src"));
+    h.set_caps(rgb(32, 18), rgb(32, 18));
+    let mut frame = |offset: usize, stride: i32| {
+        let mut buffer = gst::Buffer::from_mut_slice(vec![0u8; 32 * 18 * 3]);
+        let edit = buffer.get_mut().expect("a new buffer");
+        let flags = gst_video::VideoFrameFlags::empty();
+        gst_video::VideoMeta::add_full(edit, flags, gst_video::VideoFormat::Rgb, 32, 18, &[offset], &[stride])
+            .expect("a meta");
+        h.push(buffer)
+    };
+    frame(0, 96).expect("it fits");
+    for (offset, stride) in [(1 << 20, 96), (1, 96), (0, 4096)] {
+        assert_eq!(frame(offset, stride), Err(gst::FlowError::Error), "{offset} {stride}");
+        let text = complaint(&bus, gst::MessageType::Error);
+        assert!(text.contains("plane 0") && text.contains("1728 bytes"), "{text}");
+    }
+}
+
+#[test]
+fn what_is_wrong_with_a_state_is_said_once() {
+    let folder = Folder::new("edges-once");
+    let junk = folder.file("junk");
+    std::fs::write(&junk, b"no state at all").expect("a temporary file");
+    for factory in ["ssmdenoise", "ssmvad"] {
+        ssm_tests::element::init();
+        let line =
+            format!("audiotestsrc num-buffers=5 ! audio/x-raw,rate=16000 ! {factory} state-in={junk} ! fakesink");
+        let pipeline = gst::parse::launch(&line).expect("the line parses");
+        let bus = pipeline.bus().expect("a pipeline has a bus");
+        let _ = pipeline.set_state(gst::State::Playing);
+        let mut told = Vec::new();
+        while let Some(message) = bus.timed_pop_filtered(ms(500), &[gst::MessageType::Error, gst::MessageType::Eos]) {
+            if let gst::MessageView::Error(e) = message.view()
+                && message.src().is_some_and(|src| src.name().starts_with("ssm"))
+            {
+                told.push(e.error().to_string());
+            }
+        }
+        pipeline.set_state(gst::State::Null).expect("it stops");
+        assert_eq!(told.len(), 1, "{factory}: {told:?}");
+        assert!(told[0].contains("snapshot") || told[0].contains("state"), "{told:?}");
+    }
+}
+
+#[test]
+fn results_that_were_copied_are_written_once() {
+    let folder = Folder::new("edges-copies");
+    let lines = folder.file("lines");
+    ssm_tests::element::run(&format!(
+        "videotestsrc num-buffers=30 ! video/x-raw,framerate=25/1,width=64,height=36 ! ssmevents ! videorate ! \
+         video/x-raw,framerate=100/1 ! ssmjson ! filesink location={lines}"
+    ));
+    let text = std::fs::read_to_string(&lines).expect("lines were written");
+    let all: Vec<&str> = text.lines().collect();
+    let distinct: std::collections::BTreeSet<&str> = all.iter().copied().collect();
+    assert!(all.len() > 15, "{}", all.len());
+    assert_eq!(all.len(), distinct.len());
+}
+
+#[test]
+fn what_is_drawn_on_a_clear_layer_is_seen() {
+    ssm_tests::element::init();
+    let line = "videotestsrc num-buffers=40 pattern=solid-color foreground-color=0 ! \
+                video/x-raw,format=RGBA,width=320,height=180,framerate=25/1 ! ssmevents ! ssmoverlay ! appsink name=end sync=false";
+    let pipeline = gst::parse::launch(line).expect("the line parses").downcast::<gst::Pipeline>().expect("a pipeline");
+    let end = pipeline.by_name("end").expect("it has an end");
+    pipeline.set_state(gst::State::Playing).expect("it plays");
+    let mut seen = false;
+    for _ in 0..40 {
+        let Some(sample) = end.emit_by_name::<Option<gst::Sample>>("pull-sample", &[]) else { break };
+        let buffer = sample.buffer().expect("a frame");
+        let map = buffer.map_readable().expect("readable");
+        let drawn = map.chunks(4).filter(|p| p[..3] != [0, 0, 0]).count();
+        let hidden = map.chunks(4).filter(|p| p[..3] == [255, 255, 255] && p[3] == 0).count();
+        assert_eq!(hidden, 0, "letters that nobody sees");
+        seen |= drawn > 100;
+    }
+    pipeline.set_state(gst::State::Null).expect("it stops");
+    assert!(seen, "nothing was drawn");
+}
