@@ -591,6 +591,84 @@ pub(crate) fn pass(prefix: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeMap;
+
+    /// The tensors of a golden file as `edit` leaves them, judged.
+    fn edited(name: &str, edit: impl FnOnce(&mut BTreeMap<String, (Vec<usize>, Vec<f32>)>, &mut Value)) -> Verdict {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../tests/golden/{name}.safetensors"));
+        let file = Checkpoint::open(&path).expect("it is there");
+        let read = |n: &str| (file.shape(n).expect("a tensor").to_vec(), file.f32(n).expect("numbers"));
+        let mut tensors: BTreeMap<_, _> = file.names().map(|n| (n.to_owned(), read(n))).collect();
+        let mut config = crate::config::parse(&file.metadata["config"]).expect("JSON");
+        edit(&mut tensors, &mut config);
+        let bytes: BTreeMap<_, (Vec<usize>, Vec<u8>)> = tensors
+            .into_iter()
+            .map(|(n, (shape, values))| (n, (shape, values.iter().flat_map(|v| v.to_le_bytes()).collect())))
+            .collect();
+        let views = bytes.iter().map(|(n, (shape, bytes))| {
+            (n, safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes).expect("whole"))
+        });
+        let about = std::collections::HashMap::from([("config".to_owned(), config.to_string())]);
+        let all = safetensors::serialize(views, Some(about)).expect("it is a file");
+        static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let made = std::env::temp_dir().join(format!("ssm-golden-{}-{number}.safetensors", std::process::id()));
+        std::fs::write(&made, all).expect("a temporary file");
+        let (level, chunks) = (CpuLevel::best(), Chunks::Whole);
+        let options = VerifyOptions { level, threads: 1, tol: None, device: Device::Cpu, chunks, search: Vec::new() };
+        let outcome = verify(&made, &options);
+        let _ = std::fs::remove_file(made);
+        outcome.verdict
+    }
+
+    fn failed(verdict: &Verdict, said: &str) -> bool {
+        matches!(verdict, Verdict::Fail(why) if why.contains(said))
+    }
+
+    #[test]
+    fn each_clip_of_a_batch_is_one_by_itself() {
+        let twice = |tensors: &mut BTreeMap<String, (Vec<usize>, Vec<f32>)>| {
+            for (name, (shape, values)) in tensors.iter_mut().filter(|(n, _)| n.starts_with("__")) {
+                let batch = name.starts_with("__state__") || shape.len() > 1;
+                if batch {
+                    shape[0] *= 2
+                } else {
+                    shape.insert(0, 2)
+                }
+                *values = values.repeat(2);
+            }
+        };
+        assert_eq!(edited("cleanumamba_tiny", |t, _| twice(t)), Verdict::Pass);
+        let wrong = edited("cleanumamba_tiny", |t, _| {
+            twice(t);
+            *t.get_mut("__output__").and_then(|o| o.1.last_mut()).expect("samples") += 0.01;
+        });
+        assert!(failed(&wrong, "__output__"), "{wrong:?}");
+        let none = edited("cleanumamba_tiny", |t, _| _ = t.insert("__std__".into(), (vec![0], vec![])));
+        assert!(failed(&none, "__std__ of each of 1 clips"), "{none:?}");
+    }
+
+    #[test]
+    fn a_file_is_of_the_family_that_it_names() {
+        // A frame of one channel without positions looks like Audio Mamba's.
+        let named = edited("vim_train_style", |t, config| {
+            _ = t.remove("layers.0.mixer.A_log");
+            config["family"] = "vim".into();
+        });
+        assert!(failed(&named, "A_log") || failed(&named, "layers.0"), "{named:?}");
+        assert_eq!(edited("vim_train_style", |_, _| {}), Verdict::Pass);
+        let flat = edited("vim_train_style", |t, _| {
+            let x = t.get_mut("__input__").expect("frames");
+            x.0 = vec![x.1.len()];
+        });
+        assert!(failed(&flat, "__input__ with 4 dimensions"), "{flat:?}");
+    }
+
+    #[test]
+    fn what_a_file_expects_must_be_numbers() {
+        let endless = edited("s4d_zoh_tiny", |t, _| t.get_mut("__output__").expect("outputs").1[3] = f32::INFINITY);
+        assert!(failed(&endless, "finite"), "{endless:?}");
+    }
 
     #[test]
     fn a_part_that_is_missing_is_named() {
