@@ -352,7 +352,13 @@ impl Stream {
             return Ok(());
         }
         drop(desk);
-        jobs.send(Job { desk: self.desk.clone(), reply: self.reply.clone() }).map_err(|_| self.failed(""))
+        if jobs.send(Job { desk: self.desk.clone(), reply: self.reply.clone() }).is_ok() {
+            return Ok(());
+        }
+        let mut desk = self.desk.lock().unwrap_or_else(PoisonError::into_inner);
+        (self.row, desk.queued) = (desk.row.take().map(|(row, ..)| row), false);
+        drop(desk);
+        Err(self.failed(""))
     }
 
     /// Waits for the steps that were submitted; their result then lies in the row's output.
@@ -382,10 +388,10 @@ impl Stream {
         self.row().state.reset();
     }
 
-    /// Lets `periods` steps pass without input.
+    /// Lets `periods` steps pass without input, as long as the row's `rate` says.
     pub fn gap(&mut self, periods: f64) {
-        let engine = self.engine.clone();
-        engine.model.gap(&mut self.row().state, periods);
+        let (engine, row) = (self.engine.clone(), self.row());
+        engine.model.gap(&mut row.state, periods * f64::from(row.rate));
     }
 
     /// Steps since the reset. They are counted here wherever the rest of the state lies.

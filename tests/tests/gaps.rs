@@ -2,7 +2,7 @@
 //! bias alone gives, zeros move into the convolution's tail.
 
 use ssm_models::kernels::{CpuLevel, Cx};
-use ssm_models::{Row, Scratch, Signal};
+use ssm_models::{Engine, Row, Scratch, Signal};
 use ssm_tests::Rng;
 use ssm_tests::fabricate::{FAMILIES, Fabricated};
 
@@ -55,4 +55,22 @@ fn the_state_fades_by_its_own_decay() {
         }
     }
     assert!(seen.iter().all(|n| *n > 5), "single mixers drawn: {seen:?}");
+}
+
+#[test]
+fn a_gap_is_as_long_as_the_rows_rate_says() {
+    let f = FAMILIES.iter().find(|f| f.0 == "mamba").expect("a family of this name").1(&mut Rng::new(5));
+    let model = f.open(CpuLevel::best()).expect("opens");
+    let engine = Engine::start(model, Cx::at(CpuLevel::best(), 1), 1, std::time::Duration::ZERO);
+    let aged = |rate: f32, periods: f64| {
+        let mut stream = engine.stream(1);
+        stream.row().x.fill(0.5);
+        stream.row().tokens.fill(0);
+        stream.run(1).expect("it runs");
+        stream.row().rate = rate;
+        stream.gap(periods);
+        stream.state().data.to_vec()
+    };
+    assert_eq!(aged(2.0, 3.0), aged(1.0, 6.0));
+    assert_ne!(aged(2.0, 3.0), aged(1.0, 3.0));
 }

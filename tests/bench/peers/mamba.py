@@ -8,6 +8,7 @@ seed for every peer; scores are compared before anything is timed.
 
     read            every weight read once from memory by the same threads: what no token in f32 can be faster than
     ours            this library, f32
+    ours, file f16  the same with weights that are numbers of f16, which it holds in 16 bits: as exact
     ours bf16       this library, large products in bfloat16
     ours int8       this library, large products in 8-bit integers
     c               mamba.c: plain loops, -Ofast -march=native, OpenMP
@@ -121,10 +122,17 @@ def main():
         small = network(2)
         save(folder / "small.safetensors", weights(small))
         offs, expected = {}, small(few[None]).logits[0, -1].numpy()
+        halved = lambda model: {k: v.half().float() for k, v in weights(model).items()}  # noqa: E731
+        save(folder / "half.safetensors", halved(model))
         for precision, within in (("bf16", 0.1), ("int8", 0.3)):
             child, got = ours(folder / "small.safetensors", 1, precision, folder / "few")
             with child:
                 offs[f"ours {precision} (two layers)"] = agree(f"ours {precision}", got, expected, within)
+        save(folder / "small.safetensors", halved(small))
+        small.load_state_dict({**halved(small), "lm_head.weight": halved(small)["backbone.embeddings.weight"]})
+        child, got = ours(folder / "small.safetensors", 1, "f32", folder / "few")
+        with child:
+            offs["ours, file f16 (two layers)"] = agree("ours, file f16", got, small(few[None]).logits[0, -1].numpy(), 1e-4)
         decoder = Decoder(model)
         for token in few.tolist():
             last = decoder.step(token)
@@ -135,10 +143,12 @@ def main():
         times = {}
         for threads in args.threads:
             peers = {"read": Asked(c, f"{threads} read")}
-            for name, precision in (("ours", "f32"), ("ours bf16", "bf16"), ("ours int8", "int8")):
-                child, got = ours(folder / "mamba.safetensors", threads, precision, folder / "few")
+            forms = ("ours", "f32"), ("ours, file f16", "f32"), ("ours bf16", "bf16"), ("ours int8", "int8")
+            for name, precision in forms:
+                file = "half" if name == "ours, file f16" else "mamba"
+                child, got = ours(folder / f"{file}.safetensors", threads, precision, folder / "few")
                 peers[name] = children.enter_context(child)
-                if precision == "f32":
+                if name == "ours":
                     offs[name] = agree(name, got, want, 1e-3)
             peers["c"] = Asked(c, f"{threads} decode")
             peers["transformers"] = Call(on(threads, lambda: decoder.step(int(few[0]))))
