@@ -277,3 +277,11 @@ fn what_is_drawn_on_a_clear_layer_is_seen() {
     pipeline.set_state(gst::State::Null).expect("it stops");
     assert!(seen, "nothing was drawn");
 }
+
+#[test]
+fn frames_need_no_copy_for_lines() {
+    let element = make("ssmjson", &[]);
+    let mut query = gst::query::Allocation::new(Some(&rgb(32, 18)), false);
+    assert!(element.static_pad("sink").expect("it has a pad").query(query.query_mut()));
+    assert!(query.find_allocation_meta::<gst_video::VideoMeta>().is_some());
+}

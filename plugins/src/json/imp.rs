@@ -135,6 +135,11 @@ impl ObjectSubclass for Json {
                     q.set_result(&caps);
                     true
                 }
+                // It reads no pixel: they may lie as they like, and nobody has to copy them for it.
+                gst::QueryViewMut::Allocation(q) => {
+                    q.add_allocation_meta::<gst_video::VideoMeta>(None);
+                    true
+                }
                 _ => gst::Pad::query_default(pad, parent, query),
             })
             .build();
