@@ -24,7 +24,7 @@ from model import CONFIG, CORES, Denoiser, with_core
 from perceptual import Intelligible, Perceptual
 
 RECIPE = {
-    "steps": 10_801,
+    "steps": 9_569,
     "batch": 8,
     "samples": 32_000,  # 2 s
     "long_from": 0.88,  # share of the steps after which examples are twice as long and half as many
@@ -34,8 +34,8 @@ RECIPE = {
     "weight_decay": 0.01,
     "clip": 1.0,
     "ema": 0.999,
-    "weights": (0.07, 3.0, 0.75, 3.5, 0.2),  # of the losses: waveform a dB, spectrum, quality, intelligibility, speech
-    "seed": 2,
+    "weights": (0.08, 3.0, 0.75, 3.5, 0.2),  # of the losses: waveform a dB, spectrum, quality, intelligibility, speech
+    "seed": 3,
     "validation": 6,  # batches
     "log": 50,  # steps
     "save": 200,  # steps
