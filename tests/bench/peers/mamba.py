@@ -104,8 +104,9 @@ def main():
         layers, args.rounds, args.seconds, args.prompt = 2, 1, 0.2, 64
     torch.manual_seed(1)
     torch.set_grad_enabled(False)
-    model = network(layers)
+    # First, so that the tokens are the same whatever the size of the network.
     prompt = torch.randint(0, VOCAB, (args.prompt,))
+    model = network(layers)
     few = prompt[:8]
     with tempfile.TemporaryDirectory() as folder, ExitStack() as children:
         folder = Path(folder)
