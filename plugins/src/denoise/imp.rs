@@ -244,14 +244,13 @@ impl Denoise {
 
     /// Makes the streams of new caps; where the state goes on (not `fresh`), they have that of the old ones, if there are
     /// as many.
-    fn set_caps(&self, caps: &gst::CapsRef, fresh: bool) -> Result<(), gst::LoggableError> {
-        let info = AudioInfo::from_caps(caps).map_err(|e| gst::loggable_error!(CAT, "caps {caps}: {e}"))?;
-        let engine = self.base.engine().ok_or_else(|| gst::loggable_error!(CAT, "no model is open"))?;
-        let mut audio =
-            AudioStream::new(&engine, info.channels() as usize).map_err(|e| gst::loggable_error!(CAT, "{e}"))?;
+    fn set_caps(&self, caps: &gst::CapsRef, fresh: bool) -> Result<(), String> {
+        let info = AudioInfo::from_caps(caps).map_err(|e| format!("caps {caps}: {e}"))?;
+        let engine = self.base.engine().ok_or_else(|| "no model is open".to_owned())?;
+        let mut audio = AudioStream::new(&engine, info.channels() as usize).map_err(|e| format!("{e}"))?;
         if audio.rate() != info.rate() {
             let rate = audio.rate();
-            return Err(gst::loggable_error!(CAT, "rate: expected {rate} Hz (the model's), got {} Hz", info.rate()));
+            return Err(format!("rate: expected {rate} Hz (the model's), got {} Hz", info.rate()));
         }
         let goes_on = || {
             let mut flow = lock(&self.flow);
@@ -261,7 +260,7 @@ impl Denoise {
         let restored = self.base.restored(&engine).map(|restored| restored.or_else(goes_on));
         if let Err(error) = restored.and_then(|s| s.map_or(Ok(()), |s| audio.restore(s))) {
             let error = text(&error);
-            return Err(gst::loggable_error!(CAT, "state-in: {error}"));
+            return Err(format!("state-in: {error}"));
         }
         self.base.forget();
         let flow = Flow {
@@ -453,7 +452,7 @@ impl Denoise {
                 Counters::add(&self.base.counters.resets, u64::from(fresh && self.took()));
                 let _ = self.drain(fresh);
                 if let Err(error) = self.set_caps(e.caps(), fresh) {
-                    self.base.refuse_caps(self.obj().upcast_ref(), &error.to_string());
+                    self.base.refuse_caps(self.obj().upcast_ref(), &error);
                     return false;
                 }
                 let done = self.src.push_event(event);
