@@ -361,11 +361,15 @@ impl<'a> Golden<'a> {
 
     /// Compares `got` with the tensor `name`, or with its f64 form (`…_f64__`) where there is one, within `tol`.
     pub(crate) fn check(&mut self, name: &str, got: &[f32], tol: f32) -> Result<(), Error> {
-        let exact = format!("{}_f64__", name.trim_end_matches('_'));
-        let name = if name.ends_with("__") && self.has(&exact) { &exact } else { name };
-        let want = self.data.f64(name)?;
-        self.compare(name, got, &want, tol);
+        let want = self.data.f64(&self.exact(name))?;
+        self.compare(&self.exact(name), got, &want, tol);
         Ok(())
+    }
+
+    /// The name of a tensor's f64 form, where there is one, else its own.
+    fn exact(&self, name: &str) -> String {
+        let exact = format!("{}_f64__", name.trim_end_matches('_'));
+        if name.ends_with("__") && self.has(&exact) { exact } else { name.to_owned() }
     }
 
     /// As [`Golden::check`], within `tol` times the tensor's largest value.
@@ -376,10 +380,9 @@ impl<'a> Golden<'a> {
 
     /// As [`Golden::check`], within `tol`, or `tol` times the tensor's largest value where that is above 1.
     pub(crate) fn check_scaled(&mut self, name: &str, got: &[f32], tol: f32) -> Result<(), Error> {
-        let exact = format!("{}_f64__", name.trim_end_matches('_'));
-        let held = if name.ends_with("__") && self.has(&exact) { &exact } else { name };
-        let tol = tol * largest(&self.data.f64(held)?).max(1.0);
-        self.check(name, got, tol)
+        let want = self.data.f64(&self.exact(name))?;
+        self.compare(&self.exact(name), got, &want, tol * largest(&want).max(1.0));
+        Ok(())
     }
 
     /// Compares `got` with `want`.

@@ -4,7 +4,7 @@ use crate::base::{Base, lock, text};
 use crate::ear::{Ear, Heard};
 use crate::eye::{Arrival, Eye, Look};
 use crate::model::Counters;
-use crate::pace::Pace;
+use crate::pace::{Pace, Zero, every};
 use crate::reload::{self, Modelled, Reload};
 use crate::results::Results;
 use crate::timeline::{ResetOn, same};
@@ -117,9 +117,9 @@ pub(crate) trait Analyser: BaseTransformImpl + Modelled {
     fn interval(&self) -> u32 {
         1
     }
-    /// Every how many steps of audio one is told.
-    fn every(&self) -> u32 {
-        1
+    /// The property `inference-interval` where it says every how many steps of audio one is told, and what 0 stands for.
+    fn every(&self) -> (u32, Zero) {
+        (0, Zero::Each)
     }
     /// Whether each result is posted on the bus, too.
     fn posts_results(&self) -> bool {
@@ -403,18 +403,6 @@ fn tell_late<T: Analyser>(imp: &T, results: &[Results]) {
     }
 }
 
-/// Every how many steps of audio one is told, with the property `inference-interval`: 0 is a second (`seconds`) or each.
-pub(crate) fn every<F>(shared: &Shared<F>, interval: u32, seconds: bool) -> u32 {
-    let Some(engine) = shared.base.engine() else { return 1 };
-    match (engine.info().input, interval) {
-        // Its steps are that long by themselves.
-        (Signal::Samples { .. }, _) if engine.info().facts.paced => 1,
-        (Signal::Samples { hop, rate }, 0) if seconds => (rate / hop.max(1) as u32).max(1),
-        (Signal::Samples { .. }, 1..) => interval,
-        _ => 1,
-    }
-}
-
 /// Steps by which the model's output lags.
 fn lag<F>(shared: &Shared<F>) -> usize {
     shared.base.engine().map_or(0, |e| e.info().facts.look_ahead)
@@ -422,10 +410,10 @@ fn lag<F>(shared: &Shared<F>) -> usize {
 
 /// Hands on what the model said, with the time that it is of.
 fn hear<T: Analyser>(imp: &T, heard: Heard<'_>, buffer: Option<&gst::BufferRef>, found: &mut Found) {
-    if T::OWN_TIME {
+    let Some(engine) = imp.shared().base.engine().filter(|_| !T::OWN_TIME) else {
         return imp.heard(heard, buffer, found);
-    }
-    let (lag, every) = (lag(imp.shared()), imp.every());
+    };
+    let (lag, every) = (engine.info().facts.look_ahead, every(engine.info(), imp.every()));
     let span = |(start, end)| (ClockTime::from_nseconds(start), ClockTime::from_nseconds(end));
     let mut pace = lock(&imp.shared().pace);
     let heard = match heard {

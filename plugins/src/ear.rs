@@ -268,7 +268,10 @@ impl Ear {
         base: &Base,
         heard: &mut dyn FnMut(Heard<'_>),
     ) -> Result<(), gst::FlowError> {
-        let lag = if self.listener.steps() == 0 { 0 } else { self.listener.look_ahead() };
+        let lag = self.listener.look_ahead();
+        if lag == 0 || self.listener.steps() == 0 {
+            return Ok(());
+        }
         self.listener.forget();
         self.samples.clear();
         self.samples.resize(self.listener.hop(), 0.0);
@@ -383,7 +386,8 @@ impl Ear {
         heard: &mut dyn FnMut(Heard<'_>),
     ) -> Result<(), gst::FlowError> {
         self.complete(obj, base, heard)?;
-        let kept = (!fresh).then(|| self.listener.snapshot(SnapshotHeader::default()));
+        let kept = !fresh && self.listener.look_ahead() > 0;
+        let kept = kept.then(|| self.listener.snapshot(SnapshotHeader::default()));
         self.look_ahead(obj, base, heard)?;
         // The silence that stood for what was to come is no part of the stream.
         if let Some(Err(error)) = kept.map(|kept| self.listener.restore(kept)) {

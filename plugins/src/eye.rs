@@ -398,10 +398,10 @@ impl Eye {
         let Some(rate) = self.trained().filter(|_| interval == 0) else { return self.waited >= interval };
         let step = ClockTime::from_nseconds((1e9 / rate).min(1e18) as u64);
         // The frame that is nearest to its time takes the turn.
-        let (pts, near) = (buffer.pts(), apart.unwrap_or_default() / 2);
+        let (pts, said, near) = (buffer.pts(), self.said_time(buffer), apart.unwrap_or_default() / 2);
         // A due time of another clock says nothing.
         let due = self.due.filter(|due| pts.is_none_or(|pts| *due <= pts.saturating_add(step)));
-        let turn = match (self.said_time(buffer), pts) {
+        let turn = match (said, pts) {
             // So many frames, but no fewer steps than the times want: caps may say more frames than come.
             (Some(frame), _) => {
                 let frames = (step.nseconds() as f64 / frame.nseconds() as f64).round().clamp(1.0, 1e6);
@@ -414,9 +414,7 @@ impl Eye {
         };
         if turn {
             let after = |pts: ClockTime| match due {
-                Some(due) if self.said_time(buffer).is_none() && pts < due.saturating_add(step) => {
-                    due.saturating_add(step)
-                }
+                Some(due) if said.is_none() && pts < due.saturating_add(step) => due.saturating_add(step),
                 _ => pts.saturating_add(step),
             };
             self.due = pts.map(after);

@@ -1,10 +1,31 @@
 //! From the steps of a model to what is told of them: of what time an output is, and every how many steps one is told.
 
 use serde::{Deserialize, Serialize};
+use ssm_models::{Info, Signal};
 use std::collections::VecDeque;
 
 /// Begin and end of a step, in ns.
 pub(crate) type Span = (u64, u64);
+
+/// What an `inference-interval` of 0 stands for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Zero {
+    /// Each step is told.
+    Each,
+    /// One a second.
+    Second,
+}
+
+/// Every how many steps of a model one is told.
+pub(crate) fn every(info: &Info, (interval, zero): (u32, Zero)) -> u32 {
+    match info.input {
+        // Its steps are that long by themselves.
+        Signal::Samples { .. } if info.facts.paced => 1,
+        Signal::Samples { hop, rate } if interval == 0 && zero == Zero::Second => (rate / hop.max(1) as u32).max(1),
+        Signal::Samples { .. } => interval.max(1),
+        _ => 1,
+    }
+}
 
 /// Steps on the way to what is told of them. A value: it goes into snapshots as text.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -22,15 +22,12 @@ const LOOK_AHEAD: usize = 3;
 /// A random composite of frames, trained at 25 steps a second, and its file.
 fn eye(folder: &Folder) -> String {
     let mut rng = Rng::new(11);
-    let mut f = composite::composite(&mut rng, "conv", "mamba");
-    let d = f.tensors["core.norm_f.weight"].0[0];
-    f.normal(&mut rng, "head.weight", &[3, d], 3.0);
-    f.normal(&mut rng, "head.bias", &[3], 0.1);
-    f.config["step_rate"] = json!(25.0);
-    f.config["input"] = json!({ "height": 9, "width": 16, "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2] });
-    f.config["head"] = json!({
+    let head = json!({
         "kind": "linear", "classes": ["cut", "dissolve", "fade"], "activation": "sigmoid", "look_ahead": LOOK_AHEAD
     });
+    let mut f = composite::scoring(&mut rng, "conv", 3.0, head);
+    f.config["step_rate"] = json!(25.0);
+    f.config["input"] = json!({ "height": 9, "width": 16, "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2] });
     write(folder, "eye", &f)
 }
 
@@ -170,12 +167,8 @@ fn steps_follow_times_where_caps_say_nothing_or_too_much() {
 fn tags_of_a_composite_come_at_the_interval_and_at_their_time() {
     let folder = Folder::new("elapsed-tags");
     let mut rng = Rng::new(3);
-    let mut f = composite::composite(&mut rng, "mel", "mamba");
-    let d = f.tensors["core.norm_f.weight"].0[0];
-    f.normal(&mut rng, "head.weight", &[2, d], 2.0);
-    f.normal(&mut rng, "head.bias", &[2], 0.1);
-    f.config["head"] =
-        json!({ "kind": "linear", "classes": ["a", "b"], "activation": "sigmoid", "look_ahead": LOOK_AHEAD });
+    let head = json!({ "kind": "linear", "classes": ["a", "b"], "activation": "sigmoid", "look_ahead": LOOK_AHEAD });
+    let f = composite::scoring(&mut rng, "mel", 2.0, head);
     let path = write(&folder, "ear", &f);
     let model = f.open(CpuLevel::best()).expect("it opens");
     let Signal::Samples { hop, rate } = model.info().input else { panic!("no samples") };

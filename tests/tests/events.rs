@@ -20,14 +20,11 @@ const FRAME: ClockTime = ClockTime::from_mseconds(40);
 /// A random composite whose scores move, and its file.
 fn model(folder: &Folder) -> (Fabricated, String) {
     let mut rng = Rng::new(11);
-    let mut f = composite::composite(&mut rng, "conv", "mamba");
-    let d = f.tensors["core.norm_f.weight"].0[0];
-    f.normal(&mut rng, "head.weight", &[3, d], 3.0);
-    f.normal(&mut rng, "head.bias", &[3], 0.1);
-    f.config["input"] = json!({ "height": 9, "width": 16, "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2] });
-    f.config["head"] = json!({
+    let head = json!({
         "kind": "linear", "classes": ["cut", "dissolve", "fade"], "activation": "sigmoid", "look_ahead": LOOK_AHEAD
     });
+    let mut f = composite::scoring(&mut rng, "conv", 3.0, head);
+    f.config["input"] = json!({ "height": 9, "width": 16, "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2] });
     let path = folder.file("events.safetensors");
     std::fs::write(&path, f.bytes()).expect("a temporary file");
     (f, path)

@@ -150,12 +150,9 @@ fn a_frame_waits_no_longer_than_it_may() {
     // A network that remembers, and tells of the frame that it sees.
     let folder = Folder::new("late-waits");
     let mut rng = Rng::new(11);
-    let mut f = composite::composite(&mut rng, "conv", "mamba");
-    let d = f.tensors["core.norm_f.weight"].0[0];
-    f.normal(&mut rng, "head.weight", &[4, d], 3.0);
-    f.normal(&mut rng, "head.bias", &[4], 0.1);
+    let head = json!({ "kind": "linear", "classes": ["a", "b", "c", "d"], "activation": "softmax" });
+    let mut f = composite::scoring(&mut rng, "conv", 3.0, head);
     f.config["input"] = json!({ "height": 90, "width": 160 });
-    f.config["head"] = json!({ "kind": "linear", "classes": ["a", "b", "c", "d"], "activation": "softmax" });
     let path = &*folder.file("waits.safetensors");
     std::fs::write(path, f.bytes()).expect("a temporary file");
     let properties = [("model", path), ("batch-size", "1"), ("top-k", "1000"), ("post-messages", "false")];

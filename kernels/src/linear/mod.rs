@@ -390,7 +390,11 @@ mod x86 {
     trait Product<S: Simd> {
         /// # Safety
         /// The features of the product.
-        unsafe fn add(x: S, w: S, sum: S) -> S;
+        #[inline(always)]
+        unsafe fn add(x: S, w: S, sum: S) -> S {
+            // SAFETY: the caller's promise.
+            unsafe { x.mul_add(w, sum) }
+        }
 
         /// The panel behind `rows` rows of panels.
         #[inline(always)]
@@ -433,93 +437,69 @@ mod x86 {
     /// Of fours of bytes, by AVX512-VNNI.
     struct Fours;
 
-    impl<S: Simd> Product<S> for Single {
+    impl<S: Simd> Product<S> for Single {}
+
+    /// Vectors that numbers of 16 bits are widened to.
+    trait Widen: Simd {
+        /// # Safety
+        /// F16C for 8 lanes; `p` is valid for the lanes.
+        unsafe fn f16(p: *const u16) -> Self;
+        /// # Safety
+        /// As of [`Simd`].
+        unsafe fn bf16(p: *const u16) -> Self;
+    }
+
+    impl Widen for __m256 {
         #[inline(always)]
-        unsafe fn add(x: S, w: S, sum: S) -> S {
-            // SAFETY: the caller has S's features.
-            unsafe { x.mul_add(w, sum) }
+        unsafe fn f16(p: *const u16) -> Self {
+            // SAFETY: trait contract.
+            unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) }
+        }
+
+        #[inline(always)]
+        unsafe fn bf16(p: *const u16) -> Self {
+            // SAFETY: trait contract.
+            unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast())))) }
         }
     }
 
-    impl Product<__m256> for Half {
+    impl Widen for __m512 {
         #[inline(always)]
-        fn panel(first: *const f32, rows: usize) -> *const f32 {
-            first.wrapping_add(rows * __m256::LANES)
+        unsafe fn f16(p: *const u16) -> Self {
+            // SAFETY: trait contract.
+            unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
         }
 
         #[inline(always)]
-        unsafe fn add(x: __m256, w: __m256, sum: __m256) -> __m256 {
-            // SAFETY: the caller has the features.
-            unsafe { x.mul_add(w, sum) }
-        }
-
-        #[inline(always)]
-        unsafe fn weights(panel: *const f32, at: usize) -> __m256 {
-            // SAFETY: the caller has F16C; the weights lie in a panel.
-            unsafe { _mm256_cvtph_ps(_mm_loadu_si128(panel.cast::<u16>().add(at).cast())) }
+        unsafe fn bf16(p: *const u16) -> Self {
+            // SAFETY: trait contract.
+            unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast())))) }
         }
     }
 
-    impl Product<__m512> for Half {
+    impl<S: Widen> Product<S> for Half {
         #[inline(always)]
         fn panel(first: *const f32, rows: usize) -> *const f32 {
-            first.wrapping_add(rows * __m512::LANES)
+            first.wrapping_add(rows * S::LANES)
         }
 
         #[inline(always)]
-        unsafe fn add(x: __m512, w: __m512, sum: __m512) -> __m512 {
-            // SAFETY: the caller has the features.
-            unsafe { x.mul_add(w, sum) }
-        }
-
-        #[inline(always)]
-        unsafe fn weights(panel: *const f32, at: usize) -> __m512 {
-            // SAFETY: the caller has AVX512F; the weights lie in a panel.
-            unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(panel.cast::<u16>().add(at).cast())) }
+        unsafe fn weights(panel: *const f32, at: usize) -> S {
+            // SAFETY: the caller has S's features and F16C; the weights lie in a panel.
+            unsafe { S::f16(panel.cast::<u16>().add(at)) }
         }
     }
 
-    impl Product<__m256> for Brain {
+    impl<S: Widen> Product<S> for Brain {
         #[inline(always)]
         fn panel(first: *const f32, rows: usize) -> *const f32 {
-            first.wrapping_add(rows * __m256::LANES)
+            first.wrapping_add(rows * S::LANES)
         }
 
         #[inline(always)]
-        unsafe fn add(x: __m256, w: __m256, sum: __m256) -> __m256 {
-            // SAFETY: the caller has the features.
-            unsafe { x.mul_add(w, sum) }
-        }
-
-        #[inline(always)]
-        unsafe fn weights(panel: *const f32, at: usize) -> __m256 {
-            // SAFETY: the caller has AVX2; the weights lie in a panel.
-            unsafe {
-                let half = _mm_loadu_si128(panel.cast::<u16>().add(at).cast());
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(half)))
-            }
-        }
-    }
-
-    impl Product<__m512> for Brain {
-        #[inline(always)]
-        fn panel(first: *const f32, rows: usize) -> *const f32 {
-            first.wrapping_add(rows * __m512::LANES)
-        }
-
-        #[inline(always)]
-        unsafe fn add(x: __m512, w: __m512, sum: __m512) -> __m512 {
-            // SAFETY: the caller has the features.
-            unsafe { x.mul_add(w, sum) }
-        }
-
-        #[inline(always)]
-        unsafe fn weights(panel: *const f32, at: usize) -> __m512 {
-            // SAFETY: the caller has AVX512F; the weights lie in a panel.
-            unsafe {
-                let half = _mm256_loadu_si256(panel.cast::<u16>().add(at).cast());
-                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)))
-            }
+        unsafe fn weights(panel: *const f32, at: usize) -> S {
+            // SAFETY: the caller has S's features; the weights lie in a panel.
+            unsafe { S::bf16(panel.cast::<u16>().add(at)) }
         }
     }
 

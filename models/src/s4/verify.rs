@@ -171,24 +171,17 @@ fn outputs(
     // Upstream's convolution, which is what stands under the plain name, cuts its kernel off there.
     let most = crate::config::field(Some(&g.config), "l_max").and_then(serde_json::Value::as_u64).filter(|n| *n > 0);
     let most = most.filter(|_| name == "__output__" && !one).map_or(usize::MAX, |n| n as usize);
-    let rows = y.iter().enumerate().map(|(b, y)| match (one, transposed) {
+    let rows = y.iter().map(|y| match (one, transposed) {
         (true, _) => y[y.len().saturating_sub(model.outputs)..].to_vec(),
-        (false, true) => {
-            let len = y.len() / model.outputs;
-            let mut rows = turn(y, len);
-            let theirs = want.get(b * y.len()..).unwrap_or_default();
-            let cut = rows.iter_mut().zip(theirs).enumerate().filter(|(i, _)| i % len.max(1) >= most);
-            cut.for_each(|(_, (v, w))| *v = *w);
-            rows
-        }
-        (false, false) => {
-            let (mut rows, theirs) = (y.clone(), want.get(b * y.len()..).unwrap_or_default());
-            let cut = rows.iter_mut().zip(theirs).skip(most.saturating_mul(model.outputs));
-            cut.for_each(|(v, w)| *v = *w);
-            rows
-        }
+        (false, true) => turn(y, y.len() / model.outputs),
+        (false, false) => y.clone(),
     });
-    g.check(name, &rows.flatten().collect::<Vec<_>>(), tol)
+    let mut rows: Vec<f32> = rows.flatten().collect();
+    let len = y.first().map_or(1, |y| (y.len() / model.outputs).max(1));
+    let step = |i: usize| if transposed { i % len } else { i / model.outputs % len };
+    let cut = rows.iter_mut().zip(&want).enumerate().filter(|(i, _)| step(*i) >= most);
+    cut.for_each(|(_, (v, w))| *v = *w);
+    g.check(name, &rows, tol)
 }
 
 /// Compares the states of every stream: one of each pair, or both (`…_dense`).

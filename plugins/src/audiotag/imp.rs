@@ -20,6 +20,7 @@ use crate::base::{lock, metadata, templates, unfit};
 use crate::classes::{ClassSettings, Ranking};
 use crate::ear::Heard;
 use crate::model::ModelSettings;
+use crate::pace::Zero;
 use crate::reload::{self, Modelled};
 use crate::results::Results;
 use crate::{ear, state};
@@ -74,8 +75,8 @@ impl Analyser for AudioTag {
         &self.shared
     }
 
-    fn every(&self) -> u32 {
-        analyser::every(&self.shared, lock(&self.settings).inference_interval, true)
+    fn every(&self) -> (u32, Zero) {
+        (lock(&self.settings).inference_interval, Zero::Second)
     }
 
     fn silence(&self) -> String {

@@ -18,6 +18,7 @@ use crate::analyser::{self, Analyser, Found, Shared};
 use crate::base::{lock, metadata, templates, unfit};
 use crate::ear::Heard;
 use crate::model::ModelSettings;
+use crate::pace::Zero;
 use crate::reload::{self, Holds, Modelled};
 use crate::results::Results;
 use crate::{ear, eye, state};
@@ -75,8 +76,8 @@ impl Analyser for Embed {
         lock(&self.settings).inference_interval.max(1)
     }
 
-    fn every(&self) -> u32 {
-        analyser::every(&self.shared, lock(&self.settings).inference_interval, false)
+    fn every(&self) -> (u32, Zero) {
+        (lock(&self.settings).inference_interval, Zero::Each)
     }
 
     fn heard(&self, heard: Heard<'_>, buffer: Option<&gst::BufferRef>, found: &mut Found) {

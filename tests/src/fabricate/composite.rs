@@ -79,6 +79,16 @@ pub fn composite(rng: &mut Rng, encoder: &str, core: &str) -> Fabricated {
     f
 }
 
+/// A random composite with a Mamba and this head, whose scores of the classes that it names move by about `scale`.
+pub fn scoring(rng: &mut Rng, encoder: &str, scale: f32, head: Value) -> Fabricated {
+    let mut f = composite(rng, encoder, "mamba");
+    let (d, classes) = (f.tensors["core.norm_f.weight"].0[0], head["classes"].as_array().map_or(0, Vec::len));
+    f.normal(rng, "head.weight", &[classes, d], scale);
+    f.normal(rng, "head.bias", &[classes], 0.1);
+    f.config["head"] = head;
+    f
+}
+
 /// A core of the kind asked for, of width `d` where that is given, which a Block-State Transformer chooses itself; returns
 /// its width.
 pub fn core_of(f: &mut Fabricated, rng: &mut Rng, core: &str, d: Option<usize>) -> usize {
