@@ -194,7 +194,13 @@ fn where_no_state_can_be_written_the_last_samples_come_out() {
 fn planes_that_a_meta_puts_outside_of_the_buffer_are_refused() {
     let folder = Folder::new("edges-planes");
     let model = folder.model("vim", 2).1;
-    let element = make("ssmclassify", &[("model", &*model)]);
+    // One that reads, one that writes.
+    planes("ssmclassify", &[("model", &*model)]);
+    planes("ssmoverlay", &[]);
+}
+
+fn planes(factory: &str, properties: &[(&str, &str)]) {
+    let element = make(factory, properties);
     let bus = gst::Bus::new();
     element.set_bus(Some(&bus));
     let mut h = Harness::with_element(&element, Some("sink"), Some("src"));
@@ -209,9 +215,9 @@ fn planes_that_a_meta_puts_outside_of_the_buffer_are_refused() {
     };
     frame(0, 96).expect("it fits");
     for (offset, stride) in [(1 << 20, 96), (1, 96), (0, 4096)] {
-        assert_eq!(frame(offset, stride), Err(gst::FlowError::Error), "{offset} {stride}");
+        assert_eq!(frame(offset, stride), Err(gst::FlowError::Error), "{factory}: {offset} {stride}");
         let text = complaint(&bus, gst::MessageType::Error);
-        assert!(text.contains("plane 0") && text.contains("1728 bytes"), "{text}");
+        assert!(text.contains("plane 0") && text.contains("1728 bytes"), "{factory}: {text}");
     }
 }
 

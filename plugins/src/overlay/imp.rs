@@ -172,13 +172,14 @@ impl BaseTransformImpl for Overlay {
         if let Ok(meta) = gst::meta::CustomMeta::from_buffer(buffer, META_NAME) {
             panel.note(meta.structure(), *now);
         }
-        let (at, size) = (buffer.pts(), buffer.size());
-        let mut frame = VideoFrameRef::from_buffer_ref_writable(buffer, info).map_err(|_| {
-            gst::element_imp_error!(
-                self,
-                gst::StreamError::Format,
-                ("frame at {}: expected {} bytes, got {size}", at.display(), info.size())
-            );
+        let (at, size, within) = (buffer.pts().display(), buffer.size(), eye::planes_within(buffer, info));
+        let within = within.map_err(|what| format!("frame at {at}: {what}"));
+        let frame = within.and_then(|()| {
+            let wrong = |_| format!("frame at {at}: expected {} bytes, got {size}", info.size());
+            VideoFrameRef::from_buffer_ref_writable(buffer, info).map_err(wrong)
+        });
+        let mut frame = frame.map_err(|text| {
+            gst::element_imp_error!(self, gst::StreamError::Format, ("{text}"));
             gst::FlowError::Error
         })?;
         panel.draw(&mut Canvas::new(brush, &mut frame), brush, &show, *now);
