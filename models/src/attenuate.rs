@@ -325,6 +325,17 @@ impl Attenuate {
         let hop = factors.iter().try_fold(1usize, |a, r| a.checked_mul(*r).filter(|h| *h <= MAX_HOP));
         let hop = hop.ok_or_else(|| bad("down_ssms", format!("{MAX_HOP} samples a block"), format!("{factors:?}")))?;
 
+        for (name, tensors) in [("channels", &channels[1..]), ("resample_factors", &factors[..])] {
+            let said = options.config.as_ref().and_then(|c| c.get(name)).filter(|v| !v.is_null());
+            if let Some(said) = said.filter(|said| **said != serde_json::json!(tensors)) {
+                return Err(bad(
+                    name,
+                    format!("{said}, as the configuration says"),
+                    format!("{tensors:?} in the tensors"),
+                ));
+            }
+        }
+
         let (mut down, mut up) = (vec![], vec![]);
         // Behind a block that lags the frames of a call are no whole number of the next level's.
         let mut lags = false;

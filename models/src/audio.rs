@@ -41,7 +41,7 @@ impl AudioStream {
         let (Signal::Samples { hop, rate }, Signal::Samples { .. }) = (info.input, info.output) else {
             return Err(Error::Input {
                 expected: "a model that turns samples into samples".into(),
-                got: format!("{} ({:?} to {:?})", info.family, info.input, info.output),
+                got: format!("{} (from {} to {})", info.family, info.input, info.output),
             });
         };
         if channels == 0 {

@@ -132,7 +132,10 @@ impl CleanUMamba {
             layers.push(Layer { norm: norm(&w, "norm")?, mixer });
         }
         let network = options.config.as_ref().map(|c| c.get("network_config").unwrap_or(c));
-        Fields::new(network, file.path.display().to_string()).agree(&["tsfm_n_layers"], layers.len())?;
+        let said = Fields::new(network, file.path.display().to_string());
+        // The stride is not to be seen in the tensors, and the published networks have one.
+        let sizes = [("tsfm_n_layers", layers.len()), ("encoder_n_layers", levels), ("kernel_size", 4), ("stride", 2)];
+        sizes.into_iter().try_for_each(|(name, size)| said.agree(&[name], size))?;
         let norm_f = norm(&w, "norm_f")?;
         let conv2 = w.take("tsfm_conv2.weight", &[channels, d, 1])?;
         let conv2_bias = w.take("tsfm_conv2.bias", &[channels])?;

@@ -62,10 +62,15 @@ impl<'a> Fields<'a> {
         &self.file
     }
 
+    /// Those of `names` that are there and not null, part by part.
+    pub(crate) fn all<'n>(&self, names: &'n [&str]) -> impl Iterator<Item = (&'n str, &'a Value)> {
+        let all = self.parts.iter().flat_map(move |p| names.iter().map(move |n| (*n, p.get(n))));
+        all.filter_map(|(n, v)| v.filter(|v| !v.is_null()).map(|v| (n, v)))
+    }
+
     /// The first of `names` that is there and not null.
     pub(crate) fn get(&self, names: &[&str]) -> Option<(String, &'a Value)> {
-        let mut all = self.parts.iter().flat_map(|p| names.iter().map(move |n| (n, p.get(n))));
-        all.find_map(|(n, v)| v.filter(|v| !v.is_null()).map(|v| ((*n).to_owned(), v)))
+        self.all(names).next().map(|(n, v)| (n.to_owned(), v))
     }
 
     /// The error of a field.
@@ -95,6 +100,14 @@ impl<'a> Fields<'a> {
         self.read(names, "a number", number)
     }
 
+    /// What a norm adds to the variance: from 0 to below 1.
+    pub(crate) fn eps(&self, names: &[&str], default: f32) -> Result<f32, Error> {
+        match self.number(names)? {
+            Some(eps) if !(0.0..1.0).contains(&eps) => Err(self.bad(names[0], "0 to 1", eps)),
+            eps => Ok(eps.unwrap_or(default)),
+        }
+    }
+
     /// Two numbers.
     pub(crate) fn pair(&self, names: &[&str]) -> Result<Option<(f32, f32)>, Error> {
         self.read(names, "two numbers", |v| match v.as_array().map(Vec::as_slice) {
@@ -113,16 +126,21 @@ impl<'a> Fields<'a> {
         self.read(names, "a word", |v| v.as_str().map(str::to_owned))
     }
 
-    /// Refuses a file whose configuration says another size than its tensors.
+    /// Refuses a file whose configuration says another size than its tensors, under any of `names`.
     pub(crate) fn agree(&self, names: &[&str], tensors: usize) -> Result<(), Error> {
-        match self.size(names)? {
-            Some(said) if said != tensors => Err(self.bad(
-                names[0],
-                format!("{said}, as the configuration says"),
-                format!("{tensors} in the tensors"),
-            )),
-            _ => Ok(()),
+        for (name, v) in self.all(names) {
+            match v.as_u64() {
+                Some(said) if said == tensors as u64 => {}
+                // Upstream chooses by itself.
+                None if v == "auto" => {}
+                Some(said) => {
+                    let said = format!("{said}, as the configuration says");
+                    return Err(self.bad(name, said, format!("{tensors} in the tensors")));
+                }
+                None => return Err(self.bad(name, "a whole number", v)),
+            }
         }
+        Ok(())
     }
 }
 
@@ -253,6 +271,11 @@ impl<'a> Section<'a> {
     }
 }
 
+/// The arguments of upstream's constructor: under `model`, or by themselves.
+pub(crate) fn arguments(config: &Value) -> &Value {
+    config.get("model").filter(|m| m.is_object()).unwrap_or(config)
+}
+
 /// A field of a configuration: at its top, in its `model`, `layer` or `kernel` part, or in the `layer` of its `model`.
 pub(crate) fn field<'a>(config: Option<&'a Value>, name: &str) -> Option<&'a Value> {
     present(config, name).filter(|v| !v.is_null())
@@ -319,6 +342,8 @@ mod tests {
         assert_eq!(fields.size(&["n"]).unwrap(), Some(3));
         assert_eq!(fields.size(&["absent"]).unwrap(), None);
         assert!(fields.agree(&["hidden_size", "d_model"], 8).is_ok() && fields.agree(&["d_model"], 9).is_err());
+        let error = fields.agree(&["hidden_size", "d_model"], 9).unwrap_err().to_string();
+        assert!(error.contains("d_model") && !error.contains("hidden_size"), "{error}");
         assert!(fields.flag(&["d_model"]).is_err());
     }
 }

@@ -33,12 +33,7 @@ pub enum Device {
 impl std::str::FromStr for Device {
     type Err = Error;
     fn from_str(word: &str) -> Result<Self, Error> {
-        let bad = || Error::Config {
-            file: "device".into(),
-            field: "device".into(),
-            expected: "auto, cpu, cuda or cuda:N".into(),
-            got: format!("{word:?}"),
-        };
+        let bad = || Error::Device { asked: format!("{word:?}"), reason: "expected auto, cpu, cuda or cuda:N".into() };
         match word {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),

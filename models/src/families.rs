@@ -211,7 +211,7 @@ pub fn open_checkpoint(file: &Checkpoint, options: &Options) -> Result<Arc<dyn M
         file: file.path.display().to_string(),
         field: "output".into(),
         expected: expected.into(),
-        got: format!("{} ({:?} to {:?})", info.family, info.input, info.output),
+        got: format!("{} (from {} to {})", info.family, info.input, info.output),
     })
 }
 
@@ -249,24 +249,33 @@ fn overlay(base: &mut Value, over: Value) {
 /// The configuration that belongs to a file: its `config` metadata, overlaid by `config.json` in the same folder. What was
 /// read from memory lies in no folder.
 fn config(file: &Checkpoint) -> Result<Option<Value>, Error> {
-    let parse = |name: String, text: &str| {
-        crate::config::parse(text).map_err(|e| Error::Config {
-            file: name,
-            field: "config".into(),
-            expected: "JSON".into(),
-            got: e.to_string(),
-        })
+    let bad = |file: String, expected: &str, got: String| Error::Config {
+        file,
+        field: "config".into(),
+        expected: expected.into(),
+        got,
+    };
+    let parse = |name: String, text: &str| match crate::config::parse(text) {
+        Ok(config @ (Value::Object(_) | Value::Null)) => Ok(config),
+        Ok(other) => Err(bad(name, "an object", other.to_string().chars().take(80).collect())),
+        Err(error) => Err(bad(name, "JSON", error.to_string())),
     };
     let mut config = match file.metadata.get("config") {
-        Some(text) => Some(parse(format!("{}: metadata", file.path.display()), text)?),
+        Some(text) => Some(parse(format!("{}: metadata", file.path.display()), text)?).filter(Value::is_object),
         None => None,
     };
     let beside = file.path.with_file_name("config.json");
-    if file.path.is_file()
-        && let Ok(text) = std::fs::read_to_string(&beside)
-        && let over @ Value::Object(_) = parse(beside.display().to_string(), &text)?
-    {
-        overlay(config.get_or_insert(Value::Null), over);
+    if file.path.is_file() {
+        match std::fs::read_to_string(&beside) {
+            Ok(text) => {
+                let over = parse(beside.display().to_string(), &text)?;
+                if over.is_object() {
+                    overlay(config.get_or_insert(Value::Null), over);
+                }
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(bad(beside.display().to_string(), "a file that can be read", error.to_string())),
+        }
     }
     Ok(config)
 }

@@ -110,7 +110,7 @@ impl MambaLm {
         let level = options.level;
         let fields = Fields::new(options.config.as_ref(), file.path.display().to_string());
         check_config(&fields)?;
-        let eps = fields.number(&["layer_norm_epsilon", "norm_epsilon"])?.unwrap_or(1e-5);
+        let eps = fields.eps(&["layer_norm_epsilon", "norm_epsilon"], 1e-5)?;
         let tie = fields.flag(&["tie_embeddings", "tie_word_embeddings"])?;
         let top = Reader::new(file);
         let w = top.at(prefix);
@@ -143,6 +143,7 @@ impl MambaLm {
         let norm_f = load_norm(&w, "norm_f", d, eps)?;
         fields.agree(&["n_layer", "num_hidden_layers"], layers)?;
         fields.agree(&["d_model", "hidden_size"], d)?;
+        stack.mixers().try_for_each(|(mixer, _)| mixer.agree(&fields))?;
         w.finish()?;
 
         let first = stack.mixers().next().map(|m| &m.0);
@@ -271,6 +272,7 @@ impl Single {
         let d = w.shape("out_proj.weight").and_then(|s| s.first()).copied().unwrap_or(0).max(1);
         let mixer = AnyMixer::load(&w, options.level, d, &fields)?;
         fields.agree(&["d_model", "hidden_size"], d)?;
+        mixer.agree(&fields)?;
         w.finish()?;
         let mut layout = StateLayout::new();
         let state = mixer.state(&mut layout, "mixer");

@@ -6,6 +6,8 @@ mod card;
 pub(crate) use card::MixerNet;
 
 use crate::checkpoint::{CheckpointError, Reader};
+use crate::config::Fields;
+use crate::error::Error;
 use crate::model::{Row, carve, line};
 use crate::state::StateLayout;
 use ssm_kernels::causal_conv1d::{Conv, Time, causal_conv1d};
@@ -171,10 +173,11 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn read(w: &Reader<'_>) -> Self {
+    fn read(w: &Reader<'_>) -> Result<Self, CheckpointError> {
+        w.require(&["A_log", "dt_proj.weight", "conv1d.weight"])?;
         // At least 1: an empty tensor is of the wrong shape then.
         let dim = |name: &str, i: usize| w.shape(name).and_then(|s| s.get(i)).copied().unwrap_or(0).max(1);
-        Self { e: dim("A_log", 0), n: dim("A_log", 1), r: dim("dt_proj.weight", 1), k: dim("conv1d.weight", 2) }
+        Ok(Self { e: dim("A_log", 0), n: dim("A_log", 1), r: dim("dt_proj.weight", 1), k: dim("conv1d.weight", 2) })
     }
 }
 
@@ -188,7 +191,7 @@ impl Mixer {
     /// Reads a mixer that may scan in both directions. `divide`: whether two with weights of their own are averaged
     /// (`if_divide_out`) instead of added. A layer scale (`gamma`) is folded into `out_proj`.
     pub(crate) fn load_both(w: &Reader<'_>, level: CpuLevel, d: usize, divide: bool) -> Result<Self, CheckpointError> {
-        let sizes = Sizes::read(w);
+        let sizes = Sizes::read(w)?;
         let scale = w.take_optional("gamma", &[d])?.unwrap_or_else(|| vec![1.0; d]);
         let (backward, share) = if w.has("D_b") {
             let own = Backward::Own(Box::new(Branch::load(w, level, "_b", sizes)?));
@@ -212,7 +215,7 @@ impl Mixer {
         scale: &[f32],
         share: f32,
     ) -> Result<Self, CheckpointError> {
-        let sizes @ Sizes { e, n, r, .. } = Sizes::read(w);
+        let sizes @ Sizes { e, n, r, .. } = Sizes::read(w)?;
         let in_proj = w.take("in_proj.weight", &[2 * e, d])?;
         let in_bias = w.take_optional("in_proj.bias", &[2 * e])?;
         let mut out_proj = w.take("out_proj.weight", &[d, e])?;
@@ -267,6 +270,21 @@ impl Mixer {
     /// States N per channel.
     pub(crate) fn d_state(&self) -> usize {
         self.n
+    }
+
+    /// Refuses a configuration that says other sizes than the tensors have. What it does not say stands in the tensors.
+    pub(crate) fn agree(&self, fields: &Fields<'_>) -> Result<(), Error> {
+        fields.agree(&["state_size", "d_state"], self.n)?;
+        fields.agree(&["conv_kernel", "d_conv"], self.forward.conv1d.width())?;
+        let d = self.in_proj.k();
+        for (name, expand) in fields.all(&["expand"]) {
+            if expand.as_f64().is_none_or(|by| (by * d as f64) as usize != self.e) {
+                let said = format!("{expand}, as the configuration says");
+                return Err(fields.bad(name, said, format!("tensors from {d} to {} columns", self.e)));
+            }
+        }
+        fields.agree(&["intermediate_size"], self.e)?;
+        fields.agree(&["time_step_rank", "dt_rank"], self.r)
     }
 
     /// Whether the sequence is scanned a second time, last row first.

@@ -39,7 +39,7 @@ impl Config {
             head_dim: fields.size(&["head_dim", "headdim"])?,
             dt_limit: fields.pair(&["time_step_limit", "dt_limit"])?.unwrap_or((0.0, f32::INFINITY)),
             norm_before_gate: fields.flag(&["norm_before_gate"])?.unwrap_or(false),
-            eps: fields.number(&["layer_norm_epsilon"])?.unwrap_or(1e-5),
+            eps: fields.eps(&["layer_norm_epsilon"], 1e-5)?,
         })
     }
 }
@@ -76,11 +76,7 @@ impl Mixer2 {
         config: &Config,
         fields: &Fields<'_>,
     ) -> Result<Self, Error> {
-        for name in ["in_proj.weight", "conv1d.weight", "A_log", "out_proj.weight"] {
-            if !w.has(name) {
-                w.take(name, &[])?;
-            }
-        }
+        w.require(&["in_proj.weight", "conv1d.weight", "A_log", "out_proj.weight"])?;
         let dim = |name: &str, i: usize| w.shape(name).and_then(|s| s.get(i)).copied().unwrap_or(0).max(1);
         let (heads, channels, k) = (dim("A_log", 0), dim("conv1d.weight", 0), dim("conv1d.weight", 2));
         let (rows, d_inner) = (dim("in_proj.weight", 0), dim("out_proj.weight", 1));
@@ -150,6 +146,12 @@ impl Mixer2 {
             groups,
             d_mlp,
         })
+    }
+
+    /// Refuses a configuration that says other sizes than the tensors have, beyond what [`Mixer2::load`] has looked at.
+    pub(crate) fn agree(&self, fields: &Fields<'_>) -> Result<(), Error> {
+        fields.agree(&["conv_kernel", "d_conv"], self.conv1d.width())?;
+        fields.agree(&["num_heads", "nheads"], self.a.len())
     }
 
     /// Rounds the weights of both projections to a precision.

@@ -55,6 +55,15 @@ impl AnyMixer {
         }
     }
 
+    /// Refuses a configuration that says other sizes than the tensors of a Mamba or Mamba-2 mixer have.
+    pub(crate) fn agree(&self, fields: &Fields<'_>) -> Result<(), Error> {
+        match self {
+            Self::Mamba(m) => m.agree(fields),
+            Self::Mamba2(m) => m.agree(fields),
+            Self::S4(_) | Self::S4d(_) => Ok(()),
+        }
+    }
+
     /// Its kind in the words of our configurations.
     pub(crate) fn kind(&self) -> &'static str {
         match self {

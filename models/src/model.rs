@@ -51,6 +51,19 @@ pub enum Signal {
     },
 }
 
+impl std::fmt::Display for Signal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match *self {
+            Signal::Image { channels, height, width } => write!(f, "frames of {width}x{height} in {channels} channels"),
+            Signal::Samples { hop, rate } => write!(f, "blocks of {hop} samples at {rate} Hz"),
+            Signal::Clip { frames, bins } => write!(f, "clips of {frames} frames of {bins} bins"),
+            Signal::Vector { dim } => write!(f, "vectors of {dim}"),
+            Signal::Token { vocab } => write!(f, "tokens of {vocab}"),
+            Signal::Logits { classes } => write!(f, "scores of {classes} classes"),
+        }
+    }
+}
+
 impl Signal {
     /// Values of one step.
     pub fn len(&self) -> usize {

@@ -144,7 +144,7 @@ impl MoeMamba {
             return Err(fields.bad(EMBEDDING, "a shape [vocab, d_model]", format!("{:?}", w.shape(EMBEDDING))));
         };
         let (vocab, d) = (vocab.max(1), d.max(1));
-        let eps = fields.number(&["norm_eps"])?.unwrap_or(1e-5);
+        let eps = fields.eps(&["norm_eps"], 1e-5)?;
         let routing = Routing::read(&fields)?;
         let (said, mut order) = Self::order(&fields)?;
 
@@ -189,6 +189,11 @@ impl MoeMamba {
         let head = w.take("head.weight", &[vocab, d])?;
         fields.agree(&["n_blocks"], blocks)?;
         fields.agree(&["d_model", "dmodel"], d)?;
+        if let Some(experts) = stack.experts() {
+            fields.agree(&["n_experts"], experts.experts())?;
+            fields.agree(&["expert_size"], experts.width())?;
+        }
+        stack.mixers().try_for_each(|(mixer, _)| mixer.agree(&fields))?;
         w.finish()?;
 
         let (experts, mixer) = (stack.experts(), stack.mixers().next());

@@ -388,6 +388,7 @@ impl S4 {
         {
             return Err(bad(&path, &format!("{}.weight", place(i).1), "a tensor, as of every layer", "none"));
         }
+        Fields::new(config, path.clone()).agree(&["d_model"], d_model)?;
         let residual = matches!(form, Form::Classifier | Form::Stack(_));
         let fits = |l: &Layer| l.block.d_input() == d_model && l.block.d_output() == d_model;
         if residual && !layers.iter().all(fits) {
@@ -422,6 +423,13 @@ impl S4 {
             decoder = Some(Linear::pack(level, &weight, classes, d_model, bias.as_deref()));
         }
         all.finish()?;
+        if form == Form::Classifier {
+            let fields = Fields::new(config, path.clone());
+            if let Encoder::Linear(encoder) = &encoder {
+                fields.agree(&["d_input"], encoder.k())?;
+            }
+            decoder.as_ref().map_or(Ok(()), |decoder| fields.agree(&["d_output"], decoder.n()))?;
+        }
         let pool = match field(config, "pool").and_then(Value::as_str) {
             None if form == Form::Classifier => true,
             None | Some("none") => false,

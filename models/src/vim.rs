@@ -13,7 +13,7 @@ pub(crate) use card::VimNet;
 
 use crate::card::{Network, Weights};
 use crate::checkpoint::{Checkpoint, Reader};
-use crate::config::Fields;
+use crate::config::{Fields, arguments};
 use crate::error::Error;
 use crate::families::{Family, Options, Output, PosRule, lowered};
 use crate::golden::Golden;
@@ -62,9 +62,7 @@ struct Config {
 impl Config {
     fn read(file: &Checkpoint, options: &Options) -> Result<Self, Error> {
         let config = options.config.as_ref();
-        // Upstream's constructor arguments stand under `model`, or by themselves.
-        let model = config.map(|c| c.get("model").filter(|m| m.is_object()).unwrap_or(c));
-        let fields = Fields::new(model, file.path.display().to_string());
+        let fields = Fields::new(config.map(arguments), file.path.display().to_string());
         let bad = |field: &str, expected: String, got: String| fields.bad(field, expected, got);
         let flag = |name: &str, default: bool| Ok::<_, Error>(fields.flag(&[name])?.unwrap_or(default));
         // Options of upstream's constructor that no published model uses and that would change the function.
@@ -153,7 +151,19 @@ impl Config {
                 format!("{}x{}", image.0, image.1),
             ));
         }
-        let depth = (0..).take_while(|i| file.shape(&format!("layers.{i}.mixer.A_log")).is_some()).count();
+        let depth = file.numbered("layers.");
+        let num_classes = file.shape("head.weight").and_then(|s| s.first()).copied();
+        for (name, tensors) in
+            [("embed_dim", embed_dim), ("channels", channels), ("patch_size", patch_size), ("depth", depth)]
+        {
+            fields.agree(&[name], tensors)?;
+        }
+        if let Some(n) = file.shape("layers.0.mixer.A_log").and_then(|s| s.get(1)) {
+            fields.agree(&["d_state"], *n)?;
+        }
+        if let Some(n) = num_classes {
+            fields.agree(&["num_classes"], n)?;
+        }
         Ok(Self {
             embed_dim,
             depth,
@@ -165,8 +175,8 @@ impl Config {
             class,
             pool: Pool::read(&fields, class)?,
             if_divide_out: flag("if_divide_out", true)?,
-            norm_epsilon: fields.number(&["norm_epsilon"])?.unwrap_or(1e-5),
-            num_classes: file.shape("head.weight").and_then(|s| s.first()).copied().unwrap_or(0),
+            norm_epsilon: fields.eps(&["norm_epsilon"], 1e-5)?,
+            num_classes: num_classes.unwrap_or(0),
         })
     }
 

@@ -10,6 +10,7 @@
 
 use crate::card::{Network, Weights};
 use crate::checkpoint::{Checkpoint, Reader};
+use crate::config::arguments;
 use crate::error::Error;
 use crate::families::{Family, Options, Output, lowered};
 use crate::model::{Facts, Info, Model, Row, Scratch, Signal, carve, line};
@@ -153,7 +154,7 @@ pub(crate) struct VMamba {
 impl VMamba {
     pub(crate) fn load(file: &Checkpoint, options: &Options) -> Result<Self, Error> {
         let config = Config::read(file, options)?;
-        let f = Fields { file, model: options.config.as_ref().and_then(|c| c.get("model")) };
+        let f = Fields { file, model: options.config.as_ref().map(arguments) };
         let (w, level) = (Reader::new(file), options.level);
         let patch_embed = PatchEmbed::load(&w, level, &config, &f)?;
         let (mut size, mut dim) = (patch_embed.out_size(config.image), patch_embed.proj.conv.out_channels());
@@ -175,11 +176,14 @@ impl VMamba {
             None
         };
 
+        f.agree_size("in_chans", config.in_chans)?;
+
         let mode = config.forward_type.mode;
         let forward_orders = (0..ORDERS).filter(|k| mode.is_forward(*k)).count();
         let mut layout = StateLayout::new();
         let mut stages: Vec<Stage> = Vec::with_capacity(config.depths.len());
         for (i, depth) in config.depths.iter().enumerate() {
+            f.agree_dim(i, dim)?;
             let layer = w.at(&format!("layers.{i}."));
             let mut blocks = Vec::with_capacity(*depth);
             for j in 0..*depth {
@@ -187,6 +191,9 @@ impl VMamba {
                 let op = block.at(&format!("{}.", name_of(&block, "op", "self_attention", ".A_logs")));
                 let mut op = Ss2d::load(&op, level, &config, dim, &f)?;
                 op.lower(options.precision);
+                f.agree_size("ssm_d_state", op.d_state)?;
+                f.agree_size("ssm_dt_rank", op.dt_rank)?;
+                f.agree_ratio(dim, op.d_inner)?;
                 let mut mlp = if config.mlp { Some(Mlp::load(&block, level, &config, dim)?) } else { None };
                 mlp.iter_mut().for_each(|mlp| mlp.lower(options.precision));
                 let shape = [forward_orders, op.d_state, op.d_inner];
@@ -224,7 +231,11 @@ impl VMamba {
         let classifier = if !has_head && stages.iter().any(|s| s.outnorm.is_some()) {
             None
         } else {
-            let classes = w.shape(&format!("{head}.weight")).and_then(|s| s.first()).copied().unwrap_or(1);
+            let classes = w.shape(&format!("{head}.weight")).and_then(|s| s.first()).copied();
+            if let Some(classes) = classes {
+                f.agree_size("num_classes", classes)?;
+            }
+            let classes = classes.unwrap_or(1);
             let head = if options.output == Output::Features {
                 // Of no use then, and a trunk may come without.
                 w.take_optional(&format!("{head}.weight"), &[classes, dim])?;

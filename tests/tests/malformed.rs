@@ -86,3 +86,99 @@ fn misshapen_data_are_no_panic() {
     assert!(tried > 200, "only {tried} files");
     assert!(panics.is_empty(), "{} of {tried}:\n{}", panics.len(), panics.join("\n"));
 }
+
+/// A golden file with `field` of its configuration, or of the part that has it, set to `value`.
+fn configured(name: &str, field: &str, value: &serde_json::Value) -> PathBuf {
+    let bytes = std::fs::read(ssm_tests::golden().join(name)).expect("a readable file");
+    let file = SafeTensors::deserialize(&bytes).expect("a golden file");
+    let (_, head) = SafeTensors::read_metadata(&bytes).expect("a golden file");
+    let mut metadata = head.metadata().clone().expect("metadata");
+    let mut config: serde_json::Value = serde_json::from_str(&metadata["config"]).expect("a configuration");
+    let parts = ["/ssm_cfg", "/hf_config", "/network_config", "/model", ""];
+    let at = parts.iter().find(|at| config.pointer(at).is_some_and(|part| part.get(field).is_some()));
+    let part = config.pointer_mut(at.unwrap_or(&"")).and_then(serde_json::Value::as_object_mut).expect("an object");
+    part.insert(field.to_owned(), value.clone());
+    metadata.insert("config".into(), config.to_string());
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{field}_{name}"));
+    safetensors::serialize_to_file(file.iter(), Some(metadata), &path).expect("room to write");
+    path
+}
+
+#[test]
+fn a_configuration_that_contradicts_the_tensors_is_refused() {
+    for (name, fields) in [
+        ("vim_tiny_cfg_a", &["depth", "embed_dim", "channels", "patch_size", "d_state", "num_classes"][..]),
+        ("vmamba_v05_cfg_a", &["dims", "in_chans", "ssm_d_state", "ssm_dt_rank", "ssm_ratio", "num_classes"]),
+        ("mamba_lm_tiny_mamba_ssm", &["n_layer", "d_model", "d_state", "d_conv", "expand", "dt_rank"]),
+        (
+            "mamba_lm_tiny_hf",
+            &["num_hidden_layers", "hidden_size", "state_size", "conv_kernel", "expand", "time_step_rank"],
+        ),
+        ("mamba_lm_tiny_hf", &["intermediate_size"]),
+        ("mamba_block_tiny", &["d_model", "d_state", "d_conv", "expand"]),
+        ("mamba2_lm_tiny_hf", &["num_hidden_layers", "state_size", "head_dim", "conv_kernel", "num_heads"]),
+        ("aum_fobi_tiny", &["depth", "embed_dim", "d_state", "num_classes"]),
+        (
+            "moe_mamba_tiny",
+            &["n_blocks", "d_model", "n_experts", "expert_size", "d_state", "d_conv", "dt_rank", "expand"],
+        ),
+        ("bst_sh_tiny", &["n_layers", "d_model", "n_heads", "head_dim", "mlp_dim"]),
+        ("s4d_classifier_tiny", &["n_layers", "d_model", "d_input", "d_output"]),
+        ("cleanumamba_tiny", &["tsfm_n_layers", "encoder_n_layers", "kernel_size", "stride"]),
+        ("attenuate_tiny", &["channels", "resample_factors"]),
+    ] {
+        for field in fields {
+            let path = configured(&format!("{name}.safetensors"), field, &serde_json::json!(37));
+            let error = ssm_models::open(&path.display().to_string(), &ssm_models::Options::default()).err();
+            let error = error.map_or_else(|| panic!("{name} with {field} 37 is taken"), |e| e.to_string());
+            assert!(error.contains(field) && error.contains("37"), "{name}, {field}: {error}");
+        }
+    }
+    // A width doubles from stage to stage where one number stands for all, or is listed.
+    for dims in [serde_json::json!(12), serde_json::json!([12, 24, 48, 96])] {
+        let path = configured("vmamba_v05_cfg_a.safetensors", "dims", &dims);
+        assert!(ssm_models::open(&path.display().to_string(), &ssm_models::Options::default()).is_ok(), "{dims}");
+    }
+}
+
+#[test]
+fn whole_numbers_are_no_weights_and_what_sizes_are_read_off_is_missed_by_name() {
+    let changed = |name: &str, tensor: &str, ints: bool| {
+        let bytes = std::fs::read(ssm_tests::golden().join(name)).expect("a readable file");
+        let file = SafeTensors::deserialize(&bytes).expect("a golden file");
+        let (_, head) = SafeTensors::read_metadata(&bytes).expect("a golden file");
+        let views = file.iter().filter(|(n, _)| ints || *n != tensor).map(|(n, t)| {
+            let dtype = if n == tensor { Dtype::I32 } else { t.dtype() };
+            (n.to_owned(), TensorView::new(dtype, t.shape().to_vec(), t.data()).expect("bytes that fit"))
+        });
+        let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{tensor}_{ints}_{name}"));
+        safetensors::serialize_to_file(views, head.metadata().clone(), &path).expect("room to write");
+        let opened = ssm_models::open(&path.display().to_string(), &ssm_models::Options::default());
+        opened.err().map_or_else(|| panic!("{name} is taken: {tensor}"), |e| e.to_string())
+    };
+    for (name, tensor) in [
+        ("vim_tiny_cfg_a", "layers.1.mixer.A_log"),
+        ("vim_tiny_cfg_a", "layers.1.mixer.dt_proj.weight"),
+        ("vim_tiny_cfg_a", "layers.1.mixer.conv1d_b.weight"),
+        ("vmamba_v05_cfg_a", "layers.0.blocks.0.op.Ds"),
+        ("mamba_lm_tiny_hf", "backbone.layers.1.mixer.dt_proj.weight"),
+        ("mamba2_lm_tiny_hf", "backbone.layers.1.mixer.A_log"),
+        ("aum_fobi_tiny", "layers.1.mixer.dt_proj.weight"),
+        ("band_mask_tiny", "blocks.0.full.mixer.A_log"),
+        ("s4d_classifier_tiny", "s4_layers.0.D"),
+        ("cleanumamba_tiny", "norm_f.weight"),
+        ("moe_mamba_tiny", "head.weight"),
+        ("bst_sh_tiny", "layers.0.attn.scale"),
+    ] {
+        let file = format!("{name}.safetensors");
+        let error = changed(&file, tensor, true);
+        assert!(
+            error.contains(&format!("tensor {tensor}: expected F16, BF16, F32 or F64, got I32")),
+            "{name}: {error}"
+        );
+        if tensor.contains("mixer") || tensor.ends_with("Ds") {
+            let error = changed(&file, tensor, false);
+            assert!(error.contains(&format!("missing tensor {tensor}")), "{name}: {error}");
+        }
+    }
+}

@@ -116,8 +116,13 @@ impl Config {
         if num_classes == 0 {
             return Err(fields.bad("head.weight", "[classes, D]", "no classes"));
         }
-        let depth = (0..).take_while(|i| file.shape(&format!("layers.{i}.mixer.A_log")).is_some()).count();
-        fields.agree(&["depth"], depth)?;
+        let depth = file.numbered("layers.");
+        for (name, tensors) in [("depth", depth), ("embed_dim", embed_dim), ("num_classes", num_classes)] {
+            fields.agree(&[name], tensors)?;
+        }
+        if let Some(n) = file.shape("layers.0.mixer.A_log").and_then(|s| s.get(1)) {
+            fields.agree(&["d_state"], *n)?;
+        }
         Ok(Self {
             embed_dim,
             depth,
@@ -129,10 +134,7 @@ impl Config {
             pool: Pool::read(&fields, class)?,
             transpose_token_sequence: fields.flag(&["transpose_token_sequence"])?.unwrap_or(false),
             if_devide_out: fields.flag(&["if_devide_out"])?.unwrap_or(true),
-            norm_eps: match fields.number(&["norm_eps", "norm_epsilon"])? {
-                Some(eps) if !(0.0..1.0).contains(&eps) => return Err(fields.bad("norm_eps", "0 to 1", eps)),
-                eps => eps.unwrap_or(1e-5),
-            },
+            norm_eps: fields.eps(&["norm_eps", "norm_epsilon"], 1e-5)?,
             num_classes,
         })
     }

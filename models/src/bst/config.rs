@@ -1,7 +1,7 @@
 //! Sizes and options, from tensors and configuration.
 
 use crate::checkpoint::Reader;
-use crate::config::{Fields, bad, field, flag};
+use crate::config::{Fields, arguments, bad, field, flag};
 use crate::error::Error;
 use serde_json::Value;
 use ssm_kernels::attention::Sizes;
@@ -62,7 +62,6 @@ impl Config {
             return Err(bad(path, "layers.0.attn.q.weight", expected, format!("{rows} rows, {n_heads} heads")));
         }
         let n_layers = (0..).take_while(|i| w.shape(&format!("layers.{i}.attn.rel_embedding")).is_some()).count();
-        Fields::new(config, path).agree(&["n_layers"], n_layers)?;
         for (name, only) in [("rel_buckets", 32), ("rel_max_distance", 128)] {
             if let Some(v) = field(config, name).filter(|v| v.as_u64() != Some(only)) {
                 return Err(bad(path, name, only, v));
@@ -110,23 +109,29 @@ impl Config {
         if dim("layers.0.ffn.hidden0.weight", 0) == 0 {
             return Err(bad(path, "layers.0.ffn.hidden0.weight", "no empty axis", "axis 0 empty"));
         }
-        let eps = |name: &str| match field(config, name) {
-            Some(v) => v.as_f64().map(|v| v as f32).ok_or_else(|| bad(path, name, "a number", v)),
-            None => Ok(1e-6),
-        };
+        let (fields, mlp_dim) = (Fields::new(config.map(arguments), path), dim("layers.0.ffn.hidden0.weight", 0));
+        for (name, tensors) in [
+            ("n_layers", n_layers),
+            ("d_model", d_model),
+            ("n_heads", n_heads),
+            ("head_dim", rows / n_heads),
+            ("mlp_dim", mlp_dim),
+        ] {
+            fields.agree(&[name], tensors)?;
+        }
         Ok(Self {
             d_model,
             n_layers,
             n_heads,
             head_dim: rows / n_heads,
-            mlp_dim: dim("layers.0.ffn.hidden0.weight", 0),
+            mlp_dim,
             window,
             num_states,
             variant,
             context,
             xl_cache: flag(config, "xl_cache", false, path)?,
-            norm_eps: eps("norm_eps")?,
-            qk_norm_eps: eps("qk_norm_eps")?,
+            norm_eps: fields.eps(&["norm_eps"], 1e-6)?,
+            qk_norm_eps: fields.eps(&["qk_norm_eps"], 1e-6)?,
         })
     }
 

@@ -25,7 +25,7 @@ pub enum CheckpointError {
         got: String,
     },
     /// The network needs a tensor that the file does not hold.
-    #[error("{file}: missing tensor {tensor}, expected shape {expected:?}")]
+    #[error("{file}: missing tensor {tensor}, expected shape {}", of_shape(.expected))]
     Missing {
         /// The file.
         file: PathBuf,
@@ -78,6 +78,10 @@ pub enum CheckpointError {
         /// The tensors.
         tensors: Vec<String>,
     },
+}
+
+fn of_shape(shape: &[usize]) -> String {
+    if shape.is_empty() { "any".into() } else { format!("{shape:?}") }
 }
 
 /// A list for a message: the first few, and how many more.

@@ -249,6 +249,15 @@ impl Checkpoint {
         self.tensors.keys().map(String::as_str)
     }
 
+    /// Of `{before}0.`, `{before}1.`, … the first ones that names begin with: how many there are.
+    pub(crate) fn numbered(&self, before: &str) -> usize {
+        let some = |i: &usize| {
+            let place = format!("{before}{i}.");
+            self.tensors.range(place.clone()..).next().is_some_and(|(name, _)| name.starts_with(&place))
+        };
+        (0..).take_while(some).count()
+    }
+
     /// A tensor's shape; `None` where the file has no such tensor. Complex numbers have a last axis (re, im).
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.tensors.get(name).map(|t| &*t.shape)
@@ -301,12 +310,11 @@ impl Checkpoint {
     /// Number of trained values: the file's floating-point tensors without data (`__…`) and running statistics; two
     /// names for the same place count once.
     pub fn parameters(&self) -> u64 {
-        let float = |t: &Tensor| matches!(t.dtype, Dtype::F16 | Dtype::BF16 | Dtype::F32 | Dtype::F64);
         let buffer = |name: &str| name.ends_with("running_mean") || name.ends_with("running_var");
         let trained: Vec<_> = self
             .tensors
             .iter()
-            .filter(|(n, t)| float(t) && !n.starts_with("__") && !buffer(n))
+            .filter(|(n, t)| t.dtype.is_float() && !n.starts_with("__") && !buffer(n))
             .map(|(_, t)| t)
             .collect();
         let mut places: Vec<_> = trained.iter().map(|t| t.place()).collect();

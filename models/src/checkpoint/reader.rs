@@ -1,4 +1,4 @@
-use super::{Checkpoint, CheckpointError};
+use super::{Checkpoint, CheckpointError, Dtype};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -40,7 +40,13 @@ impl<'a> Reader<'a> {
                 let (tensor, expected, got) = (self.file.named(&tensor), shape.to_vec(), got.to_vec());
                 return Err(CheckpointError::Shape { file: file(), tensor, expected, got });
             }
-            Some(_) => {}
+            // A single number may be a counter that upstream keeps beside the weights.
+            Some(_) if shape.is_empty() || self.file.dtype(&tensor).is_some_and(Dtype::is_float) => {}
+            Some(_) => {
+                let got = self.file.dtype(&tensor).map_or_else(String::new, |dtype| dtype.to_string());
+                let (tensor, expected) = (self.file.named(&tensor), "F16, BF16, F32 or F64".into());
+                return Err(CheckpointError::Type { file: file(), tensor, expected, got });
+            }
         }
         let values = self.file.f32(&tensor)?;
         if let Some(at) = values.iter().position(|v| !v.is_finite()) {
@@ -68,6 +74,15 @@ impl<'a> Reader<'a> {
     pub(crate) fn leave(&self) {
         let below = self.file.names().filter(|n| n.starts_with(&self.prefix)).map(str::to_owned);
         self.taken.borrow_mut().extend(below);
+    }
+
+    /// Refuses a part that lacks one of the tensors that its sizes are read off.
+    ///
+    /// # Errors
+    /// One is missing.
+    pub(crate) fn require(&self, names: &[&str]) -> Result<(), CheckpointError> {
+        let missing = names.iter().find(|name| !self.has(name));
+        missing.map_or(Ok(()), |name| self.take(name, &[]).map(|_| ()))
     }
 
     /// A tensor's shape, without taking it.

@@ -25,6 +25,11 @@ pub enum Dtype {
 }
 
 impl Dtype {
+    /// Whether it is a weight's: not a whole number's.
+    pub fn is_float(self) -> bool {
+        matches!(self, Dtype::F16 | Dtype::BF16 | Dtype::F32 | Dtype::F64)
+    }
+
     /// Bytes of one number.
     pub fn size(self) -> usize {
         match self {

@@ -180,12 +180,7 @@ fn trunk(options: &Options, carry: bool, model: &Value, image: (usize, usize)) -
 /// takes colours.
 fn nest(path: &str, info: &Info, inner: &StateLayout, layout: &mut StateLayout) -> Result<(), Error> {
     if !matches!(info.input, Signal::Image { channels: CHANNELS, .. }) {
-        return Err(bad(
-            path,
-            "encoder",
-            format!("a network of {CHANNELS} colour planes"),
-            format!("{:?}", info.input),
-        ));
+        return Err(bad(path, "encoder", format!("a network of {CHANNELS} colour planes"), info.input.to_string()));
     }
     for span in inner.spans() {
         layout.add(format!("encoder.{}", span.name), &span.shape);

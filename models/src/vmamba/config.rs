@@ -3,6 +3,7 @@
 use super::parts::{name, name_of};
 use super::ss2d::ORDERS;
 use crate::checkpoint::{Checkpoint, Reader};
+use crate::config::arguments;
 use crate::error::Error;
 use crate::families::Options;
 use serde_json::Value;
@@ -133,6 +134,48 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// Whether the configuration, if it has the field, says the size that the tensors have; upstream may choose by itself
+    /// where it holds a word.
+    pub(super) fn agree_size(&self, field: &str, found: usize) -> Result<(), Error> {
+        match self.model.and_then(|m| m.get(field)) {
+            Some(Value::String(_)) => Ok(()),
+            _ => self.same(field, self.size(field)?, found),
+        }
+    }
+
+    /// Refuses a configuration whose `dims` say another width of stage `i`: one number, doubled from stage to stage, or a
+    /// list.
+    pub(super) fn agree_dim(&self, i: usize, found: usize) -> Result<(), Error> {
+        let size = |v: &Value| v.as_u64().and_then(|v| usize::try_from(v).ok());
+        let said = self.get("dims", "a size, or a list of one for each stage", |v| match v {
+            Value::Array(all) => all.get(i).and_then(size),
+            _ => size(v)?.checked_mul(1 << i),
+        })?;
+        self.same("dims", said, found)
+    }
+
+    /// Refuses a configuration whose `ssm_ratio` makes another inner width of a block of width `c`.
+    pub(super) fn agree_ratio(&self, c: usize, found: usize) -> Result<(), Error> {
+        let ratio = self.get("ssm_ratio", "a ratio", |v| v.as_f64().filter(|r| (0.0..1e3).contains(r)))?;
+        match ratio.filter(|r| (r * c as f64) as usize != found) {
+            Some(r) => {
+                let said = format!("{r}, as the configuration says");
+                Err(self.bad("ssm_ratio", said, format!("tensors from {c} to {found} columns")))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn same(&self, field: &str, said: Option<usize>, found: usize) -> Result<(), Error> {
+        match said.filter(|said| *said != found) {
+            Some(said) => {
+                let said = format!("{said}, as the configuration says");
+                Err(self.bad(field, said, format!("{found} in the tensors")))
+            }
+            None => Ok(()),
+        }
+    }
+
     fn act(&self, field: &str, default: Act) -> Result<Act, Error> {
         match self.text(field)?.map(str::to_lowercase).as_deref() {
             None => Ok(default),
@@ -167,7 +210,7 @@ fn depths(file: &Checkpoint) -> Vec<usize> {
 impl Config {
     /// Reads the options' configuration and what the tensors show in its place.
     pub(super) fn read(file: &Checkpoint, options: &Options) -> Result<Self, Error> {
-        let f = Fields { file, model: options.config.as_ref().and_then(|c| c.get("model")) };
+        let f = Fields { file, model: options.config.as_ref().map(arguments) };
         let depths = depths(file);
         let said = f.get("depths", "a list of sizes", |v| {
             v.as_array()?.iter().map(|v| v.as_u64().and_then(|v| usize::try_from(v).ok())).collect::<Option<Vec<_>>>()

@@ -56,6 +56,7 @@ impl Ss2d {
         c: usize,
         f: &Fields<'_>,
     ) -> Result<Self, Error> {
+        w.require(&["Ds", "A_logs", "dt_projs_weight"])?;
         let dim = |name: &str, i: usize| w.shape(name).and_then(|s| s.get(i)).copied().unwrap_or(0);
         let (di, n, r) = (dim("Ds", 0) / ORDERS, dim("A_logs", 1), dim("dt_projs_weight", 2));
         let ds = w.take("Ds", &[ORDERS * di])?;
