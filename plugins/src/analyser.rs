@@ -6,7 +6,7 @@ use crate::eye::{Arrival, Eye, Look};
 use crate::model::Counters;
 use crate::pace::{Pace, Zero, every};
 use crate::reload::{self, Modelled, Reload};
-use crate::results::Results;
+use crate::results::{RESET, Results};
 use crate::timeline::{ResetOn, same};
 use gst::ClockTime;
 use gst::prelude::*;
@@ -291,7 +291,7 @@ pub(crate) fn set_caps<T: Analyser>(imp: &T, caps: &gst::Caps) -> Result<(), gst
             }
         };
         resume(imp, &header.unwrap_or_default())?;
-        base.forget();
+        base.begun();
         Ok::<_, Error>(sense)
     };
     match new() {
@@ -300,7 +300,7 @@ pub(crate) fn set_caps<T: Analyser>(imp: &T, caps: &gst::Caps) -> Result<(), gst
             Ok(())
         }
         Err(error) => {
-            let error = text(&error);
+            let error = text(&imp.shared().base.of_state(error));
             imp.shared().base.refuse_caps(&element(imp), &error);
             Err(gst::loggable_error!(crate::CAT, "{error}"))
         }
@@ -330,7 +330,9 @@ fn tell_of_nothing<T: Analyser>(imp: &T) {
         }
         _ => format!("the model took no step: {dropped} frames passed without inference"),
     };
-    gst::element_info!(element(imp), gst::StreamError::Failed, ("nothing was found up to the end of stream: {why}"));
+    let text = format!("nothing was found up to the end of stream: {why}");
+    // gst-launch-1.0 prints of an INFO message what is meant for debugging only.
+    gst::element_info!(element(imp), gst::StreamError::Failed, ("{text}"), ["{text}"]);
 }
 
 /// Posts messages, their times in the current segment, and what else was to be said.
@@ -545,7 +547,7 @@ pub(crate) fn sink_event<T: Analyser>(imp: &T, event: gst::Event) -> bool {
                 restart(imp, true, imp.model().resets(ResetOn::SEGMENT));
             }
         }
-        EventView::CustomDownstream(e) if e.structure().is_some_and(|s| s.name() == "ssm-reset") => {
+        EventView::CustomDownstream(e) if e.structure().is_some_and(|s| s.name() == RESET) => {
             restart(imp, true, true);
         }
         // What there is to tell of a stretch goes before its end, and before the next stream.

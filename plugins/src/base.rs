@@ -12,6 +12,12 @@ pub(crate) fn text(error: &impl std::fmt::Display) -> String {
     error.to_string().replace('\0', "\\0")
 }
 
+/// A property's text; bytes that are no UTF-8, which the name of a file may have, are replaced.
+pub(crate) fn words(value: &glib::Value) -> Option<Arc<str>> {
+    let path = value.get::<Option<std::path::PathBuf>>().ok().flatten();
+    path.map(|path| path.to_string_lossy().into())
+}
+
 /// Locks; what a panic left behind is used as it is.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -22,8 +28,8 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(crate) struct Base {
     /// Open from READY to NULL; queries read it and never wait for a forward pass.
     engine: Mutex<Option<Arc<Engine>>>,
-    /// A snapshot to begin with, from `state-in` or the signal `load-state`.
-    restore: Mutex<Option<Vec<u8>>>,
+    /// A snapshot to begin with, and where it comes from: `state-in` and its file, or the signal `load-state`.
+    restore: Mutex<Option<(String, Vec<u8>)>>,
     reset: AtomicBool,
     pub(crate) counters: Counters,
     /// Warnings and errors that wait until no lock is held.
@@ -115,7 +121,7 @@ impl Base {
         if let Some(path) = &settings.state_in {
             let bytes = state::read(path)
                 .map_err(|e| gst::error_msg!(gst::ResourceError::NotFound, ("state-in: {path}: {e}")))?;
-            *lock(&self.restore) = Some(bytes);
+            *lock(&self.restore) = Some((format!("state-in: {path}"), bytes));
             // What was asked for before does not undo it.
             self.take_reset();
         }
@@ -128,12 +134,28 @@ impl Base {
     /// It belongs to another model, or is damaged.
     pub(crate) fn restored(&self, engine: &Engine) -> Result<Option<Snapshot>, Error> {
         let bytes = lock(&self.restore);
-        bytes.as_ref().map(|bytes| Snapshot::load(bytes, engine.info(), engine.model().layout())).transpose()
+        bytes.as_ref().map(|(_, bytes)| Snapshot::load(bytes, engine.info(), engine.model().layout())).transpose()
     }
 
-    /// Lets the snapshot to begin with go: a stream has begun with it, or there is no stream any more.
-    pub(crate) fn forget(&self) {
+    /// An error of beginning with a snapshot, as one of where it comes from.
+    pub(crate) fn of_state(&self, error: Error) -> Error {
+        match (error, &*lock(&self.restore)) {
+            (Error::Snapshot { field, expected, got }, Some((origin, _))) => {
+                Error::Config { file: format!("{origin}: state"), field, expected, got }
+            }
+            (error, _) => error,
+        }
+    }
+
+    /// Lets the snapshot to begin with go.
+    fn forget(&self) {
         *lock(&self.restore) = None;
+    }
+
+    /// A stream has begun with the caps that came.
+    pub(crate) fn begun(&self) {
+        self.forget();
+        lock(&self.refused).clear();
     }
 
     /// Nothing that was asked of a stream outlives it.
@@ -181,7 +203,7 @@ impl Base {
                 false
             }
             None => {
-                *lock(&self.restore) = Some(bytes.to_vec());
+                *lock(&self.restore) = Some(("load-state".into(), bytes.to_vec()));
                 self.take_reset();
                 true
             }
@@ -228,7 +250,7 @@ pub(crate) fn unfit(settings: &ModelSettings, expected: &str, engine: &Engine) -
         file: settings.model.as_deref().unwrap_or_default().into(),
         field: "family".into(),
         expected: expected.into(),
-        got: format!("{} ({:?} to {:?})", info.family, info.input, info.output),
+        got: format!("{} (from {} to {})", info.family, info.input, info.output),
     }
 }
 

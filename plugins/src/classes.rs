@@ -1,5 +1,6 @@
 //! From scores to the classes that are told: properties, labels, the best of them.
 
+use crate::base::words;
 use crate::results::ClassScore;
 use glib::prelude::*;
 use gst::prelude::*;
@@ -90,7 +91,7 @@ impl ClassSettings {
     /// Sets a property of [`ClassSettings::properties`]; `false` if it is none of these.
     pub(crate) fn set(&mut self, name: &str, value: &glib::Value) -> bool {
         match name {
-            "labels-file" => self.labels_file = value.get::<Option<&str>>().ok().flatten().map(Arc::from),
+            "labels-file" => self.labels_file = words(value),
             "threshold" => self.threshold = value.get().unwrap_or(self.threshold),
             "top-k" => self.top_k = value.get().unwrap_or(self.top_k),
             "activation" => self.activation = value.get().unwrap_or(self.activation),
@@ -179,7 +180,10 @@ pub(crate) fn sigmoid(x: f32) -> f32 {
 fn labels(file: &str, classes: usize) -> Result<Vec<Arc<str>>, Error> {
     let bad =
         |expected: String, got: String| Error::Config { file: file.into(), field: "labels-file".into(), expected, got };
-    let bytes = crate::state::read(file).map_err(|e| bad("a text file".into(), e.to_string()))?;
+    let bytes = crate::state::read(file).map_err(|error| match error.kind() {
+        std::io::ErrorKind::Other => bad("a file or a device".into(), "something else".into()),
+        _ => bad("a text file".into(), error.to_string()),
+    })?;
     let text = String::from_utf8(bytes).map_err(|e| bad("text in UTF-8".into(), e.to_string()))?;
     if text.contains('\0') {
         return Err(bad("text without zero bytes".into(), "a zero byte".into()));

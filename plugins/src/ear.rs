@@ -25,6 +25,22 @@ pub(crate) fn caps() -> gst::Caps {
         .build()
 }
 
+/// What caps say.
+///
+/// # Errors
+/// They do not say all.
+pub(crate) fn info(caps: &gst::CapsRef) -> Result<AudioInfo, Error> {
+    AudioInfo::from_caps(caps).map_err(|error| {
+        let s = caps.structure(0);
+        match s.and_then(|s| s.get::<i32>("channels").ok()) {
+            Some(n) if n > 2 && s.is_some_and(|s| !s.has_field("channel-mask")) => {
+                bad_caps("channel-mask", format!("the places of {n} channels, or 0 for no places"), "none")
+            }
+            _ => bad_caps("audio/x-raw", "whole caps", error),
+        }
+    })
+}
+
 /// Samples beyond this, 120 dB above full scale, are no sound: they come from uninitialised memory and broken decoders.
 const LOUDEST: f32 = 1e6;
 
@@ -128,7 +144,7 @@ impl Ear {
         caps: &gst::CapsRef,
         restored: Option<Snapshot>,
     ) -> Result<(Self, Option<SnapshotHeader>), Error> {
-        let info = AudioInfo::from_caps(caps).map_err(|e| bad_caps("audio/x-raw", "whole caps", e))?;
+        let info = info(caps)?;
         let listener = Listener::new(engine)?;
         if listener.rate() != info.rate() {
             let expected = format!("{} Hz (the model's)", listener.rate());

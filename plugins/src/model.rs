@@ -1,5 +1,6 @@
 //! What every element with a model has in common: the properties that choose it, opening it, and its counters.
 
+use crate::base::words;
 use crate::timeline::{GapPolicy, ResetOn};
 use glib::prelude::*;
 use gst::ClockTime;
@@ -182,7 +183,7 @@ impl ModelSettings {
 
     /// Sets a property of [`ModelSettings::properties`]; `false` if it is none of these.
     pub(crate) fn set(&mut self, name: &str, value: &glib::Value) -> bool {
-        let text = || value.get::<Option<&str>>().ok().flatten().filter(|s| !s.is_empty()).map(Arc::from);
+        let text = || words(value).filter(|s| !s.is_empty());
         match name {
             "model" => self.model = text(),
             "allow-reload" => self.allow_reload = value.get().unwrap_or(self.allow_reload),

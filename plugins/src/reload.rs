@@ -29,8 +29,8 @@ pub(crate) trait Holds: ElementImpl {
 pub(crate) trait Modelled: Holds {
     /// How the model is opened.
     fn options(&self) -> Options;
-    /// Refuses a model that is for something else.
-    fn fits(&self, engine: &Arc<Engine>) -> Result<Self::Fit, Error>;
+    /// Refuses a model that is for something else; `model` is what it was opened with.
+    fn fits(&self, engine: &Arc<Engine>, model: &ModelSettings) -> Result<Self::Fit, Error>;
     /// The model of this fit is at work from now on.
     fn adopt(&self, fit: Self::Fit);
 }
@@ -88,7 +88,7 @@ fn element<T: Modelled>(imp: &T) -> gst::Element {
 fn open<T: Modelled>(imp: &T) -> Result<(), Error> {
     let model = imp.model();
     let engine = model.engine(imp.options())?;
-    imp.adopt(imp.fits(&engine)?);
+    imp.adopt(imp.fits(&engine, &model)?);
     lock(&imp.reload().running).clone_from(&model.model);
     if imp.base().replace(&engine) && model.post_messages {
         let obj = element(imp);
@@ -181,12 +181,12 @@ pub(crate) fn changed<T: Modelled>(imp: &T, property: &str) {
 
 /// What the element makes of a model that shall take the place of the open one.
 fn fitting<T: Modelled>(imp: &T, model: &ModelSettings, engine: &Arc<Engine>) -> Result<T::Fit, Error> {
-    let fit = imp.fits(engine)?;
+    let fit = imp.fits(engine, model)?;
     let (new, old) = (engine.info().input, imp.base().engine().map(|e| e.info().input));
     let other = match (old, new) {
         (Some(Signal::Samples { rate: a, .. }), Signal::Samples { rate: b, .. }) => (a != b).then(|| format!("{a} Hz")),
         (Some(Signal::Image { .. }), Signal::Image { .. }) | (None, _) => None,
-        (Some(old), _) => Some(format!("{old:?}")),
+        (Some(old), _) => Some(old.to_string()),
     };
     match other {
         None => Ok(fit),
@@ -194,7 +194,7 @@ fn fitting<T: Modelled>(imp: &T, model: &ModelSettings, engine: &Arc<Engine>) ->
             file: model.model.as_deref().unwrap_or_default().into(),
             field: "input".into(),
             expected: format!("{expected}, as the model that is running"),
-            got: format!("{new:?}"),
+            got: new.to_string(),
         }),
     }
 }

@@ -12,6 +12,8 @@ pub const META_NAME: &str = "GstSsmResultMeta";
 
 /// Name of the event with results that no buffer carries.
 pub(crate) const LATE: &str = "ssm-results";
+/// The event that gives a stream a fresh state.
+pub(crate) const RESET: &str = "ssm-reset";
 
 /// Version of the fields below, in messages and JSON.
 const VERSION: u32 = 1;

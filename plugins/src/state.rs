@@ -22,11 +22,11 @@ pub(crate) trait Stateful: ObjectSubclass {
 pub(crate) fn signals<T>() -> Vec<Signal>
 where
     T: Stateful,
-    T::Type: IsA<glib::Object> + ObjectSubclassIs<Subclass = T>,
+    T::Type: IsA<gst::Element> + ObjectSubclassIs<Subclass = T>,
 {
     fn element<T: ObjectSubclass>(values: &[glib::Value]) -> Option<T::Type>
     where
-        T::Type: IsA<glib::Object>,
+        T::Type: IsA<gst::Element>,
     {
         values.first()?.get().ok()
     }
@@ -41,15 +41,30 @@ where
         Signal::builder("save-state")
             .action()
             .return_type::<Option<glib::Bytes>>()
-            .class_handler(|values| Some(element::<T>(values)?.imp().save().map(glib::Bytes::from_owned).to_value()))
+            .class_handler(|values| {
+                let state = element::<T>(values).and_then(|element| element.imp().save());
+                Some(state.map(glib::Bytes::from_owned).to_value())
+            })
             .build(),
         Signal::builder("load-state")
             .action()
             .param_types([glib::Bytes::static_type()])
             .return_type::<bool>()
             .class_handler(|values| {
-                let bytes = values.get(1)?.get::<glib::Bytes>().ok()?;
-                Some(element::<T>(values)?.imp().load(&bytes).to_value())
+                let bytes = values.get(1).and_then(|value| value.get::<Option<glib::Bytes>>().ok().flatten());
+                let loaded = element::<T>(values).is_some_and(|element| {
+                    let loaded = bytes.as_ref().map(|bytes| element.imp().load(bytes));
+                    loaded.unwrap_or_else(|| {
+                        gst::element_warning!(
+                            element.upcast_ref::<gst::Element>(),
+                            gst::ResourceError::Settings,
+                            ("load-state: expected the bytes of a state, got NULL")
+                        );
+                        false
+                    })
+                });
+                // GLib ends the process of a handler that gives back nothing.
+                Some(loaded.to_value())
             })
             .build(),
     ]

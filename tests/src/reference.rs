@@ -1,7 +1,8 @@
 //! What the plugin promises, read off its registry and off pipelines that run: the pages of `docs/reference` and the lines of
 //! `docs/interface.txt`.
 
-use crate::element::{Folder, init, play};
+use crate::audio::caps;
+use crate::element::{Folder, init, make, play};
 use glib::prelude::*;
 use gst::prelude::*;
 use ssm_models::kernels::CpuLevel;
@@ -223,6 +224,8 @@ pub fn interface() -> BTreeSet<String> {
             }
         }
     }
+    // Where no card is, nothing says why it is not used; and this event comes from applications.
+    lines.extend(["message ssm-model.device-note: gchararray", "event ssm-reset"].map(str::to_owned));
     for (name, structure) in told() {
         for (field, value) in structure.iter() {
             lines.insert(format!("{name}.{field}: {}", value.type_().name()));
@@ -254,8 +257,15 @@ fn told() -> Vec<(String, gst::Structure)> {
         let pipeline = gst::parse::launch(&line).expect("the line parses");
         let end = pipeline.downcast_ref::<gst::Bin>().and_then(|b| b.by_name("end")).expect("the line has an end");
         let metas = Arc::new(Mutex::new(Vec::new()));
-        let seen = metas.clone();
-        end.static_pad("sink").expect("a sink has a pad").add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+        let (seen, late) = (metas.clone(), Arc::new(Mutex::new(Vec::new())));
+        let after = late.clone();
+        let pad = end.static_pad("sink").expect("a sink has a pad");
+        pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
+            let structure = info.event().and_then(|e| e.structure().map(ToOwned::to_owned));
+            after.lock().expect("no probe panicked").extend(structure.filter(|s| s.name().starts_with("ssm")));
+            gst::PadProbeReturn::Ok
+        });
+        pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
             let meta = info.buffer().and_then(|b| gst::meta::CustomMeta::from_buffer(b, gstssm::META_NAME).ok());
             seen.lock().expect("no probe panicked").extend(meta.map(|m| m.structure().to_owned()));
             gst::PadProbeReturn::Ok
@@ -268,11 +278,35 @@ fn told() -> Vec<(String, gst::Structure)> {
                 found.push((format!("message {}", structure.name()), structure.to_owned()));
             }
         }
+        for late in late.lock().expect("no probe panicked").drain(..) {
+            found.push((format!("event {}", late.name()), late));
+        }
         for meta in metas.lock().expect("no probe panicked").iter() {
             within(meta, &mut found);
         }
     }
+    found.extend(reloaded());
     found
+}
+
+/// What an element says of a model that takes over while it plays.
+fn reloaded() -> Option<(String, gst::Structure)> {
+    let element = make("ssmvad", &[("allow-reload", "true")]);
+    let bus = gst::Bus::new();
+    element.set_bus(Some(&bus));
+    let mut h = gst_check::Harness::with_element(&element, Some("sink"), Some("src"));
+    h.set_caps(caps("F32LE", 16_000, 1), caps("F32LE", 16_000, 1));
+    element.set_property("model", "builtin:denoise");
+    let told = || {
+        let told = bus.pop_filtered(&[gst::MessageType::Element])?;
+        told.structure().filter(|s| s.has_field("reloaded")).map(ToOwned::to_owned)
+    };
+    let mut turns = (0..10_000).map(|_| {
+        h.push(gst::Buffer::from_slice([0; 640])).expect("sound flows");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+        told()
+    });
+    turns.find_map(|s| s.map(|s| (format!("message {}", s.name()), s)))
 }
 
 /// The structures inside a meta, however deep.

@@ -291,3 +291,139 @@ fn frames_need_no_copy_for_lines() {
     assert!(element.static_pad("sink").expect("it has a pad").query(query.query_mut()));
     assert!(query.find_allocation_meta::<gst_video::VideoMeta>().is_some());
 }
+
+#[test]
+fn signals_and_names_that_are_nothing_end_no_process() {
+    use std::os::unix::ffi::OsStrExt;
+    let name = std::path::Path::new(std::ffi::OsStr::from_bytes(b"/nowhere/caf\xe9.safetensors")).to_value();
+    for factory in ["ssmdenoise", "ssmvad", "ssmclassify", "ssmaudiotag", "ssmevents", "ssmembed"] {
+        let element = make(factory, &[]);
+        let bus = gst::Bus::new();
+        element.set_bus(Some(&bus));
+        let none: Option<glib::Bytes> = element.emit_by_name("save-state", &[]);
+        assert!(none.is_none() && !element.emit_by_name::<bool>("load-state", &[&none]), "{factory}");
+        assert!(complaint(&bus, gst::MessageType::Warning).contains("load-state: expected"), "{factory}");
+        // A name of a file is bytes.
+        for property in ["model", "state-in", "labels-file"] {
+            if element.find_property(property).is_some() {
+                element.set_property_from_value(property, &name);
+            }
+        }
+        assert!(element.set_state(gst::State::Ready).is_err());
+        let text = complaint(&bus, gst::MessageType::Error);
+        assert!(text.contains("/nowhere/caf"), "{factory}: {text}");
+        element.set_bus(None::<&gst::Bus>);
+        let _ = element.set_state(gst::State::Null);
+    }
+}
+
+#[test]
+fn the_same_result_of_another_stretch_is_written_again() {
+    let mut vad = Harness::with_element(&make("ssmvad", &[]), Some("sink"), Some("src"));
+    vad.set_caps(caps("F32LE", 16_000, 1), caps("F32LE", 16_000, 1));
+    vad.push(audio(0, 100, gst::BufferFlags::empty())).expect("flows");
+    let heard = vad.pull().expect("what was heard");
+    let element = make("ssmjson", &[]);
+    let mut h = Harness::with_element(&element, Some("sink"), Some("src"));
+    h.set_src_caps(caps("F32LE", 16_000, 1));
+    let lines = |h: &mut Harness| {
+        h.push(heard.clone()).expect("flows");
+        h.push(heard.clone()).expect("flows");
+        std::iter::from_fn(|| h.try_pull()).count()
+    };
+    assert_eq!(lines(&mut h), 1);
+    assert_eq!(lines(&mut h), 0);
+    for event in [
+        gst::event::FlushStop::new(true),
+        gst::event::StreamStart::new("other"),
+        gst::event::Segment::new(gst::FormattedSegment::<ClockTime>::new().upcast_ref()),
+        gst::event::CustomDownstream::new(gst::Structure::new_empty("ssm-reset")),
+    ] {
+        let what = format!("{event:?}");
+        if event.type_() == gst::EventType::FlushStop {
+            h.push_event(gst::event::FlushStart::new());
+        }
+        h.push_event(event);
+        if what.contains("flush") {
+            h.push_event(gst::event::Segment::new(gst::FormattedSegment::<ClockTime>::new().upcast_ref()));
+        }
+        assert_eq!(lines(&mut h), 1, "{what}");
+    }
+}
+
+#[test]
+fn a_state_that_is_refused_leaves_the_stream_as_it_was() {
+    let other: Option<glib::Bytes> = {
+        let element = make("ssmdenoise", &[]);
+        let mut h = Harness::with_element(&element, Some("sink"), Some("src"));
+        h.set_caps(caps("F32LE", 16_000, 2), caps("F32LE", 16_000, 2));
+        h.push(audio(0, 100, gst::BufferFlags::empty())).expect("flows");
+        element.emit_by_name("save-state", &[])
+    };
+    let run = |load: bool| {
+        let (mut h, element) = denoiser(1.0, &[("gap-policy", "reset")]);
+        h.push(audio(0, 100, gst::BufferFlags::empty())).expect("flows");
+        if load {
+            assert!(!element.emit_by_name::<bool>("load-state", &[&other]), "a state of two channels");
+        }
+        h.push(audio(600, 100, gst::BufferFlags::empty())).expect("flows");
+        h.push_event(gst::event::Eos::new());
+        (out(&mut h), element.property::<u64>("resets"))
+    };
+    // At the hole and at the end.
+    assert_eq!(run(false).1, 2);
+    assert_eq!(run(true), run(false));
+}
+
+#[test]
+fn a_reset_hides_no_jump_of_time() {
+    let run = |reset: bool, discont: gst::BufferFlags, at: u64| {
+        let (mut h, element) = denoiser(1.0, &[("reset-on", "caps+segment+eos+jump+discont")]);
+        h.push(audio(0, 100, gst::BufferFlags::empty())).expect("flows");
+        if reset {
+            element.emit_by_name::<()>("reset-state", &[]);
+        }
+        h.push(audio(at, 100, discont)).expect("flows");
+        let new = std::iter::from_fn(|| h.try_pull()).filter(|b| b.flags().contains(gst::BufferFlags::DISCONT));
+        new.map(|b| b.pts().map_or(0, ClockTime::mseconds)).collect::<Vec<_>>()
+    };
+    let none = gst::BufferFlags::empty();
+    for (reset, flags) in [(false, none), (true, none), (false, gst::BufferFlags::DISCONT)] {
+        assert_eq!(run(reset, flags, 5000), [0, 5000], "reset {reset}, {flags:?}");
+        assert_eq!(run(reset, flags, 100), [0], "reset {reset}, {flags:?}");
+    }
+}
+
+#[test]
+fn caps_are_refused_in_words_each_time() {
+    let errors = |element: &gst::Element, good: &gst::Caps, bad: &gst::Caps, word: &str| {
+        let bus = gst::Bus::new();
+        element.set_bus(Some(&bus));
+        let mut h = Harness::with_element(element, Some("sink"), Some("src"));
+        h.play();
+        for caps in [bad, good, bad] {
+            h.push_event(gst::event::StreamStart::new("one"));
+            h.push_event(gst::event::Caps::new(caps));
+        }
+        let errors = std::iter::from_fn(|| bus.pop_filtered(&[gst::MessageType::Error])).map(|m| match m.view() {
+            gst::MessageView::Error(e) => e.error().to_string(),
+            _ => String::new(),
+        });
+        let errors: Vec<_> = errors.collect();
+        assert!(errors.len() == 2 && errors.iter().all(|e| e.contains(word)), "{}: {errors:?}", element.name());
+    };
+    let four = gst::Caps::builder("audio/x-raw").field("format", "F32LE").field("layout", "interleaved");
+    let four = four.field("rate", 16_000).field("channels", 4).build();
+    errors(&make("ssmvad", &[]), &caps("F32LE", 16_000, 1), &four, "channel-mask: expected the places of 4 channels");
+    errors(
+        &make("ssmdenoise", &[]),
+        &caps("F32LE", 16_000, 1),
+        &four,
+        "channel-mask: expected the places of 4 channels",
+    );
+    let frames = |mode: &str| {
+        let caps = gst::Caps::builder("video/x-raw").field("format", "I420").field("width", 32).field("height", 18);
+        caps.field("framerate", gst::Fraction::new(25, 1)).field("interlace-mode", mode).build()
+    };
+    errors(&make("ssmoverlay", &[]), &frames("progressive"), &frames("alternate"), "expected whole caps");
+}

@@ -33,5 +33,5 @@ fn what_was_promised_is_there() {
     );
     assert!(new.is_empty(), "make reference adds them:\n{new:#?}");
     let kinds: BTreeSet<&str> = now.iter().filter_map(|l| l.split(' ').next()).collect();
-    assert_eq!(kinds, BTreeSet::from(["message", "pad", "property", "result", "signal"]));
+    assert_eq!(kinds, BTreeSet::from(["event", "message", "pad", "property", "result", "signal"]));
 }

@@ -254,6 +254,6 @@ fn another_models_state_is_refused_at_the_start() {
     let mut h = Harness::with_element(&element, Some("sink"), Some("src"));
     h.set_caps(caps("F32LE", 16_000, 1), caps("F32LE", 16_000, 1));
     let text = complaint(&bus, gst::MessageType::Error);
-    assert!(text.contains("state-in: state: model: expected"), "{text}");
+    assert!(text.contains(&format!("state-in: {state}: state: model: expected")), "{text}");
     assert!(h.push(gst::Buffer::from_slice(bytes(&[0.0; 4]))).is_err());
 }

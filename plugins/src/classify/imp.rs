@@ -55,12 +55,11 @@ impl Modelled for Classify {
         Options { carry: lock(&self.settings).carry, ..Options::default() }
     }
 
-    fn fits(&self, engine: &Arc<Engine>) -> Result<Self::Fit, Error> {
-        let settings = lock(&self.settings).clone();
+    fn fits(&self, engine: &Arc<Engine>, model: &ModelSettings) -> Result<Self::Fit, Error> {
         let (Signal::Image { .. }, Signal::Logits { classes }) = (engine.info().input, engine.info().output) else {
-            return Err(unfit(&settings.model, "a model from frames to class scores", engine));
+            return Err(unfit(model, "a model from frames to class scores", engine));
         };
-        Ranking::new(&settings.classes, &engine.info().facts, classes)
+        Ranking::new(&lock(&self.settings).classes, &engine.info().facts, classes)
     }
 
     fn adopt(&self, ranking: Ranking) {

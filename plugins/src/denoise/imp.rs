@@ -20,7 +20,7 @@ use crate::base::{Base, lock, metadata, templates, text};
 use crate::ear::{self, TOLERANCE};
 use crate::model::{Counters, ModelSettings};
 use crate::reload::{self, Holds, Modelled, Reload};
-use crate::results::Results;
+use crate::results::{RESET, Results};
 use crate::state::{self, Stateful};
 use crate::timeline::{self, Clock, Follows, GapPolicy, ResetOn, follows};
 use gst::ClockTime;
@@ -184,7 +184,7 @@ impl Modelled for Denoise {
         Options { level_rule, ..Options::default() }
     }
 
-    fn fits(&self, engine: &Arc<Engine>) -> Result<ClockTime, Error> {
+    fn fits(&self, engine: &Arc<Engine>, _: &ModelSettings) -> Result<ClockTime, Error> {
         let audio = AudioStream::new(engine, 1)?;
         let latency = (audio.latency() as u64).mul_div_ceil(*ClockTime::SECOND, u64::from(audio.rate()));
         Ok(ClockTime::from_nseconds(latency.unwrap_or(0)))
@@ -245,7 +245,7 @@ impl Denoise {
     /// Makes the streams of new caps; where the state goes on (not `fresh`), they have that of the old ones, if there are
     /// as many.
     fn set_caps(&self, caps: &gst::CapsRef, fresh: bool) -> Result<(), String> {
-        let info = AudioInfo::from_caps(caps).map_err(|e| format!("caps {caps}: {e}"))?;
+        let info = ear::info(caps).map_err(|e| e.to_string())?;
         let engine = self.base.engine().ok_or_else(|| "no model is open".to_owned())?;
         let mut audio = AudioStream::new(&engine, info.channels() as usize).map_err(|e| format!("{e}"))?;
         if audio.rate() != info.rate() {
@@ -259,10 +259,9 @@ impl Denoise {
         };
         let restored = self.base.restored(&engine).map(|restored| restored.or_else(goes_on));
         if let Err(error) = restored.and_then(|s| s.map_or(Ok(()), |s| audio.restore(s))) {
-            let error = text(&error);
-            return Err(format!("state-in: {error}"));
+            return Err(text(&self.base.of_state(error)));
         }
-        self.base.forget();
+        self.base.begun();
         let flow = Flow {
             clock: Clock::new(info.rate()),
             info,
@@ -393,6 +392,10 @@ impl Denoise {
             if let (false, Some(pts)) = (flow.clock.has_time(), buffer.pts().or(flow.after)) {
                 // What is inside, of a snapshot or of buffers without times, lies before this buffer and comes out first.
                 let inside = flow.audio.inside() as u64;
+                // A reset does not hide that time has jumped.
+                let tolerance = ear::tolerance(&buffer, flow.after, false);
+                let jump = !matches!(follows(flow.after, Some(pts), tolerance, ClockTime::MAX), Follows::On);
+                flow.discont |= jump;
                 flow.clock.begin(Some(pts), inside);
                 (flow.given, flow.taken) = (0, inside);
             }
@@ -481,6 +484,7 @@ impl Denoise {
                     let mut flow = lock(&self.flow);
                     let policy = settings.gap_policy;
                     let buffer = flow.as_mut().and_then(|flow| {
+                        let after = flow.after;
                         if !flow.clock.has_time() {
                             // What is inside, of a snapshot or of buffers without times, lies before.
                             let inside = flow.audio.inside() as u64;
@@ -501,7 +505,7 @@ impl Denoise {
                         let at = flow.clock.time(flow.taken).unwrap_or(end).max(end);
                         let buffer = flow.take();
                         flow.rebase(Some(at));
-                        flow.discont |= pts > now.saturating_add(TOLERANCE);
+                        flow.discont |= pts > after.unwrap_or(now).saturating_add(TOLERANCE);
                         buffer.ok().flatten()
                     });
                     (policy, buffer)
@@ -541,7 +545,7 @@ impl Denoise {
                 *lock(&self.segment) = None;
                 self.src.push_event(event)
             }
-            EventView::CustomDownstream(e) if e.structure().is_some_and(|s| s.name() == "ssm-reset") => {
+            EventView::CustomDownstream(e) if e.structure().is_some_and(|s| s.name() == RESET) => {
                 let after = lock(&self.flow).as_ref().and_then(|flow| flow.clock.time(flow.taken).or(flow.after));
                 let _ = self.drain(true);
                 if let Some(flow) = lock(&self.flow).as_mut() {
@@ -699,8 +703,11 @@ impl Stateful for Denoise {
             let mut flow = lock(&self.flow);
             self.base.load(obj.upcast_ref(), bytes, |snapshot| {
                 let flow = flow.as_mut()?;
-                flow.restart();
-                Some(flow.audio.restore(snapshot))
+                let done = flow.audio.restore(snapshot);
+                if done.is_ok() {
+                    flow.restart();
+                }
+                Some(done)
             })
         };
         self.base.speak(obj.upcast_ref());

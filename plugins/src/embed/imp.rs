@@ -19,7 +19,7 @@ use crate::base::{lock, metadata, templates, unfit};
 use crate::ear::Heard;
 use crate::model::ModelSettings;
 use crate::pace::Zero;
-use crate::reload::{self, Holds, Modelled};
+use crate::reload::{self, Modelled};
 use crate::results::Results;
 use crate::{ear, eye, state};
 use gst::prelude::*;
@@ -55,10 +55,10 @@ impl Modelled for Embed {
         Options { output: Output::Features, listen, carry, ..Options::default() }
     }
 
-    fn fits(&self, engine: &Arc<Engine>) -> Result<Self::Fit, Error> {
+    fn fits(&self, engine: &Arc<Engine>, model: &ModelSettings) -> Result<Self::Fit, Error> {
         match engine.info().input {
             Signal::Image { .. } | Signal::Samples { .. } => Ok(()),
-            _ => Err(unfit(&self.model(), "a model of frames or samples", engine)),
+            _ => Err(unfit(model, "a model of frames or samples", engine)),
         }
     }
 

@@ -61,6 +61,9 @@ impl Kinds {
 pub(crate) struct Mark {
     pub(crate) frame: u64,
     pub(crate) pts: u64,
+    /// Where it ends; `pts` or before where that is not known, as in states of earlier versions.
+    #[serde(default)]
+    pub(crate) end: u64,
 }
 
 /// Something happened.
@@ -132,39 +135,31 @@ impl Finder {
         let mut marks =
             finder.waiting.iter().copied().chain(finder.recent.iter().map(|r| r.0)).chain(spans).chain(cuts);
         let far = |n: u64| n >= 1 << 62;
-        match marks.find(|m| far(m.frame) || far(m.pts)) {
+        match marks.find(|m| far(m.frame) || far(m.pts) || far(m.end)) {
             Some(mark) => Err(format!("frame {} at {} ns", mark.frame, mark.pts)),
             None if far(finder.frames) => Err(format!("{} frames", finder.frames)),
             None => Ok(finder),
         }
     }
 
-    /// A frame came, and the probabilities of the frame `look_ahead` before it.
+    /// A frame came, from `pts` to `end`, and the probabilities of the frame `look_ahead` before it, which is returned.
     pub(crate) fn step(
         &mut self,
         rules: &Rules,
         kinds: &Kinds,
         look_ahead: usize,
-        pts: u64,
+        (pts, end): (u64, u64),
         p: &[f32],
         out: &mut Vec<Event>,
-    ) {
-        self.waiting.push_back(Mark { frame: self.frames, pts });
+    ) -> Option<Mark> {
+        self.waiting.push_back(Mark { frame: self.frames, pts, end });
         self.frames += 1;
-        if self.waiting.len() > look_ahead {
-            self.score(rules, kinds, p, out);
-        }
+        if self.waiting.len() > look_ahead { self.score(rules, kinds, p, out) } else { None }
     }
 
-    /// The frame that scores of the next step are of, if it has come.
-    pub(crate) fn front(&self, look_ahead: usize) -> Option<Mark> {
-        // The next step's frame itself is not there yet.
-        if look_ahead == 0 { None } else { self.waiting.front().filter(|_| self.waiting.len() >= look_ahead).copied() }
-    }
-
-    /// Probabilities of the oldest frame that has none, when no more frames come.
-    pub(crate) fn score(&mut self, rules: &Rules, kinds: &Kinds, p: &[f32], out: &mut Vec<Event>) {
-        let Some(mark) = self.waiting.pop_front() else { return };
+    /// Probabilities of the oldest frame that has none, when no more frames come. Returns that frame.
+    pub(crate) fn score(&mut self, rules: &Rules, kinds: &Kinds, p: &[f32], out: &mut Vec<Event>) -> Option<Mark> {
+        let mark = self.waiting.pop_front()?;
         let at = |i: usize| p.get(i).map_or(0.0, |p| f64::from(*p));
         let best = |role: Role| {
             kinds.of(role).map(|i| (at(i), i)).fold((0.0, usize::MAX), |a, b| if b.0 > a.0 { b } else { a })
@@ -192,6 +187,7 @@ impl Finder {
             self.judge(rules, middle);
         }
         self.tell(rules, kinds, mark.frame, out);
+        Some(mark)
     }
 
     /// No more frames: what is open ends with the last one that came.
@@ -275,7 +271,7 @@ mod tests {
         for t in 0..n + lag {
             let p = t.checked_sub(lag).map_or([0.9; 3], |t| scores[t]);
             if t < n {
-                finder.step(&RULES, &kinds(), lag, t as u64 * FRAME, &p, &mut out);
+                finder.step(&RULES, &kinds(), lag, (t as u64 * FRAME, 0), &p, &mut out);
             } else {
                 finder.score(&RULES, &kinds(), &p, &mut out);
             }
@@ -347,7 +343,7 @@ mod tests {
         for (start, frames) in [(3_600_000, 20), (0, 20)] {
             for t in 0..frames {
                 let p = [if t == 10 { 0.9 } else { 0.0 }, 0.0, 0.0];
-                finder.step(&RULES, &kinds(), 0, (start + t) * FRAME, &p, &mut out);
+                finder.step(&RULES, &kinds(), 0, ((start + t) * FRAME, 0), &p, &mut out);
             }
         }
         assert_eq!(out.len(), 2, "{out:?}");
@@ -359,7 +355,7 @@ mod tests {
         (s[100][0], s[500][0]) = (0.9, 0.9);
         let (mut finder, mut out) = (Finder::default(), Vec::new());
         for (t, p) in s.iter().enumerate() {
-            finder.step(&RULES, &kinds(), 0, t as u64 * FRAME, p, &mut out);
+            finder.step(&RULES, &kinds(), 0, (t as u64 * FRAME, 0), p, &mut out);
             assert!(finder.cuts.len() <= 1);
             assert_eq!(out.len(), usize::from(t >= 350), "frame {t}");
         }

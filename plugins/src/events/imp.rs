@@ -28,13 +28,13 @@
 //! what is open is told; with `state-out` it goes into the snapshot instead. A flush, a new segment and every reset tell
 //! what is known.
 
-use super::finder::{Event, Finder, Kinds, Rules};
+use super::finder::{Event, Finder, Kinds, Mark, Rules};
 use crate::analyser::{self, Analyser, Found, Shared};
 use crate::base::{lock, metadata, templates, unfit};
 use crate::classes::{ClassSettings, Ranking};
 use crate::ear::Heard;
 use crate::model::ModelSettings;
-use crate::reload::{self, Holds, Modelled};
+use crate::reload::{self, Modelled};
 use crate::results::{EventResult, Results};
 use crate::{eye, state};
 use gst::ClockTime;
@@ -121,10 +121,10 @@ impl Modelled for Events {
         Options { carry: lock(&self.settings).carry, ..Options::default() }
     }
 
-    fn fits(&self, engine: &Arc<Engine>) -> Result<Self::Fit, Error> {
+    fn fits(&self, engine: &Arc<Engine>, model: &ModelSettings) -> Result<Self::Fit, Error> {
         let info = engine.info();
         let (Signal::Image { .. }, Signal::Logits { classes }) = (info.input, info.output) else {
-            return Err(unfit(&self.model(), "a model from frames to class scores", engine));
+            return Err(unfit(model, "a model from frames to class scores", engine));
         };
         let ranking = Ranking::new(&lock(&self.settings).classes, &info.facts, classes)?;
         let kinds = Kinds::new(ranking.labels(), classes);
@@ -163,26 +163,30 @@ impl Analyser for Events {
         let Track { finder, fit: Fit { kinds, ranking, .. } } = track;
         // What is told after the last frame is told of its step.
         let (mut events, mut step) = (Vec::new(), finder.taken);
-        match heard {
-            Heard::Step { start, step: number, y, .. } => {
+        // Frames of which no scores are known yet are told later.
+        let scored = match heard {
+            Heard::Step { start, end, step: number, y } => {
                 (step, finder.taken) = (number, number);
-                // Frames of which no scores are known yet are told later.
-                let of = if look_ahead == 0 { Some(start.nseconds()) } else { finder.front(look_ahead).map(|m| m.pts) };
                 ranking.shares(&settings.classes, y);
-                finder.step(rules, kinds, look_ahead, start.nseconds(), y, &mut events);
-                if let Some(pts) = of.filter(|_| settings.frame_scores) {
-                    let mut all = ranking.best(&settings.classes, y);
-                    all.sort_by_key(|c| c.index);
-                    let time = (Some(ClockTime::from_nseconds(pts)), None);
-                    found.results.push(Results::classes(self.obj().name(), time, step, all));
-                }
+                let frame = (start.nseconds(), end.nseconds());
+                finder.step(rules, kinds, look_ahead, frame, y, &mut events).map(|frame| (frame, y))
             }
             Heard::After { y } => {
                 ranking.shares(&settings.classes, y);
-                finder.score(rules, kinds, y, &mut events);
+                finder.score(rules, kinds, y, &mut events).map(|frame| (frame, y))
             }
-            Heard::End { .. } => finder.end(rules, kinds, &mut events),
-            Heard::Gap { .. } => {}
+            Heard::End { .. } => {
+                finder.end(rules, kinds, &mut events);
+                None
+            }
+            Heard::Gap { .. } => None,
+        };
+        if let Some((Mark { pts, end, .. }, y)) = scored.filter(|_| settings.frame_scores) {
+            let mut all = ranking.best(&settings.classes, y);
+            all.sort_by_key(|c| c.index);
+            let long = end.checked_sub(pts).filter(|ns| *ns > 0);
+            let time = (Some(ClockTime::from_nseconds(pts)), long.map(ClockTime::from_nseconds));
+            found.results.push(Results::classes(self.obj().name(), time, step, all));
         }
         self.report(track, step, &events, found);
     }

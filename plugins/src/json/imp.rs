@@ -12,7 +12,7 @@
 
 use crate::base::{lock, metadata, templates};
 use crate::line::{Format, Line};
-use crate::results::{LATE, META_NAME, each};
+use crate::results::{LATE, META_NAME, RESET, each};
 use gst::prelude::*;
 use gst::subclass::prelude::*;
 use std::sync::{LazyLock, Mutex};
@@ -26,7 +26,7 @@ pub struct Json {
     format: Mutex<Format>,
     /// Room for the lines of one buffer.
     text: Mutex<Vec<u8>>,
-    /// The lines of the buffer before: elements that cut or repeat buffers copy their metas.
+    /// The lines of the buffer before: elements that cut or repeat buffers copy their metas. Nothing where a stretch begins.
     before: Mutex<Vec<u8>>,
 }
 
@@ -87,6 +87,15 @@ impl Json {
     }
 
     fn sink_event(&self, pad: &gst::Pad, event: gst::Event) -> bool {
+        // What comes behind these may be the same once more, and is no copy.
+        let anew = match event.view() {
+            gst::EventView::StreamStart(_) | gst::EventView::Segment(_) | gst::EventView::FlushStop(_) => true,
+            gst::EventView::CustomDownstream(e) => e.structure().is_some_and(|s| s.name() == RESET),
+            _ => false,
+        };
+        if anew {
+            lock(&self.before).clear();
+        }
         match event.view() {
             gst::EventView::Caps(_) => {
                 gst::debug!(CAT, imp = self, "results of {event:?}");

@@ -15,7 +15,7 @@
 
 use super::canvas::{Brush, Canvas};
 use super::panel::{Panel, ROWS, Show};
-use crate::base::{lock, metadata, templates};
+use crate::base::{bad_caps, lock, metadata, templates};
 use crate::{eye, results::META_NAME};
 use gst::ClockTime;
 use gst::prelude::*;
@@ -137,7 +137,11 @@ impl BaseTransformImpl for Overlay {
     }
 
     fn set_caps(&self, incaps: &gst::Caps, _outcaps: &gst::Caps) -> Result<(), gst::LoggableError> {
-        let info = VideoInfo::from_caps(incaps).map_err(|e| gst::loggable_error!(CAT, "caps {incaps}: {e}"))?;
+        let info = VideoInfo::from_caps(incaps).map_err(|e| {
+            let error = bad_caps("video/x-raw", "whole caps", e);
+            gst::element_imp_error!(self, gst::CoreError::Negotiation, ("{error}"));
+            gst::loggable_error!(CAT, "caps {incaps}: {error}")
+        })?;
         let brush = Brush::new(&info);
         *lock(&self.flow) = Some(Flow { info, brush, now: ClockTime::ZERO });
         Ok(())

@@ -26,7 +26,7 @@ use crate::base::{lock, metadata, templates, unfit};
 use crate::classes::sigmoid;
 use crate::ear::Heard;
 use crate::model::ModelSettings;
-use crate::reload::{self, Holds, Modelled};
+use crate::reload::{self, Modelled};
 use crate::results::Results;
 use crate::{ear, state};
 use gst::ClockTime;
@@ -78,9 +78,9 @@ impl Modelled for Vad {
         Options { output: Output::Speech, ..Options::default() }
     }
 
-    fn fits(&self, engine: &Arc<Engine>) -> Result<Self::Fit, Error> {
+    fn fits(&self, engine: &Arc<Engine>, model: &ModelSettings) -> Result<Self::Fit, Error> {
         let Signal::Samples { .. } = engine.info().input else {
-            return Err(unfit(&self.model(), "a model from samples to speech scores", engine));
+            return Err(unfit(model, "a model from samples to speech scores", engine));
         };
         Ok(())
     }
