@@ -1,6 +1,7 @@
 //! Pipelines that commands run: started with the plugin of this build, to their end, errors as values.
 
 use crate::Failure;
+use gst::glib;
 use gst::prelude::*;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -75,6 +76,37 @@ pub fn follow(
     outcome
 }
 
+/// Makes an error of a pipeline one of the file that it read.
+pub fn of(path: &Path) -> impl FnOnce(Failure) -> Failure + use<> {
+    let path = path.to_owned();
+    move |failure| Failure::File { path, reason: failure.to_string() }
+}
+
+/// Elements that find something.
+const FINDERS: [&str; 5] = ["ssmevents", "ssmclassify", "ssmvad", "ssmaudiotag", "ssmembed"];
+
+/// Refuses `PROPERTY=VALUE` with a value out of the property's range, which GLib would warn of and leave at its default.
+fn in_range(element: &gst::Element, word: &str) -> Result<(), Failure> {
+    let Some((name, text)) = word.split_once('=') else { return Ok(()) };
+    let Some(pspec) = element.find_property(name) else { return Ok(()) };
+    macro_rules! check {
+        ($($kind:ident: $number:ty),*) => {
+            $(if let Some(spec) = pspec.downcast_ref::<glib::$kind>() {
+                let (low, high) = (spec.minimum(), spec.maximum());
+                // What does not read as a number, parsing the line tells.
+                return match text.parse::<$number>() {
+                    Ok(number) if !(low..=high).contains(&number) => {
+                        Err(failed(format!("--element: {name}: expected {low} to {high}, got {text}")))
+                    }
+                    _ => Ok(()),
+                };
+            })*
+        };
+    }
+    check!(ParamSpecDouble: f64, ParamSpecFloat: f32, ParamSpecUInt: u32, ParamSpecUInt64: u64, ParamSpecInt: i32);
+    Ok(())
+}
+
 /// What an element takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Media {
@@ -100,10 +132,9 @@ impl Finder {
     pub fn new(text: &str, media: Option<Media>) -> Result<Self, Failure> {
         let mut words = text.split_whitespace();
         let name = words.next().unwrap_or_default();
-        let found = gst::ElementFactory::find(name).filter(|_| name.starts_with("ssm"));
-        let factory = found.ok_or_else(|| {
-            failed(format!("--element: expected ssmevents, ssmclassify, ssmvad, ssmaudiotag or ssmembed, got {name:?}"))
-        })?;
+        let found = gst::ElementFactory::find(name).filter(|_| FINDERS.contains(&name));
+        let factory =
+            found.ok_or_else(|| failed(format!("--element: expected one of {}, got {name:?}", FINDERS.join(", "))))?;
         if words.clone().any(|w| w == "!") {
             return Err(failed(format!("--element: expected one element, got {text:?}")));
         }
@@ -122,6 +153,9 @@ impl Finder {
                 return Err(failed(format!("{name} does not take --media {other}")));
             }
         };
+        if let Ok(element) = factory.create().build() {
+            words.clone().try_for_each(|word| in_range(&element, word))?;
+        }
         let rest = words.collect::<Vec<_>>().join(" ");
         Ok(Self { name: name.into(), line: format!("{name} name={name} {rest}"), media })
     }

@@ -96,10 +96,14 @@ fn samples(file: &Path, through: &str, properties: &[(&str, &str, &str)]) -> Res
             keep.lock().unwrap_or_else(PoisonError::into_inner).extend(values);
         }
     })
-    .map_err(|e| Failure::File { path: file.to_owned(), reason: e.to_string() })?;
+    .map_err(element::of(file))?;
     let samples = std::mem::take(&mut *found.lock().unwrap_or_else(PoisonError::into_inner));
     if samples.is_empty() {
         return Err(Failure::File { path: file.to_owned(), reason: "expected sound, got none".into() });
+    }
+    if let Some(at) = samples.iter().position(|s| !s.is_finite()) {
+        let reason = format!("sample {at}: expected a finite number, got {}", samples[at]);
+        return Err(Failure::File { path: file.to_owned(), reason });
     }
     Ok(samples)
 }

@@ -6,8 +6,8 @@
 //! the new one. A detection (a cut's first new frame, else the middle) matches a transition when it lies in
 //! `start - 1 ..= end + 2`, one each; every further one is a false alarm; inside `ignore` nothing counts.
 
-use crate::Failure;
 use crate::element::{self, play};
+use crate::{Failure, number};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -25,7 +25,7 @@ pub struct Args {
     #[arg(long, default_value = "builtin:shots")]
     model: String,
     /// Probability that an event reaches at least.
-    #[arg(long)]
+    #[arg(long, value_parser = number::within(0.0, 1.0))]
     threshold: Option<f64>,
     /// Print every event, and what it was taken for.
     #[arg(long)]
@@ -146,7 +146,8 @@ fn events(args: &Args, video: &Path) -> Result<Vec<(f64, f64)>, Failure> {
         &[("file", "location", &video.to_string_lossy()), ("events", "model", &args.model)],
         "events",
         |_| (),
-    )?;
+    )
+    .map_err(element::of(video))?;
     times.extend(run.times);
     times.sort_unstable();
     for s in run.messages.iter().filter(|s| s.name() == "ssm-event") {

@@ -2,7 +2,7 @@
 //!
 //! The stream's state is all that is carried: time and memory per token do not grow with the length.
 
-use crate::Failure;
+use crate::{Failure, number};
 use ssm_models::kernels::{CpuLevel, Cx};
 use ssm_models::{Device, Error, Model, Options, Row, Scratch, Signal, open};
 use std::fs::File;
@@ -43,7 +43,7 @@ pub struct Args {
     #[arg(long, default_value = "auto")]
     device: String,
     /// Threads.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = number::threads())]
     threads: usize,
 }
 
@@ -55,7 +55,7 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
     let info = model.info();
     let (Signal::Token { vocab }, Signal::Logits { classes }) = (info.input, info.output) else {
         let expected = "a model of tokens that scores the next one".into();
-        let got = format!("{}: {:?} to {:?}", info.family, info.input, info.output);
+        let got = format!("{} (from {} to {})", info.family, info.input, info.output);
         return Err(Error::Input { expected, got }.into());
     };
     let mut prompt: Box<dyn Iterator<Item = Result<u32, Failure>>> = match args.prompt_file {

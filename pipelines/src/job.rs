@@ -7,6 +7,7 @@
 
 use crate::Failure;
 use crate::element::{self, Finder, Media};
+use crate::output::{beside, replace};
 use gst::glib;
 use gst::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -82,12 +83,6 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> Failure + use<> {
     move |e| Failure::File { path, reason: e.to_string() }
 }
 
-fn beside(path: &Path, ending: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(ending);
-    name.into()
-}
-
 /// What belongs to the input: a state of another file of the same name would be nonsense.
 fn stamp(finder: &Finder, input: &Path) -> io::Result<String> {
     let file = fs::metadata(input)?;
@@ -123,16 +118,6 @@ fn write_state(path: &Path, header: &Header, snapshot: &[u8]) -> io::Result<()> 
     })
 }
 
-/// Writes a file beside the path, then puts it in its place: who reads that meanwhile has the old one, and so has who comes
-/// after a crash.
-pub fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
-    let part = beside(path, ".part");
-    let mut file = File::create(&part)?;
-    write(&mut file)?;
-    file.sync_all()?;
-    fs::rename(&part, path)
-}
-
 fn lock(progress: &Mutex<Progress>) -> MutexGuard<'_, Progress> {
     progress.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -151,6 +136,7 @@ impl Job<'_> {
         if self.output.exists() && !self.force {
             return Ok(Outcome::Skipped);
         }
+        fs::metadata(self.input).map_err(at(self.input))?;
         if let Some(folder) = self.output.parent() {
             fs::create_dir_all(folder).map_err(at(folder))?;
         }

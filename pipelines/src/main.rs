@@ -12,6 +12,8 @@ mod generate;
 mod inspect;
 mod job;
 mod mix;
+mod number;
+mod output;
 #[cfg(any(feature = "mqtt", feature = "kafka"))]
 mod publish;
 mod quality;

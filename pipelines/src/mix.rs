@@ -1,6 +1,6 @@
 //! `ssm mix`: speech and noise of a chosen ratio, for listening and for tests.
 
-use crate::{Failure, wav};
+use crate::{Failure, number, wav};
 use std::path::PathBuf;
 
 /// Examples for `--help`.
@@ -17,11 +17,11 @@ pub struct Args {
     #[arg(long, required = true, num_args = 1..)]
     noise: Vec<PathBuf>,
     /// Power of the speech over power of the noise in dB, over the whole clip.
-    #[arg(long, default_value_t = 5.0, allow_negative_numbers = true)]
-    snr: f32,
+    #[arg(long, default_value_t = 5.0, allow_negative_numbers = true, value_parser = number::within(-200.0, 200.0))]
+    snr: f64,
     /// Seconds of speech before it begins again or is cut; default: all of it once.
-    #[arg(long)]
-    seconds: Option<f32>,
+    #[arg(long, value_parser = number::within(0.001, 86_400.0))]
+    seconds: Option<f64>,
     /// Mixture (WAV).
     #[arg(short, long)]
     output: PathBuf,
@@ -54,6 +54,9 @@ fn power(x: &[f32]) -> f32 {
 }
 
 pub fn run(args: &Args) -> Result<(), Failure> {
+    if args.clean.as_ref() == Some(&args.output) {
+        return Err(Failure::Usage("--clean: expected another file than --output, got the same".into()));
+    }
     let (mut speech, rate) = join(&args.speech, PAUSE)?;
     let (noise, noise_rate) = join(&args.noise, 0.0)?;
     if noise_rate != rate {
@@ -64,10 +67,10 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         return Err(Failure::Usage("expected speech and noise with samples, got none".into()));
     }
     if let Some(seconds) = args.seconds {
-        speech = speech.iter().copied().cycle().take((seconds * rate as f32) as usize).collect();
+        speech = speech.iter().copied().cycle().take((seconds * f64::from(rate)) as usize).collect();
     }
     let noise: Vec<f32> = noise.iter().copied().cycle().take(speech.len()).collect();
-    let gain = (power(&speech) / power(&noise).max(1e-12) / 10f32.powf(args.snr / 10.0)).sqrt();
+    let gain = (power(&speech) / power(&noise).max(1e-12) / 10f32.powf(args.snr as f32 / 10.0)).sqrt();
     let mut mixed: Vec<f32> = speech.iter().zip(&noise).map(|(s, n)| s + gain * n).collect();
     // Both by the same factor, so that the mixture does not clip.
     let peak = mixed.iter().fold(0f32, |m, v| m.max(v.abs()));

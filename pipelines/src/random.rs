@@ -1,7 +1,8 @@
 //! `ssm random`: weights from a seed, of the sizes that were published. They have learned nothing; they show speed, memory
 //! and that the pipeline runs, where no trained file is at hand.
 
-use crate::Failure;
+use crate::{Failure, output};
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::PathBuf;
 
@@ -209,6 +210,30 @@ fn vmamba_tiny(seed: u64) -> Vec<(String, Vec<usize>, Vec<f32>)> {
     w.tensors
 }
 
+/// A tensor of f32 on its way into a file.
+struct Values<'a> {
+    shape: &'a [usize],
+    values: &'a [f32],
+}
+
+impl safetensors::View for Values<'_> {
+    fn dtype(&self) -> safetensors::Dtype {
+        safetensors::Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Owned(self.values.iter().flat_map(|v| v.to_le_bytes()).collect())
+    }
+
+    fn data_len(&self) -> usize {
+        size_of_val(self.values)
+    }
+}
+
 pub fn run(args: &Args) -> Result<(), Failure> {
     let lm = |d, layers, n, vocab, second| mamba(&Lm { d, layers, n, vocab, second }, args.seed);
     let (name, tensors) = match args.network {
@@ -222,14 +247,11 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     };
     let parameters: usize = tensors.iter().map(|t| t.2.len()).sum();
     let fail = |reason: String| Failure::File { path: args.output.clone(), reason };
-    let bytes: Vec<Vec<u8>> = tensors.iter().map(|t| t.2.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
-    let views = tensors.iter().zip(&bytes).map(|((name, shape, _), bytes)| {
-        safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes).map(|v| (name, v))
-    });
-    let views: Vec<_> = views.collect::<Result<_, _>>().map_err(|e| fail(e.to_string()))?;
     let note = format!("random weights of seed {}, untrained", args.seed);
     let metadata = HashMap::from([("note".to_owned(), note.clone())]);
-    safetensors::serialize_to_file(views, Some(metadata), &args.output).map_err(|e| fail(e.to_string()))?;
+    let views = tensors.iter().map(|(name, shape, values)| (name, Values { shape, values }));
+    let bytes = safetensors::serialize(views, Some(metadata)).map_err(|e| fail(e.to_string()))?;
+    output::write(&args.output, &bytes)?;
     say!("{}: {name}, {parameters} parameters, {note}: its results mean nothing", args.output.display());
     Ok(())
 }

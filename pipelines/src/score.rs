@@ -33,14 +33,23 @@ pub fn si_sdr(clean: &[f32], x: &[f32]) -> f64 {
 }
 
 pub fn run(args: &Args) -> Result<(), Failure> {
-    let (clean, rate) = wav::read(&args.clean)?;
+    let read = |path: &PathBuf| match wav::read(path)? {
+        (samples, _) if samples.is_empty() => {
+            Err(Failure::File { path: path.clone(), reason: "expected samples, got none".into() })
+        }
+        found => Ok(found),
+    };
+    let (clean, rate) = read(&args.clean)?;
     for file in &args.files {
-        let (x, r) = wav::read(file)?;
+        let (x, r) = read(file)?;
         if r != rate {
             let reason = format!("expected {rate} Hz as {}, got {r} Hz", args.clean.display());
             return Err(Failure::File { path: file.clone(), reason });
         }
-        say!("{}: SI-SDR {:.1} dB", file.display(), si_sdr(&clean, &x));
+        let both = clean.len().min(x.len()) as f32 / rate as f32;
+        let note =
+            if x.len() == clean.len() { String::new() } else { format!(" over the first {both:.3} s, all of one") };
+        say!("{}: SI-SDR {:.1} dB{note}", file.display(), si_sdr(&clean, &x));
     }
     Ok(())
 }

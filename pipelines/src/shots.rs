@@ -1,7 +1,7 @@
 //! `ssm shots`: the shots of a video as a table and as a contact sheet, through `ssmevents`.
 
-use crate::Failure;
 use crate::element::{self, play};
+use crate::{Failure, number, output};
 use gstssm::{EventResult, Results};
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -22,7 +22,7 @@ pub struct Args {
     #[arg(long, default_value = "builtin:shots")]
     model: String,
     /// Probability that a transition reaches at least.
-    #[arg(long)]
+    #[arg(long, value_parser = number::within(0.0, 1.0))]
     threshold: Option<f64>,
     /// Picture (PNG) with the first frame of each shot, framed in the colour of what led to it: white a cut, blue a
     /// dissolve, orange a fade, green a wipe.
@@ -128,7 +128,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     };
     let file = args.video.to_string_lossy();
     let properties = [("file", "location", &*file), ("events", "model", &args.model)];
-    let run = play(&line, &properties, "out", look)?;
+    let run = play(&line, &properties, "out", look).map_err(element::of(&args.video))?;
     let events = run.messages.iter().filter(|s| s.name() == "ssm-event");
     let mut told = 0;
     say!("{:<14} {:<14} {:<10} score", "old shot ends", "new begins", "kind");
@@ -145,14 +145,8 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     }
     say!("{told} transitions, {} frames", run.times.len());
     if let Some(path) = &args.sheet {
-        let fail = |reason: String| Failure::File { path: path.clone(), reason };
         let (pixels, width, height) = sheet.draw();
-        let file = std::fs::File::create(path).map_err(|e| fail(e.to_string()))?;
-        let mut encoder = png::Encoder::new(std::io::BufWriter::new(file), width as u32, height as u32);
-        encoder.set_color(png::ColorType::Rgb);
-        encoder.set_depth(png::BitDepth::Eight);
-        let done = encoder.write_header().and_then(|mut w| w.write_image_data(&pixels));
-        done.map_err(|e| fail(e.to_string()))?;
+        output::png(path, &pixels, width, height)?;
         say!("{}: {} shots", path.display(), sheet.shots.len());
     }
     Ok(ExitCode::SUCCESS)

@@ -1,6 +1,7 @@
 //! `ssm spectrogram`: sound as a picture, several files one above the other on one scale.
 
-use crate::{Failure, wav};
+use crate::{Failure, output, wav};
+use clap::builder::RangedU64ValueParser;
 use std::path::PathBuf;
 
 /// Examples for `--help`.
@@ -16,8 +17,8 @@ pub struct Args {
     /// Picture (PNG).
     #[arg(short, long)]
     output: PathBuf,
-    /// Width of the picture in pixels.
-    #[arg(long, default_value_t = 1200)]
+    /// Width of the picture in pixels, 16 to 16384.
+    #[arg(long, default_value_t = 1200, value_parser = RangedU64ValueParser::<usize>::new().range(16..=1 << 14))]
     width: usize,
 }
 
@@ -58,7 +59,7 @@ fn colour(v: f32) -> [u8; 3] {
 }
 
 pub fn run(args: &Args) -> Result<(), Failure> {
-    let width = args.width.clamp(16, 1 << 14);
+    let width = args.width;
     let panels: Vec<_> =
         args.files.iter().map(|f| wav::read(f).map(|(s, _)| analyse(&s, width))).collect::<Result<_, _>>()?;
     let top = panels.iter().flatten().flatten().copied().fold(-200f32, f32::max);
@@ -73,13 +74,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
             }
         }
     }
-    let fail = |reason: String| Failure::File { path: args.output.clone(), reason };
-    let file = std::fs::File::create(&args.output).map_err(|e| fail(e.to_string()))?;
-    let mut encoder = png::Encoder::new(std::io::BufWriter::new(file), width as u32, height as u32);
-    encoder.set_color(png::ColorType::Rgb);
-    encoder.set_depth(png::BitDepth::Eight);
-    let done = encoder.write_header().and_then(|mut w| w.write_image_data(&pixels));
-    done.map_err(|e| fail(e.to_string()))?;
+    output::png(&args.output, &pixels, width, height)?;
     say!("{}: {} panels of {rows} rows, 0 Hz at the bottom, {RANGE} dB", args.output.display(), panels.len());
     Ok(())
 }

@@ -147,7 +147,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
                 Err(e) => return Err(bad(url, told(&e))),
             };
             check(&bytes).map_err(|e| bad(url, e))?;
-            crate::job::replace(file, |out| out.write_all(&bytes)).map_err(|e| at(file, e.to_string()))?;
+            crate::output::replace(file, |out| out.write_all(&bytes)).map_err(|e| at(file, e.to_string()))?;
         }
     }
     Ok(ExitCode::SUCCESS)

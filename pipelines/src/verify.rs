@@ -1,6 +1,6 @@
 //! `ssm verify`: golden files against this build.
 
-use crate::Failure;
+use crate::{Failure, number};
 use ssm_models::golden::{Chunks, Verdict, VerifyOptions, verify};
 use ssm_models::kernels::CpuLevel;
 use std::path::PathBuf;
@@ -18,8 +18,8 @@ pub struct Args {
     #[arg(required = true)]
     files: Vec<PathBuf>,
     /// Tolerance in place of each family's own (absolute).
-    #[arg(long)]
-    tol: Option<f32>,
+    #[arg(long, value_parser = number::within(0.0, 1e9))]
+    tol: Option<f64>,
     /// Cut the input of streaming families: `whole`, a length, `random`, or `random:SEED`.
     #[arg(long, default_value = "whole", value_parser = chunks)]
     chunks: Chunks,
@@ -27,7 +27,7 @@ pub struct Args {
     #[arg(long, default_value = "auto")]
     device: String,
     /// Threads.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = number::threads())]
     threads: usize,
     /// Folder with checkpoints that golden files name without holding them (also SSM_CHECKPOINTS).
     #[arg(long)]
@@ -72,7 +72,8 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
     let mut search = args.checkpoints;
     search.extend(std::env::var_os("SSM_CHECKPOINTS").map(PathBuf::from));
     let level = CpuLevel::from_env().map_err(ssm_models::Error::from)?;
-    let options = VerifyOptions { level, threads: args.threads, tol: args.tol, device, chunks: args.chunks, search };
+    let tol = args.tol.map(|tol| tol as f32);
+    let options = VerifyOptions { level, threads: args.threads, tol, device, chunks: args.chunks, search };
     let (mut passed, mut failed, mut unsupported) = (0, 0, 0);
     for file in files(args.files)? {
         let outcome = verify(&file, &options);

@@ -1,6 +1,6 @@
 //! WAV files as one channel of `f32` samples in -1..1.
 
-use crate::Failure;
+use crate::{Failure, output};
 use std::path::Path;
 
 /// Reads a file; several channels are averaged. Returns samples and Hz.
@@ -16,6 +16,10 @@ pub fn read(path: &Path) -> Result<(Vec<f32>, u32), Failure> {
         }
     };
     let channels = usize::from(spec.channels.max(1));
+    if let Some(at) = samples.iter().position(|s| !s.is_finite()) {
+        let reason = format!("sample {}: expected a finite number, got {}", at / channels, samples[at]);
+        return Err(Failure::File { path: path.into(), reason });
+    }
     let mono = samples.chunks_exact(channels).map(|c| c.iter().sum::<f32>() / channels as f32).collect();
     Ok((mono, spec.sample_rate))
 }
@@ -25,9 +29,11 @@ pub fn write(path: &Path, samples: &[f32], rate: u32) -> Result<(), Failure> {
     let fail = |e: hound::Error| Failure::File { path: path.into(), reason: e.to_string() };
     let spec =
         hound::WavSpec { channels: 1, sample_rate: rate, bits_per_sample: 16, sample_format: hound::SampleFormat::Int };
-    let mut writer = hound::WavWriter::create(path, spec).map_err(fail)?;
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    let mut writer = hound::WavWriter::new(&mut bytes, spec).map_err(fail)?;
     for s in samples {
         writer.write_sample((s * 32768.0).round().clamp(-32768.0, 32767.0) as i16).map_err(fail)?;
     }
-    writer.finalize().map_err(fail)
+    writer.finalize().map_err(fail)?;
+    output::write(path, bytes.get_ref())
 }

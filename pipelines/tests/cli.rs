@@ -290,3 +290,105 @@ fn a_full_disk_is_told_and_a_closed_error_output_is_not() {
     let absent = Command::new(env!("CARGO_BIN_EXE_ssm")).args(["inspect", "absent"]).stderr(writer).output();
     assert_eq!(absent.expect("it runs").status.code(), Some(1));
 }
+
+#[test]
+fn numbers_out_of_their_range_are_refused_in_a_line() {
+    let folder = Folder::new("numbers");
+    let (sound, out) = (folder.file("sound.wav"), folder.file("out.wav"));
+    write(&sound, 16_000, 1, &|t| (600.0 * t).sin());
+    let mix = ["mix", "--speech", &sound, "--noise", &sound, "-o", &out];
+    let with = |more: &[&str]| [&mix[..], more].concat().into_iter().map(str::to_owned).collect::<Vec<_>>();
+    let all = |args: &[&str]| args.iter().map(|a| (*a).to_owned()).collect::<Vec<_>>();
+    let mut lines = vec![
+        all(&["verify", &golden("vim_tiny_cfg_a.safetensors"), "--tol", "nan"]),
+        all(&["verify", &golden("vim_tiny_cfg_a.safetensors"), "--tol=-1"]),
+        all(&["verify", &golden("vim_tiny_cfg_a.safetensors"), "--threads", "99999999"]),
+        all(&["generate", &golden("mamba_lm_tiny_hf.safetensors"), "--tokens", "1", "--threads", "0"]),
+        all(&["spectrogram", &sound, "-o", &out, "--width", "5"]),
+        all(&["shots", &sound, "--threshold", "2"]),
+        all(&["eval-shots", &sound, "--threshold", "nan"]),
+    ];
+    lines.extend(["inf", "nan", "0", "-1", "1e30"].map(|seconds| with(&[&format!("--seconds={seconds}")])));
+    lines.push(with(&["--snr=nan"]));
+    lines.push(with(&["--clean", &out]));
+    for element in ["ssmevents threshold=2", "ssmvad threshold=nan", "ssmdenoise", "ssmjson"] {
+        lines.push(all(&["run", &sound, "-o", &folder.file("found"), "--element", element]));
+    }
+    for args in lines {
+        let done = ssm(&args.iter().map(String::as_str).collect::<Vec<_>>());
+        let told = text(&done);
+        assert!(matches!(done.status.code(), Some(1 | 2)), "{args:?}: {told}");
+        assert!(told.contains("expected") || told.contains("invalid value"), "{args:?}: {told}");
+        assert!(!told.contains("panicked") && !Path::new(&out).exists(), "{args:?}: {told}");
+    }
+}
+
+#[test]
+fn sounds_that_hold_no_numbers_are_refused() {
+    let folder = Folder::new("finite");
+    let spec = hound::WavSpec {
+        channels: 1,
+        sample_rate: 16_000,
+        bits_per_sample: 32,
+        sample_format: hound::SampleFormat::Float,
+    };
+    let float = |name: &str, samples: &[f32]| {
+        let path = folder.file(name);
+        let mut writer = hound::WavWriter::create(&path, spec).expect("a temporary file");
+        samples.iter().for_each(|s| writer.write_sample(*s).expect("written"));
+        writer.finalize().expect("written");
+        path
+    };
+    let wave: Vec<f32> = (0..16_000).map(|i| (i as f32 * 0.05).sin() * 0.3).collect();
+    let good = float("a_clean.wav", &wave);
+    let bad = float("a_noisy.wav", &[&wave[..100], &[f32::NAN], &wave[101..]].concat());
+    let (short, none) = (float("short.wav", &wave[..8000]), float("none.wav", &[]));
+    let picture = folder.file("picture.png");
+    for args in [
+        &["score", &good, &bad][..],
+        &["spectrogram", &bad, "-o", &picture],
+        &["eval-denoise", &folder.file("."), "--python", "no-such-python"],
+    ] {
+        let told = text(&ssm(args));
+        assert!(told.contains("a_noisy.wav: sample 100: expected a finite number, got NaN"), "{args:?}: {told}");
+    }
+    let told = text(&ssm(&["score", &good, &none]));
+    assert!(told.contains("none.wav: expected samples, got none"), "{told}");
+    let told = text(&ssm(&["score", &good, &short]));
+    assert!(told.contains("over the first 0.500 s"), "{told}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_lies_where_a_command_writes_stays_what_it_is() {
+    use std::os::unix::fs::FileTypeExt;
+    let folder = Folder::new("device");
+    let (sound, device) = (folder.file("sound.wav"), folder.file("full"));
+    write(&sound, 16_000, 1, &|t| (600.0 * t).sin());
+    // A folder that cannot be: told under its own name, and nothing is left behind.
+    let nowhere = folder.file("nowhere/out");
+    for args in [
+        vec!["random", "vim-tiny", "-o", &nowhere],
+        vec!["spectrogram", &sound, "-o", &nowhere],
+        vec!["mix", "--speech", &sound, "--noise", &sound, "-o", &nowhere],
+    ] {
+        let done = ssm(&args);
+        assert_eq!(done.status.code(), Some(1), "{args:?}");
+        assert!(text(&done).contains(&format!("{nowhere}: No such file")), "{args:?}: {}", text(&done));
+    }
+    let found = folder.file("found");
+    let done = ssm(&["run", &folder.file("absent.mp4"), "-o", &found, "--element", "ssmevents"]);
+    assert!(!done.status.success() && !Path::new(&found).join("absent.mp4.jsonl.part").exists(), "{}", text(&done));
+    // A named pipe is written to, not replaced.
+    let made = Command::new("mkfifo").arg(&device).status().expect("a tool of every system");
+    assert!(made.success());
+    let reader = std::thread::spawn({
+        let device = device.clone();
+        move || std::fs::read(device).expect("readable")
+    });
+    assert!(ssm(&["spectrogram", &sound, "-o", &device]).status.success());
+    assert!(reader.join().expect("it reads").starts_with(b"\x89PNG"));
+    assert!(std::fs::symlink_metadata(&device).expect("still there").file_type().is_fifo());
+    let told = text(&ssm(&["shots", &folder.file("absent.mp4")]));
+    assert!(told.contains("absent.mp4"), "{told}");
+}
