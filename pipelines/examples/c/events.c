@@ -29,12 +29,19 @@ static GstPadProbeReturn on_buffer(GstPad *pad, GstPadProbeInfo *info, gpointer 
     const GstStructure *result = gst_value_get_structure(gst_value_array_get_value(results, i));
     const GValue *classes = gst_structure_get_value(result, "classes");
     guint64 pts = 0, step = 0;
-      if (!classes || gst_value_array_get_size(classes) == 0)
+    const gchar *label = NULL;
+    gdouble score = -1;
+    if (!classes || gst_value_array_get_size(classes) == 0)
       continue;
-    const GstStructure *best = gst_value_get_structure(gst_value_array_get_value(classes, 0));
-    const gchar *label = gst_structure_get_string(best, "label");
-    gdouble score = 0;
-    gst_structure_get_double(best, "score", &score);
+    /* Classes come in the order of the model. */
+    for (guint k = 0; k < gst_value_array_get_size(classes); k++) {
+      const GstStructure *one = gst_value_get_structure(gst_value_array_get_value(classes, k));
+      gdouble other = 0;
+      if (gst_structure_get_double(one, "score", &other) && other > score) {
+        score = other;
+        label = gst_structure_get_string(one, "label");
+      }
+    }
     gst_structure_get_uint64(result, "pts", &pts);
     gst_structure_get_uint64(result, "step", &step);
     if (count[1]++ % 25 == 0)

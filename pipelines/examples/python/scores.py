@@ -106,6 +106,9 @@ def main():
     if args.plot and pyplot:
         scores.plot(args.plot)
         print(args.plot)
+    elif args.plot:
+        print(f"{args.plot}: not drawn, matplotlib is missing", file=sys.stderr)
+        code = code or 1
     return code
 
 
