@@ -3,7 +3,6 @@
 use crate::base::{Base, lock, text};
 use crate::ear::{Ear, Heard};
 use crate::eye::{Arrival, Eye, Look};
-use crate::model::Counters;
 use crate::pace::{Pace, Zero, every};
 use crate::reload::{self, Modelled, Reload};
 use crate::results::{RESET, Results};
@@ -472,7 +471,7 @@ fn restart<T: Analyser>(imp: &T, whole: bool, fresh: bool) {
     } else {
         end(imp, false, fresh);
     }
-    Counters::add(&imp.shared().base.counters.resets, u64::from(fresh));
+    imp.shared().base.count_reset(&element(imp), fresh);
 }
 
 /// Whoever asks for the driver's context gets that of the model's card.
@@ -605,7 +604,7 @@ fn exchange<T: Analyser>(imp: &T, found: &mut Found) -> Option<gst::Message> {
         }
     };
     if !kept {
-        Counters::add(&shared.base.counters.resets, 1);
+        shared.base.count_reset(&obj, true);
         let at = match sense.as_mut()? {
             Sense::Eye(eye) => {
                 look_ahead(imp, eye, found);
@@ -660,7 +659,7 @@ fn analyse<T: Analyser>(imp: &T, buffer: &mut gst::BufferRef) -> Result<gst::Flo
                     Some(kept) => eye.put_back(kept),
                     None => {
                         eye.reset();
-                        Counters::add(&shared.base.counters.resets, 1);
+                        shared.base.count_reset(&obj, true);
                     }
                 }
             }

@@ -103,6 +103,14 @@ impl Base {
             .unwrap_or_else(|| pspec.default_value().clone())
     }
 
+    /// Counts that a stream has a fresh state, if it is one.
+    pub(crate) fn count_reset(&self, obj: &gst::Element, fresh: bool) {
+        if fresh {
+            Counters::add(&self.counters.resets, 1);
+            gst::debug!(crate::CAT, obj = obj, "the state is a fresh one");
+        }
+    }
+
     /// Asks the streaming thread for a fresh state.
     pub(crate) fn ask_reset(&self) {
         self.reset.store(true, Ordering::Relaxed);

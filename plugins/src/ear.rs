@@ -235,7 +235,7 @@ impl Ear {
             let at = from + i as u64 * hop;
             if y.iter().any(|v| !v.is_finite()) {
                 Counters::add(&base.counters.not_finite, 1);
-                Counters::add(&base.counters.resets, 1);
+                base.count_reset(obj, true);
                 if !std::mem::replace(&mut self.lost, true) {
                     let at = self.time(at);
                     base.warn(obj, &format!("audio at {at}: expected finite scores, got others; the state is reset"));
@@ -329,7 +329,10 @@ impl Ear {
             }
             // A restored stream may go on at any time.
             _ if self.resumed => self.clock.begin(None, 0),
-            Follows::Gap(missing) => self.gap(obj, base, settings, missing, heard)?,
+            Follows::Gap(missing) => {
+                gst::debug!(crate::CAT, obj = obj, "at {}: {missing} missing", buffer.pts().display());
+                self.gap(obj, base, settings, missing, heard)?;
+            }
             Follows::Jump => self.restart(obj, base, settings.resets(ResetOn::JUMP), heard)?,
         }
         if !self.clock.has_time() && buffer.pts().is_some() {
@@ -421,7 +424,7 @@ impl Ear {
         fresh: bool,
         heard: &mut dyn FnMut(Heard<'_>),
     ) -> Result<(), gst::FlowError> {
-        Counters::add(&base.counters.resets, u64::from(fresh));
+        base.count_reset(obj, fresh);
         self.end(obj, base, fresh, heard)
     }
 

@@ -287,11 +287,14 @@ impl Eye {
             Follows::On => {}
             Follows::Jump if settings.resets(ResetOn::JUMP) => return Arrival::Anew,
             Follows::Jump => return Arrival::Elsewhere,
-            Follows::Gap(missing) => match settings.gap_policy {
-                GapPolicy::Step => self.missing += self.steps(missing, frame_time),
-                GapPolicy::Hold => {}
-                GapPolicy::Reset => return Arrival::Anew,
-            },
+            Follows::Gap(missing) => {
+                gst::debug!(crate::CAT, "at {}: {missing} missing", buffer.pts().display());
+                match settings.gap_policy {
+                    GapPolicy::Step => self.missing += self.steps(missing, frame_time),
+                    GapPolicy::Hold => {}
+                    GapPolicy::Reset => return Arrival::Anew,
+                }
+            }
         }
         Arrival::On
     }
@@ -354,7 +357,7 @@ impl Eye {
                 base.warn(obj, &format!("frame at {at}: expected {expected}, got {value}; the state is reset"));
             }
             self.reset();
-            Counters::add(&base.counters.resets, 1);
+            base.count_reset(obj, true);
             return Ok(Look::Pass);
         }
         self.warned = false;

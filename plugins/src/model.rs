@@ -92,7 +92,7 @@ impl ModelSettings {
             text("device", "Device", "Where the model runs: auto, cpu, cuda or cuda:N", Some(&self.device)),
             glib::ParamSpecEnum::builder_with_default("precision", self.precision)
                 .nick("Precision")
-                .blurb("Precision of the model's large products")
+                .blurb("Precision of the large products of Vim, VMamba, Mamba and Mamba-2; other models refuse all but f32")
                 .mutable_ready()
                 .build(),
             text(
@@ -294,7 +294,7 @@ impl ModelSettings {
         let input = match info.input {
             Signal::Image { channels, height, width } => format!("{width}x{height}x{channels}"),
             Signal::Samples { hop, rate } => format!("{hop} samples at {rate} Hz"),
-            other => format!("{other:?}"),
+            other => other.to_string(),
         };
         let (device, note) = engine.device();
         let classes = if let Signal::Logits { classes } = info.output { Some(classes as u32) } else { None };

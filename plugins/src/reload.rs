@@ -90,6 +90,7 @@ fn open<T: Modelled>(imp: &T) -> Result<(), Error> {
     let engine = model.engine(imp.options())?;
     imp.adopt(imp.fits(&engine, &model)?);
     lock(&imp.reload().running).clone_from(&model.model);
+    gst::info!(crate::CAT, obj = element(imp), "opened {}", model.model.as_deref().unwrap_or_default());
     if imp.base().replace(&engine) && model.post_messages {
         let obj = element(imp);
         let _ = obj.post_message(model.message(&obj, &engine, None));

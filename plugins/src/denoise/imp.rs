@@ -212,7 +212,7 @@ impl Denoise {
             let silenced = flow.audio.silenced();
             flow.audio.drain(&mut flow.out);
             self.note_silence(flow, silenced, 0);
-            Counters::add(&self.base.counters.resets, 1);
+            self.base.count_reset(self.obj().upcast_ref(), true);
         }
         flow.audio = heir;
         let latency = next.fit;
@@ -330,7 +330,7 @@ impl Denoise {
             GapPolicy::Hold => flow.empty(false),
             GapPolicy::Reset => {
                 flow.empty(true);
-                Counters::add(&self.base.counters.resets, 1);
+                self.base.count_reset(self.obj().upcast_ref(), true);
             }
         }
     }
@@ -360,7 +360,7 @@ impl Denoise {
                 flow.empty(true);
                 before = flow.take().map_err(|e| self.no_memory(e))?;
                 flow.restart();
-                Counters::add(&self.base.counters.resets, 1);
+                self.base.count_reset(self.obj().upcast_ref(), true);
             }
             let rate = u64::from(flow.info.rate());
             // Where it goes backwards, each buffer is a stretch by itself; nothing is inside.
@@ -417,7 +417,7 @@ impl Denoise {
             if backwards {
                 let fresh = settings.resets(ResetOn::JUMP);
                 flow.empty(fresh);
-                Counters::add(&self.base.counters.resets, u64::from(fresh));
+                self.base.count_reset(self.obj().upcast_ref(), fresh);
             }
             (before, flow.take().map_err(|e| self.no_memory(e))?, reloaded)
         };
@@ -452,7 +452,7 @@ impl Denoise {
             EventView::Caps(e) if self.flows(e.caps()) => self.src.push_event(event),
             EventView::Caps(e) => {
                 let fresh = self.model().resets(ResetOn::CAPS);
-                Counters::add(&self.base.counters.resets, u64::from(fresh && self.took()));
+                self.base.count_reset(self.obj().upcast_ref(), fresh && self.took());
                 let _ = self.drain(fresh);
                 if let Err(error) = self.set_caps(e.caps(), fresh) {
                     self.base.refuse_caps(self.obj().upcast_ref(), &error);
@@ -473,7 +473,7 @@ impl Denoise {
                     if fresh || self.took() {
                         let _ = self.drain(fresh);
                     }
-                    Counters::add(&self.base.counters.resets, u64::from(fresh));
+                    self.base.count_reset(self.obj().upcast_ref(), fresh);
                 }
                 self.src.push_event(event)
             }
@@ -524,7 +524,7 @@ impl Denoise {
                     flow.discont = true;
                 }
                 *lock(&self.segment) = None;
-                Counters::add(&self.base.counters.resets, u64::from(fresh));
+                self.base.count_reset(self.obj().upcast_ref(), fresh);
                 self.src.push_event(event)
             }
             EventView::Eos(_) => {
@@ -541,7 +541,7 @@ impl Denoise {
             EventView::StreamStart(_) if self.took() => {
                 let fresh = self.model().resets(ResetOn::SEGMENT);
                 let _ = self.drain(fresh);
-                Counters::add(&self.base.counters.resets, u64::from(fresh));
+                self.base.count_reset(self.obj().upcast_ref(), fresh);
                 *lock(&self.segment) = None;
                 self.src.push_event(event)
             }
@@ -551,7 +551,7 @@ impl Denoise {
                 if let Some(flow) = lock(&self.flow).as_mut() {
                     flow.after = after;
                 }
-                Counters::add(&self.base.counters.resets, 1);
+                self.base.count_reset(self.obj().upcast_ref(), true);
                 self.src.push_event(event)
             }
             _ => gst::Pad::event_default(pad, Some(&*self.obj()), event),
