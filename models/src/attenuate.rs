@@ -13,6 +13,7 @@
 //! what silence would have become by then.
 
 use crate::checkpoint::{Checkpoint, Reader};
+use crate::config::{Fields, whole};
 use crate::error::Error;
 use crate::families::{Family, Options};
 use crate::golden::Golden;
@@ -302,6 +303,7 @@ impl Attenuate {
             got,
         };
         let w = Reader::new(file);
+        let fields = Fields::new(options.config.as_ref(), file.path.display().to_string());
         let (level, mut layout) = (options.level, StateLayout::new());
         let levels = (0..).take_while(|i| w.has(&format!("down_ssms.{i}.1.weight"))).count();
         let hids = (0..).take_while(|i| has_block(&w.at(&format!("hid_ssms.{i}.")))).count();
@@ -326,8 +328,15 @@ impl Attenuate {
         let hop = hop.ok_or_else(|| bad("down_ssms", format!("{MAX_HOP} samples a block"), format!("{factors:?}")))?;
 
         for (name, tensors) in [("channels", &channels[1..]), ("resample_factors", &factors[..])] {
-            let said = options.config.as_ref().and_then(|c| c.get(name)).filter(|v| !v.is_null());
-            if let Some(said) = said.filter(|said| **said != serde_json::json!(tensors)) {
+            let sizes = |v: &Value| v.as_array()?.iter().map(whole).collect::<Option<Vec<_>>>();
+            let tensors64: Vec<u64> = tensors.iter().map(|n| *n as u64).collect();
+            // The input's one channel may stand in front.
+            let same = |said: &Value| {
+                sizes(said).is_some_and(|said| {
+                    said == tensors64 || name == "channels" && said[..] == [&[1], &tensors64[..]].concat()
+                })
+            };
+            if let Some((_, said)) = fields.get(&[name]).filter(|(_, said)| !same(said)) {
                 return Err(bad(
                     name,
                     format!("{said}, as the configuration says"),

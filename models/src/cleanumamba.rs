@@ -9,7 +9,7 @@
 //! The network was trained on clips divided by their standard deviation. A stream has no whole clip: see [`LevelRule`].
 
 use crate::checkpoint::{Checkpoint, Reader};
-use crate::config::Fields;
+use crate::config::{Fields, whole};
 use crate::error::Error;
 use crate::families::{Family, LevelRule, Options};
 use crate::golden::{Golden, largest};
@@ -134,7 +134,10 @@ impl CleanUMamba {
         let network = options.config.as_ref().map(|c| c.get("network_config").unwrap_or(c));
         let said = Fields::new(network, file.path.display().to_string());
         // The stride is not to be seen in the tensors, and the published networks have one.
-        let sizes = [("tsfm_n_layers", layers.len()), ("encoder_n_layers", levels), ("kernel_size", 4), ("stride", 2)];
+        if let Some((_, stride)) = said.get(&["stride"]).filter(|(_, v)| whole(v) != Some(2)) {
+            return Err(said.bad("stride", "2, as the published networks have", stride));
+        }
+        let sizes = [("tsfm_n_layers", layers.len()), ("encoder_n_layers", levels), ("kernel_size", 4)];
         sizes.into_iter().try_for_each(|(name, size)| said.agree(&[name], size))?;
         let norm_f = norm(&w, "norm_f")?;
         let conv2 = w.take("tsfm_conv2.weight", &[channels, d, 1])?;

@@ -46,7 +46,8 @@ impl<'a> Fields<'a> {
         let mut parts: Vec<&Value> = config.into_iter().collect();
         let mut at = 0;
         while let Some(part) = parts.get(at).copied() {
-            parts.extend(["ssm_cfg", "hf_config", "model_config", "config"].iter().filter_map(|k| part.get(k)));
+            parts
+                .extend(["ssm_cfg", "hf_config", "model_config", "model", "config"].iter().filter_map(|k| part.get(k)));
             at += 1;
         }
         Self { file: file.into(), parts }
@@ -66,6 +67,11 @@ impl<'a> Fields<'a> {
     pub(crate) fn all<'n>(&self, names: &'n [&str]) -> impl Iterator<Item = (&'n str, &'a Value)> {
         let all = self.parts.iter().flat_map(move |p| names.iter().map(move |n| (*n, p.get(n))));
         all.filter_map(|(n, v)| v.filter(|v| !v.is_null()).map(|v| (n, v)))
+    }
+
+    /// Whether a part has all of `names`.
+    pub(crate) fn together(&self, names: &[&str]) -> bool {
+        self.parts.iter().any(|p| names.iter().all(|n| p.get(n).is_some_and(|v| !v.is_null())))
     }
 
     /// The first of `names` that is there and not null.
@@ -129,7 +135,7 @@ impl<'a> Fields<'a> {
     /// Refuses a file whose configuration says another size than its tensors, under any of `names`.
     pub(crate) fn agree(&self, names: &[&str], tensors: usize) -> Result<(), Error> {
         for (name, v) in self.all(names) {
-            match v.as_u64() {
+            match whole(v) {
                 Some(said) if said == tensors as u64 => {}
                 // Upstream chooses by itself.
                 None if v == "auto" => {}
@@ -141,6 +147,29 @@ impl<'a> Fields<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Refuses a file whose configuration says of a part that it is there, or not, and whose tensors show the other.
+    pub(crate) fn agree_flag(&self, name: &str, tensors: bool) -> Result<(), Error> {
+        match self.flag(&[name])? {
+            Some(said) if said != tensors => {
+                Err(self.bad(name, format!("{said}, as the configuration says"), format!("{tensors} in the tensors")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A size as configurations write it: a number, perhaps with a point, or two that are the same.
+pub(crate) fn whole(v: &Value) -> Option<u64> {
+    match v {
+        Value::Array(all) => {
+            let first = all.first().and_then(whole);
+            first.filter(|n| all.iter().all(|v| whole(v) == Some(*n)))
+        }
+        _ => {
+            v.as_u64().or_else(|| v.as_f64().filter(|v| v.fract() == 0.0 && (0.0..1e15).contains(v)).map(|v| v as u64))
+        }
     }
 }
 
@@ -281,11 +310,13 @@ pub(crate) fn field<'a>(config: Option<&'a Value>, name: &str) -> Option<&'a Val
     present(config, name).filter(|v| !v.is_null())
 }
 
-/// As [`field`], of one that is null as well.
+/// As [`field`], of one that is null as well. A list of layers counts as its first one.
 pub(crate) fn present<'a>(config: Option<&'a Value>, name: &str) -> Option<&'a Value> {
     let config = config?;
+    let first = |v: &'a Value| v.as_array().map_or(Some(v), |all| all.first());
+    let layer = |of: &'a Value| of.get("layer").and_then(first);
     let model = config.get("model");
-    let parts = [Some(config), model, config.get("layer"), config.get("kernel"), model.and_then(|m| m.get("layer"))];
+    let parts = [Some(config), model, layer(config), config.get("kernel"), model.and_then(layer)];
     parts.into_iter().flatten().find_map(|part| part.get(name))
 }
 

@@ -41,7 +41,7 @@ impl Kind {
         let word = part.word("kind", &KINDS.map(|(word, _)| word))?;
         let kind = KINDS.iter().find(|(name, _)| *name == word).map_or(Self::Mamba, |(_, kind)| *kind);
         part.only(&[vec!["kind"], kind.fields()].concat())?;
-        if let Some(v) = part.number("norm_epsilon")?.filter(|v| !(1e-12..=1.0).contains(v)) {
+        if let Some(v) = part.number("norm_epsilon")?.filter(|v| !(1e-12..1.0).contains(v)) {
             return Err(part.bad("norm_epsilon", "1e-12 to 1", v));
         }
         Ok(kind)

@@ -82,6 +82,16 @@ fn open(file: &Checkpoint, options: &Options) -> Result<Arc<dyn Model>, Error> {
 
 /// Refuses what none of the networks here computes.
 fn check_config(fields: &Fields<'_>) -> Result<(), Error> {
+    // Falcon-Mamba has Mamba's tensors and norms without weights on B, C and the step.
+    let falcon = fields.word(&["model_type"])?.is_some_and(|kind| kind == "falcon_mamba");
+    if falcon || fields.get(&["mixer_rms_eps"]).is_some() || fields.flag(&["use_bcdt_rms"])? == Some(true) {
+        return Err(fields.bad("model_type", "mamba or mamba2", "falcon_mamba, which norms B, C and the step"));
+    }
+    if let Some((name, layers)) = fields.get(&["attn_layer_idx"])
+        && layers.as_array().is_none_or(|layers| !layers.is_empty())
+    {
+        return Err(fields.bad(&name, "no layers of attention", layers));
+    }
     let known = |v: &str| matches!(v, "silu" | "swish");
     match fields.word(&["hidden_act", "activation"])? {
         Some(act) if !known(&act) => Err(fields.bad("hidden_act", "silu", act)),

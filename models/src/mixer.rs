@@ -277,7 +277,9 @@ impl Mixer {
         fields.agree(&["state_size", "d_state"], self.n)?;
         fields.agree(&["conv_kernel", "d_conv"], self.forward.conv1d.width())?;
         let d = self.in_proj.k();
-        for (name, expand) in fields.all(&["expand"]) {
+        // The width itself, where it is said, is what counts.
+        let width = fields.get(&["intermediate_size"]).is_some();
+        for (name, expand) in fields.all(&["expand"]).filter(|_| !width) {
             if expand.as_f64().is_none_or(|by| (by * d as f64) as usize != self.e) {
                 let said = format!("{expand}, as the configuration says");
                 return Err(fields.bad(name, said, format!("tensors from {d} to {} columns", self.e)));

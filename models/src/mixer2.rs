@@ -38,7 +38,9 @@ impl Config {
             d_state: fields.size(&["state_size", "d_state"])?,
             head_dim: fields.size(&["head_dim", "headdim"])?,
             dt_limit: fields.pair(&["time_step_limit", "dt_limit"])?.unwrap_or((0.0, f32::INFINITY)),
-            norm_before_gate: fields.flag(&["norm_before_gate"])?.unwrap_or(false),
+            // transformers wrote it into its configurations, and gates first all the same.
+            norm_before_gate: fields.flag(&["norm_before_gate"])?.unwrap_or(false)
+                && !fields.together(&["norm_before_gate", "hidden_size"]),
             eps: fields.eps(&["layer_norm_epsilon"], 1e-5)?,
         })
     }
@@ -104,7 +106,10 @@ impl Mixer2 {
         }
         let groups = match (config.n_groups, config.d_state) {
             (Some(groups), _) => groups,
-            (None, Some(n)) if n > 0 => gn / n,
+            (None, Some(n)) if n == 0 || !gn.is_multiple_of(n) => {
+                return bad("d_state", format!("a divisor of {gn} columns of B"), n);
+            }
+            (None, Some(n)) => gn / n,
             _ => 1,
         };
         if groups == 0 || gn % groups != 0 || heads % groups != 0 {

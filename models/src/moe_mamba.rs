@@ -147,6 +147,13 @@ impl MoeMamba {
         let eps = fields.eps(&["norm_eps"], 1e-5)?;
         let routing = Routing::read(&fields)?;
         let (said, mut order) = Self::order(&fields)?;
+        for (name, other, expected) in
+            [("router_type", "expert_choice", "token_choice"), ("residual_mode", "post_norm", "pre_norm")]
+        {
+            if fields.word(&[name])?.is_some_and(|word| word == other) {
+                return Err(fields.bad(name, expected, other));
+            }
+        }
 
         let embedding = w.take(EMBEDDING, &[vocab, d])?;
         let (mut stack, mut layout, mut blocks, mut mambas) = (Stack::new(d), StateLayout::new(), 0, 0);

@@ -376,9 +376,6 @@ impl S4 {
             let norm = if prefix.is_empty() { None } else { load_norm(&w, &norm, block.d_input())? };
             layers.push(Layer { norm, block, at });
         }
-        if !place(0).0.is_empty() {
-            Fields::new(config, path.clone()).agree(&["n_layers"], layers.len())?;
-        }
         let (d_model, last) = match (layers.first(), layers.last()) {
             (Some(first), Some(last)) => (first.block.d_input(), last.block.d_output()),
             _ => return Err(bad(&path, "layers", "at least one layer", 0)),
@@ -423,12 +420,30 @@ impl S4 {
             decoder = Some(Linear::pack(level, &weight, classes, d_model, bias.as_deref()));
         }
         all.finish()?;
+        let fields = Fields::new(config, path.clone());
+        if !place(0).0.is_empty() {
+            // A stack has all of its kinds of layers in turn, and all of that so often.
+            let kinds = fields.get(&["layer"]).and_then(|(_, v)| v.as_array()).map_or(1, Vec::len);
+            let times = kinds * fields.size(&["n_repeat"])?.unwrap_or(1);
+            let turns = layers.len() / times.max(1);
+            fields.agree(&["n_layers"], if turns * times == layers.len() { turns } else { layers.len() })?;
+        }
         if form == Form::Classifier {
-            let fields = Fields::new(config, path.clone());
             if let Encoder::Linear(encoder) = &encoder {
                 fields.agree(&["d_input"], encoder.k())?;
             }
             decoder.as_ref().map_or(Ok(()), |decoder| fields.agree(&["d_output"], decoder.n()))?;
+        }
+        if let Some(v) = field(config, "pool").filter(|v| !v.is_string()) {
+            return Err(bad(&path, "pool", "mean or none", v));
+        }
+        if matches!(form, Form::Stack(_)) {
+            let word = |v: &'_ Value| v.as_str().or_else(|| v.get("_name_")?.as_str()).map(str::to_owned);
+            for (name, known) in [("residual", "R"), ("norm", "layer")] {
+                if let Some(v) = field(config, name).filter(|v| word(v).as_deref() != Some(known)) {
+                    return Err(bad(&path, name, known, v));
+                }
+            }
         }
         let pool = match field(config, "pool").and_then(Value::as_str) {
             None if form == Form::Classifier => true,

@@ -1,6 +1,6 @@
 //! What Vim and Audio Mamba share: class tokens, the blocks, and what their head sees.
 
-use crate::checkpoint::Reader;
+use crate::checkpoint::{Checkpoint, Reader};
 use crate::config::Fields;
 use crate::error::Error;
 use crate::mixer::{Mixer, MixerState};
@@ -8,6 +8,19 @@ use crate::model::Row;
 use ssm_kernels::linear::{Linear, Store, linear};
 use ssm_kernels::norm::{Kind, Norm, add_norm};
 use ssm_kernels::{Act, Cx, Mat, MatMut};
+
+/// Refuses a file whose configuration says another way of scanning (`bimamba_type`) than its tensors show.
+pub(crate) fn agree_directions(file: &Checkpoint, fields: &Fields<'_>) -> Result<(), Error> {
+    let kind = match ["D_b", "A_b_log"].map(|n| file.shape(&format!("layers.0.mixer.{n}")).is_some()) {
+        [true, _] => "v2",
+        [false, true] => "v1",
+        _ => "none",
+    };
+    match fields.word(&["bimamba_type"])?.filter(|said| said != kind) {
+        Some(said) => Err(fields.bad("bimamba_type", format!("{kind}, as the tensors have it"), said)),
+        None => Ok(()),
+    }
+}
 
 /// Where the class token stands among M patches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -20,7 +20,7 @@ use crate::golden::Golden;
 use crate::mixer::{Mixer, MixerState};
 use crate::model::{Facts, Info, Model, Row, Scratch, Signal, carve, line};
 use crate::state::{State, StateLayout};
-use crate::trunk::{Class, Layer, Pool, Tap, Trunk, no_tap};
+use crate::trunk::{Class, Layer, Pool, Tap, Trunk, agree_directions, no_tap};
 use serde_json::Value;
 use ssm_kernels::linear::{Linear, Store, linear};
 use ssm_kernels::patch::{count, patches};
@@ -153,10 +153,17 @@ impl Config {
         }
         let depth = file.numbered("layers.");
         let num_classes = file.shape("head.weight").and_then(|s| s.first()).copied();
-        for (name, tensors) in
-            [("embed_dim", embed_dim), ("channels", channels), ("patch_size", patch_size), ("depth", depth)]
-        {
+        for (name, tensors) in [("embed_dim", embed_dim), ("channels", channels), ("patch_size", patch_size)] {
             fields.agree(&[name], tensors)?;
+        }
+        agree_directions(file, &fields)?;
+        for (name, tensors) in [
+            ("if_cls_token", class != Class::None),
+            ("use_double_cls_token", class == Class::Double),
+            ("if_abs_pos_embed", file.shape("pos_embed").is_some()),
+            ("rms_norm", file.shape("norm_f.bias").is_none()),
+        ] {
+            fields.agree_flag(name, tensors)?;
         }
         if let Some(n) = file.shape("layers.0.mixer.A_log").and_then(|s| s.get(1)) {
             fields.agree(&["d_state"], *n)?;
@@ -233,6 +240,7 @@ impl Vim {
             w.take_optional("head.bias", &[config.num_classes])?;
             None
         } else {
+            w.require(&["head.weight"])?;
             let weight = w.take("head.weight", &[config.num_classes, d])?;
             let bias = w.take("head.bias", &[config.num_classes])?;
             let mut head = Linear::pack(level, &weight, config.num_classes, d, Some(&bias));
@@ -240,6 +248,8 @@ impl Vim {
             Some(head)
         };
         w.finish()?;
+        let said = options.config.as_ref().map(arguments);
+        Fields::new(said, file.path.display().to_string()).agree(&["depth"], config.depth)?;
 
         let mut layout = StateLayout::new();
         let state = if options.carry {

@@ -110,10 +110,7 @@ fn a_configuration_that_contradicts_the_tensors_is_refused() {
         ("vim_tiny_cfg_a", &["depth", "embed_dim", "channels", "patch_size", "d_state", "num_classes"][..]),
         ("vmamba_v05_cfg_a", &["dims", "in_chans", "ssm_d_state", "ssm_dt_rank", "ssm_ratio", "num_classes"]),
         ("mamba_lm_tiny_mamba_ssm", &["n_layer", "d_model", "d_state", "d_conv", "expand", "dt_rank"]),
-        (
-            "mamba_lm_tiny_hf",
-            &["num_hidden_layers", "hidden_size", "state_size", "conv_kernel", "expand", "time_step_rank"],
-        ),
+        ("mamba_lm_tiny_hf", &["num_hidden_layers", "hidden_size", "state_size", "conv_kernel", "time_step_rank"]),
         ("mamba_lm_tiny_hf", &["intermediate_size"]),
         ("mamba_block_tiny", &["d_model", "d_state", "d_conv", "expand"]),
         ("mamba2_lm_tiny_hf", &["num_hidden_layers", "state_size", "head_dim", "conv_kernel", "num_heads"]),
@@ -139,6 +136,79 @@ fn a_configuration_that_contradicts_the_tensors_is_refused() {
         let path = configured("vmamba_v05_cfg_a.safetensors", "dims", &dims);
         assert!(ssm_models::open(&path.display().to_string(), &ssm_models::Options::default()).is_ok(), "{dims}");
     }
+}
+
+/// A golden file with a configuration of its own.
+fn with_config(name: &str, config: &serde_json::Value) -> PathBuf {
+    let bytes = std::fs::read(ssm_tests::golden().join(name)).expect("a readable file");
+    let file = SafeTensors::deserialize(&bytes).expect("a golden file");
+    let (_, head) = SafeTensors::read_metadata(&bytes).expect("a golden file");
+    let mut metadata = head.metadata().clone().expect("metadata");
+    metadata.insert("config".into(), config.to_string());
+    let mark = config.to_string().bytes().fold(0u32, |h, b| h.wrapping_mul(31).wrapping_add(u32::from(b)));
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{mark}_{name}"));
+    safetensors::serialize_to_file(file.iter(), Some(metadata), &path).expect("room to write");
+    path
+}
+
+#[test]
+fn configurations_are_taken_as_upstream_writes_them() {
+    use serde_json::json;
+    let opened = |name: &str, config: serde_json::Value| {
+        let path = with_config(&format!("{name}.safetensors"), &config);
+        ssm_models::open(&path.display().to_string(), &ssm_models::Options::default()).map_err(|e| e.to_string())
+    };
+    for (name, config) in [
+        (
+            "mamba_lm_tiny_hf",
+            json!({ "model_type": "mamba", "hidden_size": 32, "expand": 16, "intermediate_size": 64 }),
+        ),
+        ("mamba_lm_tiny_mamba_ssm", json!({ "d_model": 32, "vocab_size": 90, "ssm_cfg": {}, "attn_layer_idx": [] })),
+        ("mamba_lm_tiny_mamba_ssm", json!({ "d_model": 32.0, "dt_rank": "auto" })),
+        ("vim_tiny_cfg_a", json!({ "patch_size": [16, 16], "depth": 4.0, "img_size": 64 })),
+        ("vim_tiny_cfg_a", json!({ "model": { "embed_dim": 32, "img_size": 64 } })),
+        ("attenuate_tiny", json!({ "channels": [1, 4, 8, 10], "resample_factors": [4, 2, 2] })),
+        ("s4d_classifier_tiny", json!({ "n_layers": 1, "n_repeat": 2 })),
+    ] {
+        assert_eq!(opened(name, config.clone()).err(), None, "{name}: {config}");
+    }
+    for (name, config, field) in [
+        ("mamba_lm_tiny_hf", json!({ "model_type": "falcon_mamba" }), "model_type"),
+        ("mamba_lm_tiny_hf", json!({ "mixer_rms_eps": 1e-6 }), "model_type"),
+        ("mamba_lm_tiny_hf", json!({ "attn_layer_idx": [1] }), "attn_layer_idx"),
+        ("mamba_lm_tiny_hf", json!({ "model": { "n_layer": 77 } }), "n_layer"),
+        ("mamba2_lm_tiny_hf", json!({ "d_state": 5 }), "d_state"),
+        ("vim_tiny_cfg_a", json!({ "bimamba_type": "v1", "img_size": 64 }), "bimamba_type"),
+        ("vim_tiny_cfg_a", json!({ "if_cls_token": false, "img_size": 64 }), "if_cls_token"),
+        ("vim_tiny_cfg_a", json!({ "rms_norm": false, "img_size": 64 }), "rms_norm"),
+        ("vim_tiny_cfg_a", json!({ "norm_epsilon": -1, "img_size": 64 }), "norm_epsilon"),
+        ("vmamba_v05_cfg_a", json!({ "forward_type": "bogus" }), "forward_type"),
+        ("moe_mamba_tiny", json!({ "model": { "n_blocks": 77 } }), "n_blocks"),
+        ("moe_mamba_tiny", json!({ "router_type": "expert_choice" }), "router_type"),
+        ("s4d_classifier_tiny", json!({ "pool": { "_name_": "sample", "pool": 4 } }), "pool"),
+        ("s4d_classifier_tiny", json!({ "model": { "n_layers": 99 } }), "n_layers"),
+        ("cleanumamba_tiny", json!({ "network_config": { "stride": 4 } }), "stride"),
+        ("bst_sh_tiny", json!({ "norm_eps": 2 }), "norm_eps"),
+        ("bst_sh_tiny", json!([]), "config"),
+    ] {
+        let error = opened(name, config.clone()).err().unwrap_or_else(|| panic!("{name}: {config} is taken"));
+        assert!(error.contains(&format!("{field}: expected")), "{name}: {config}: {error}");
+    }
+    // transformers writes `norm_before_gate` and gates first all the same; mamba_ssm means it.
+    let options = VerifyOptions {
+        level: CpuLevel::best(),
+        threads: 1,
+        tol: None,
+        device: Device::Cpu,
+        chunks: Chunks::Whole,
+        search: vec![],
+    };
+    let passes = |config: serde_json::Value| {
+        verify(&with_config("mamba2_lm_tiny_hf.safetensors", &config), &options).verdict == Verdict::Pass
+    };
+    assert!(passes(json!({ "hidden_size": 32, "head_dim": 16, "n_groups": 1, "norm_before_gate": true })));
+    assert!(!passes(json!({ "ngroups": 1, "norm_before_gate": true })));
+    assert!(passes(json!({ "model": { "ngroups": 1 } })) && !passes(json!({ "model": { "norm_epsilon": 0.5 } })));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use crate::checkpoint::Checkpoint;
 use crate::config::Fields;
 use crate::error::Error;
 use crate::families::Options;
-use crate::trunk::{Class, Pool};
+use crate::trunk::{Class, Pool, agree_directions};
 use serde_json::Value;
 use ssm_kernels::patch::count;
 
@@ -69,15 +69,7 @@ impl Config {
                 return Err(fields.bad(name, "false", "true"));
             }
         }
-        let backward = ["D_b", "A_b_log"].map(|n| file.shape(&format!("layers.0.mixer.{n}")).is_some());
-        let kind = match backward {
-            [true, _] => "v2",
-            [false, true] => "v1",
-            _ => "none",
-        };
-        if let Some(said) = fields.word(&["bimamba_type"])?.filter(|said| said != kind) {
-            return Err(fields.bad("bimamba_type", format!("{kind}, as the tensors have it"), said));
-        }
+        agree_directions(file, &fields)?;
         let class = class(file, &fields)?;
         let source = spectrogram(&fields, ["source_spectrogram_size", "source_mel_bins", "source_frames"])?;
         let target = spectrogram(&fields, ["spectrogram_size", "mel_bins", "frames"])?;

@@ -1,7 +1,7 @@
 //! Sizes and options, from tensors and configuration.
 
 use crate::checkpoint::Reader;
-use crate::config::{Fields, arguments, bad, field, flag};
+use crate::config::{Fields, bad, field, flag};
 use crate::error::Error;
 use serde_json::Value;
 use ssm_kernels::attention::Sizes;
@@ -109,7 +109,7 @@ impl Config {
         if dim("layers.0.ffn.hidden0.weight", 0) == 0 {
             return Err(bad(path, "layers.0.ffn.hidden0.weight", "no empty axis", "axis 0 empty"));
         }
-        let (fields, mlp_dim) = (Fields::new(config.map(arguments), path), dim("layers.0.ffn.hidden0.weight", 0));
+        let (fields, mlp_dim) = (Fields::new(config, path), dim("layers.0.ffn.hidden0.weight", 0));
         for (name, tensors) in [
             ("n_layers", n_layers),
             ("d_model", d_model),

@@ -24,14 +24,22 @@ pub enum CheckpointError {
         /// What is there.
         got: String,
     },
-    /// The network needs a tensor that the file does not hold.
-    #[error("{file}: missing tensor {tensor}, expected shape {}", of_shape(.expected))]
+    /// The network needs a tensor that the file does not hold, of whatever shape.
+    #[error("{file}: missing tensor {tensor}")]
+    Absent {
+        /// The file.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+    },
+    /// The network needs a tensor of a shape that the file does not hold.
+    #[error("{file}: missing tensor {tensor}, expected shape {expected:?}")]
     Missing {
         /// The file.
         file: PathBuf,
         /// The tensor.
         tensor: String,
-        /// The shape it should have; empty where any would do.
+        /// The shape it should have.
         expected: Vec<usize>,
     },
     /// A tensor of another shape.
@@ -78,10 +86,6 @@ pub enum CheckpointError {
         /// The tensors.
         tensors: Vec<String>,
     },
-}
-
-fn of_shape(shape: &[usize]) -> String {
-    if shape.is_empty() { "any".into() } else { format!("{shape:?}") }
 }
 
 /// A list for a message: the first few, and how many more.

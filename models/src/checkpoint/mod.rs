@@ -269,9 +269,10 @@ impl Checkpoint {
     }
 
     fn tensor(&self, name: &str) -> Result<(&Tensor, &[u8]), CheckpointError> {
-        self.tensors.get(name).and_then(|t| Some((t, &**self.storages.get(t.storage)?))).ok_or_else(|| {
-            CheckpointError::Missing { file: self.path.clone(), tensor: self.named(name), expected: Vec::new() }
-        })
+        self.tensors
+            .get(name)
+            .and_then(|t| Some((t, &**self.storages.get(t.storage)?)))
+            .ok_or_else(|| CheckpointError::Absent { file: self.path.clone(), tensor: self.named(name) })
     }
 
     /// A tensor's values, row-major, whatever their type; f64 and large integers are rounded. Nothing is said about

@@ -82,7 +82,11 @@ impl<'a> Reader<'a> {
     /// One is missing.
     pub(crate) fn require(&self, names: &[&str]) -> Result<(), CheckpointError> {
         let missing = names.iter().find(|name| !self.has(name));
-        missing.map_or(Ok(()), |name| self.take(name, &[]).map(|_| ()))
+        let absent = |name: &&str| {
+            let tensor = self.file.named(&self.full(name));
+            Err(CheckpointError::Absent { file: self.file.path.clone(), tensor })
+        };
+        missing.map_or(Ok(()), absent)
     }
 
     /// A tensor's shape, without taking it.

@@ -3,7 +3,7 @@
 use super::parts::{name, name_of};
 use super::ss2d::ORDERS;
 use crate::checkpoint::{Checkpoint, Reader};
-use crate::config::arguments;
+use crate::config::{arguments, whole};
 use crate::error::Error;
 use crate::families::Options;
 use serde_json::Value;
@@ -123,7 +123,7 @@ impl<'a> Fields<'a> {
     }
 
     fn size(&self, field: &str) -> Result<Option<usize>, Error> {
-        self.get(field, "a size", |v| v.as_u64().and_then(|v| usize::try_from(v).ok()).filter(|v| *v < 1 << 16))
+        self.get(field, "a size", |v| whole(v).and_then(|v| usize::try_from(v).ok()).filter(|v| *v < 1 << 16))
     }
 
     /// Whether the configuration, if it has the field, says what the tensors show.
@@ -146,7 +146,7 @@ impl<'a> Fields<'a> {
     /// Refuses a configuration whose `dims` say another width of stage `i`: one number, doubled from stage to stage, or a
     /// list.
     pub(super) fn agree_dim(&self, i: usize, found: usize) -> Result<(), Error> {
-        let size = |v: &Value| v.as_u64().and_then(|v| usize::try_from(v).ok());
+        let size = |v: &Value| whole(v).and_then(|v| usize::try_from(v).ok());
         let said = self.get("dims", "a size, or a list of one for each stage", |v| match v {
             Value::Array(all) => all.get(i).and_then(size),
             _ => size(v)?.checked_mul(1 << i),
@@ -235,8 +235,16 @@ impl Config {
         let first = name(&Reader::new(file), "patch_embed.0", "patch_embed.proj");
         let patch = file.shape(&format!("{first}.weight")).unwrap_or_default();
         let side = f.size("imgsize")?.unwrap_or(224);
-        let mlp_ratio = f.get("mlp_ratio", "a ratio", |v| v.as_f64().filter(|r| (0.0..1e3).contains(r)))?;
-        let ssm_conv = if v0 { 3 } else { f.size("ssm_conv")?.unwrap_or(3).max(1) };
+        let mlp_ratio = f.get("mlp_ratio", "a ratio", |v| v.as_f64().filter(|r| (-1e3..1e3).contains(r)))?;
+        // Upstream makes no convolution of one tap or fewer.
+        let none = f.get("ssm_conv", "a size", Value::as_f64)?.is_some_and(|taps| taps < 2.0);
+        let ssm_conv = if v0 {
+            3
+        } else if none {
+            1
+        } else {
+            f.size("ssm_conv")?.unwrap_or(3)
+        };
         if ssm_conv % 2 == 0 {
             return Err(f.bad("ssm_conv", "an odd number of taps", ssm_conv.to_string()));
         }
