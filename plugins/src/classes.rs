@@ -188,6 +188,8 @@ fn labels(file: &str, classes: usize) -> Result<Vec<Arc<str>>, Error> {
     if text.contains('\0') {
         return Err(bad("text without zero bytes".into(), "a zero byte".into()));
     }
+    // Editors of Windows put a mark in front.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     let lines: Vec<Arc<str>> = text.trim_end().lines().map(|l| l.trim().into()).collect();
     if lines.len() != classes {
         return Err(bad(format!("{classes} lines (the model's classes)"), format!("{} lines", lines.len())));

@@ -7,7 +7,7 @@ use crate::timeline::{Follows, GapPolicy, ResetOn, follows};
 use gst::ClockTime;
 use gst::prelude::*;
 use gst_video::prelude::*;
-use gst_video::{VideoCapsBuilder, VideoFormat, VideoFrameRef, VideoInfo};
+use gst_video::{VideoCapsBuilder, VideoColorMatrix, VideoFormat, VideoFrameRef, VideoInfo};
 use ssm_models::frontend::image::{CardPlan, CardPlane, ImagePlan, PixelFormat, Plane, Yuv};
 use ssm_models::kernels::Cx;
 use ssm_models::{Device, Engine, Error, Row, Signal, Snapshot, SnapshotHeader, State, Stream};
@@ -63,8 +63,12 @@ fn pixels(info: &VideoInfo) -> Option<PixelFormat> {
     let colour = info.colorimetry();
     let full = colour.range() == gst_video::VideoColorRange::Range0_255;
     let yuv = match (colour.matrix(), full) {
-        (gst_video::VideoColorMatrix::Bt709, true) => Yuv::Bt709Full,
-        (gst_video::VideoColorMatrix::Bt709, false) => Yuv::Bt709Limited,
+        (VideoColorMatrix::Bt709, true) => Yuv::Bt709Full,
+        (VideoColorMatrix::Bt709, false) => Yuv::Bt709Limited,
+        (VideoColorMatrix::Bt2020, true) => Yuv::Bt2020Full,
+        (VideoColorMatrix::Bt2020, false) => Yuv::Bt2020Limited,
+        (VideoColorMatrix::Smpte240m, true) => Yuv::Smpte240mFull,
+        (VideoColorMatrix::Smpte240m, false) => Yuv::Smpte240mLimited,
         (_, true) => Yuv::Bt601Full,
         (_, false) => Yuv::Bt601Limited,
     };

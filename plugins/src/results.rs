@@ -39,7 +39,7 @@ pub(crate) fn time_of(
 ) -> (Option<ClockTime>, Option<ClockTime>) {
     match frame {
         Some(frame) => (frame.pts(), frame.duration()),
-        None => (Some(start), Some(end.saturating_sub(start))),
+        None => (Some(start), end.checked_sub(start).filter(|long| !long.is_zero())),
     }
 }
 

@@ -145,7 +145,15 @@ impl Clock {
         self.origin = Some(if pts > expected.saturating_add(still) {
             origin.saturating_add(step.min(pts - expected - still))
         } else if pts.saturating_add(still) < expected {
-            origin.saturating_sub(step.min(expected - pts - still))
+            let back = step.min(expected - pts - still);
+            match origin.checked_sub(back) {
+                Some(origin) => origin,
+                // A time before 0 there is not: counted from here, where there is one.
+                None => {
+                    self.before = n;
+                    expected.saturating_sub(back)
+                }
+            }
         } else {
             origin
         });
@@ -171,16 +179,18 @@ mod tests {
     #[test]
     fn a_clock_follows_drift_and_not_jitter() {
         // Hours of a clock that is off by 300 parts in a million, either way, with jitter of 20 ms.
-        for parts in [-300_i64, 0, 300] {
+        for (parts, start) in
+            [-300_i64, 0, 300].into_iter().flat_map(|p| [0, 5_000_000, 100_000_000_000].map(|s| (p, s)))
+        {
             let mut clock = Clock::new(16_000);
-            clock.begin(Some(ClockTime::from_seconds(100)), 0);
+            clock.begin(Some(ClockTime::from_nseconds(start as u64)), 0);
             for i in 0..600_000_u64 {
-                let true_ns = 100_000_000_000 + (i * 10_000_000) as i64 + i as i64 * 10 * parts;
+                let true_ns = start + (i * 10_000_000) as i64 + i as i64 * 10 * parts;
                 let jitter = if i % 2 == 0 { 20_000_000 } else { -20_000_000 };
-                let pts = ClockTime::from_nseconds((true_ns + jitter) as u64);
+                let pts = ClockTime::from_nseconds((true_ns + jitter).max(0) as u64);
                 clock.follow(i * 160, Some(pts), 160);
                 let off = clock.time(i * 160).expect("it has begun").nseconds() as i64 - true_ns;
-                assert!(off.abs() < 20_500_000, "{parts}: {off} ns off at {i}");
+                assert!(off.abs() < 20_500_000, "{parts} from {start}: {off} ns off at {i}");
             }
         }
         // What is exact stays exact, and what is off by rounding, too.

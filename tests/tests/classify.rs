@@ -238,7 +238,9 @@ fn top_k_threshold_labels_and_interval() {
         panic!("no classes")
     };
     let labels = folder.file("labels.txt");
-    std::fs::write(&labels, (0..classes).map(|i| format!("class {i}\n")).collect::<String>()).expect("a file");
+    // With the mark that editors of Windows put in front.
+    let names = (0..classes).map(|i| format!("class {i}\r\n"));
+    std::fs::write(&labels, ["\u{feff}".to_owned()].into_iter().chain(names).collect::<String>()).expect("a file");
     let frame = picture(&mut Rng::new(4));
     let mut b = Bench::new(&path, &[("labels-file", &labels), ("top-k", "2"), ("inference-interval", "3")], "RGB");
     for i in 0..7 {

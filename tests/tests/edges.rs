@@ -260,6 +260,17 @@ fn results_that_were_copied_are_written_once() {
     let distinct: std::collections::BTreeSet<&str> = all.iter().copied().collect();
     assert!(all.len() > 15, "{}", all.len());
     assert_eq!(all.len(), distinct.len());
+
+    // What another element adds makes no copy new.
+    let model = folder.model("vim", 2).1;
+    ssm_tests::element::run(&format!(
+        "videotestsrc num-buffers=12 ! video/x-raw,framerate=25/1,width=64,height=36 ! ssmclassify name=a model={model} ! \
+         videorate ! video/x-raw,framerate=50/1 ! ssmclassify name=b model={model} ! ssmjson ! filesink location={lines}"
+    ));
+    let text = std::fs::read_to_string(&lines).expect("lines were written");
+    let of = |name: &str| text.lines().filter(|l| l.contains(&format!("\"element\":\"{name}\""))).count();
+    assert_eq!(of("a"), 12, "{text}");
+    assert!(of("b") > 20, "{text}");
 }
 
 #[test]

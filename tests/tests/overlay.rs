@@ -128,6 +128,42 @@ fn rows_and_timeline_are_drawn_and_the_rest_is_left_alone() {
 }
 
 #[test]
+fn of_many_classes_the_best_are_shown() {
+    let time = ClockTime::from_mseconds(40);
+    // In the order of the model, as `ssmevents` gives them.
+    let many = |best: u32| {
+        let all: Vec<(u32, &str, f64)> = (0..40).map(|i| (i, "a", if i == best { 1.0 } else { 0.0 })).collect();
+        result("e", time, &all)
+    };
+    for best in [2, 9, 33] {
+        let mut b = Bench::new("RGB", (640, 360), &[]);
+        let drawn = b.frame(0, time, &[many(best)]);
+        // The newest column of the lane reaches up, and the first row's bar is full.
+        assert!(b.at(&drawn, 638, 325) > 60, "class {best} in the lane");
+        let full = 2 * (7 + 6 + 4);
+        assert!((0..95).all(|x| b.at(&drawn, full + x, 20) == b.at(&drawn, full, 20)), "class {best} in the first row");
+    }
+}
+
+#[test]
+fn an_upright_frame_has_its_bars_and_names() {
+    let mut b = Bench::new("RGB", (360, 640), &[]);
+    let time = ClockTime::from_mseconds(40);
+    let event = gst::Structure::builder("event").field("kind", "dissolve").field("class", 1u32).field("score", 0.9);
+    let event = event.field("start", 0u64).field("end", time.nseconds()).build();
+    let told = gst::Structure::builder("result").field("element", "f").field("pts", time.nseconds());
+    let told = told.field("event", event.to_send_value()).build();
+    let drawn = b.frame(0, time, &[result("e", time, &[(0, "golden retriever", 1.0)]), told]);
+    let lit = |from: usize, to: usize, rows: std::ops::Range<usize>| {
+        rows.map(|y| (from..to).filter(|x| b.at(&drawn, *x, y) > 60).count()).sum::<usize>()
+    };
+    assert!(lit(120, 240, 0..40) > 100, "the bar");
+    assert!(lit(240, 360, 0..40) > 60, "the probability and the name");
+    let mut again = Bench::new("RGB", (200, 640), &[]);
+    assert!(again.frame(0, time, &[result("e", time, &[(0, &"long ".repeat(9), 1.0)])]).iter().any(|v| *v > 200));
+}
+
+#[test]
 fn colours_agree_between_formats() {
     // Through videoconvert the bar has the same colour, whichever format it was drawn in.
     let bar = |format: &'static str| {

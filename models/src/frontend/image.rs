@@ -27,6 +27,14 @@ pub enum Yuv {
     Bt709Limited,
     /// ITU-R BT.709, full range.
     Bt709Full,
+    /// ITU-R BT.2020, constant luminance apart, limited range.
+    Bt2020Limited,
+    /// ITU-R BT.2020, full range.
+    Bt2020Full,
+    /// SMPTE 240M, limited range.
+    Smpte240mLimited,
+    /// SMPTE 240M, full range.
+    Smpte240mFull,
 }
 
 impl Yuv {
@@ -35,10 +43,14 @@ impl Yuv {
         let (kr, kb) = match self {
             Yuv::Bt601Limited | Yuv::Bt601Full => (0.299, 0.114),
             Yuv::Bt709Limited | Yuv::Bt709Full => (0.2126, 0.0722),
+            Yuv::Bt2020Limited | Yuv::Bt2020Full => (0.2627, 0.0593),
+            Yuv::Smpte240mLimited | Yuv::Smpte240mFull => (0.212, 0.087),
         };
         let (black, luma, chroma) = match self {
-            Yuv::Bt601Limited | Yuv::Bt709Limited => (16.0, 255.0 / 219.0, 255.0 / 224.0),
-            Yuv::Bt601Full | Yuv::Bt709Full => (0.0, 1.0, 1.0),
+            Yuv::Bt601Limited | Yuv::Bt709Limited | Yuv::Bt2020Limited | Yuv::Smpte240mLimited => {
+                (16.0, 255.0 / 219.0, 255.0 / 224.0)
+            }
+            Yuv::Bt601Full | Yuv::Bt709Full | Yuv::Bt2020Full | Yuv::Smpte240mFull => (0.0, 1.0, 1.0),
         };
         let kg: f32 = 1.0 - kr - kb;
         let (vr, ub) = (2.0 * (1.0 - kr) * chroma, 2.0 * (1.0 - kb) * chroma);
@@ -402,6 +414,9 @@ mod tests {
             (Yuv::Bt709Limited, [63, 102, 240], [255.0, 0.0, 0.0]),
             (Yuv::Bt709Limited, [173, 42, 26], [0.0, 255.0, 0.0]),
             (Yuv::Bt709Full, [18, 255, 116], [0.0, 0.0, 255.0]),
+            (Yuv::Bt2020Limited, [74, 97, 240], [255.0, 0.0, 0.0]),
+            (Yuv::Bt2020Full, [15, 255, 118], [0.0, 0.0, 255.0]),
+            (Yuv::Smpte240mLimited, [63, 102, 240], [255.0, 0.0, 0.0]),
             (Yuv::Bt601Limited, [235, 128, 128], [255.0; 3]),
             (Yuv::Bt709Limited, [16, 128, 128], [0.0; 3]),
             (Yuv::Bt709Full, [128, 128, 128], [128.0; 3]),

@@ -114,6 +114,7 @@ pub(crate) struct Finder {
     waiting: VecDeque<Mark>,
     /// The last frames with the score and the class of their cut, oldest first.
     recent: VecDeque<(Mark, f64, usize)>,
+    /// Time of the last cut that was told.
     last_cut: Option<u64>,
     cuts: Vec<Cut>,
     spans: VecDeque<Span>,
@@ -211,11 +212,7 @@ impl Finder {
         let near = middle.saturating_sub(NEAR)..(middle + NEAR + 1).min(self.recent.len());
         // Of equal ones the first.
         let largest = near.clone().all(|i| self.recent[i].1 < score || i >= middle && self.recent[i].1 <= score);
-        // A cut that lies ahead is of another clock: the state came from another process, or the stream went back.
-        let rested =
-            self.last_cut.is_none_or(|last| mark.pts.checked_sub(last).is_none_or(|since| since >= rules.cooldown));
-        if middle > 0 && score >= rules.threshold && score > 0.0 && largest && rested {
-            self.last_cut = Some(mark.pts);
+        if middle > 0 && score >= rules.threshold && score > 0.0 && largest {
             self.cuts.push(Cut { kind, start: self.recent[middle - 1].0, end: mark, score });
         }
     }
@@ -244,7 +241,12 @@ impl Finder {
         self.cuts.retain(|cut| {
             let waits = now.saturating_sub(cut.end.frame) < PATIENCE;
             let open = waits && (now < cut.end.frame + near || spans.iter().any(|s| touches(s, cut)));
-            if !open {
+            // One that the lasting event around it outdoes waits no longer, and is not told.
+            let outdone = |s: &Span| touches(s, cut) && s.largest >= rules.threshold && s.largest >= cut.score;
+            // A cut that lies ahead is of another clock: the state came from another process, or the stream went back.
+            let since = self.last_cut.and_then(|last| cut.end.pts.checked_sub(last));
+            if !open && since.is_none_or(|since| since >= rules.cooldown) && !spans.iter().any(outdone) {
+                self.last_cut = Some(cut.end.pts);
                 out.push(Event { kind: cut.kind, start: cut.start, end: cut.end, score: cut.score });
             }
             open
@@ -335,6 +337,23 @@ mod tests {
             s[at][0] = cut;
             assert_eq!(run(&s, 4, None), want, "cut of {cut} at {at}");
         }
+    }
+
+    #[test]
+    fn a_stretch_swallows_weaker_cuts_however_long_it_is() {
+        let mut s = quiet(600);
+        s[10..410].iter_mut().for_each(|s| s[1] = 0.99);
+        s[100][0] = 0.9;
+        assert_eq!(run(&s, 0, None), [(1, 9, 410)]);
+    }
+
+    #[test]
+    fn a_cut_that_is_not_told_keeps_none_away() {
+        let mut s = quiet(60);
+        s[9..12].iter_mut().for_each(|s| s[1] = 0.97);
+        // The first lies within the stretch's reach, and the stretch is the stronger one.
+        (s[12][0], s[15][0]) = (0.6, 0.97);
+        assert_eq!(run(&s, 0, None), [(1, 8, 12), (0, 14, 15)]);
     }
 
     #[test]

@@ -24,40 +24,56 @@ pub struct Json {
     sink: gst::Pad,
     src: gst::Pad,
     format: Mutex<Format>,
-    /// Room for the lines of one buffer.
-    text: Mutex<Vec<u8>>,
-    /// The lines of the buffer before: elements that cut or repeat buffers copy their metas. Nothing where a stretch begins.
-    before: Mutex<Vec<u8>>,
+    lines: Mutex<Lines>,
+}
+
+/// Room for the lines of a buffer.
+#[derive(Default)]
+struct Lines {
+    /// All of them.
+    all: Vec<u8>,
+    /// Those of the buffer before: elements that cut or repeat buffers copy their metas. None where a stretch begins.
+    before: Vec<u8>,
+    /// Those that are no copies.
+    new: Vec<u8>,
 }
 
 impl Json {
-    /// A buffer with a line for each result in the structure, and the time of the last one; `None` if there is no result.
-    /// An error is posted.
+    /// A buffer with a line for each result in the structure that the buffer before did not have, and the time of the last
+    /// one; `None` if there is none. An error is posted.
     fn lines(
         &self,
         structure: &gst::StructureRef,
     ) -> Result<Option<(gst::Buffer, Option<gst::ClockTime>)>, gst::FlowError> {
         let format = *lock(&self.format);
-        let text = &mut *lock(&self.text);
-        text.clear();
+        let Lines { all, before, new } = &mut *lock(&self.lines);
+        std::mem::swap(all, before);
+        all.clear();
+        new.clear();
         let mut pts = None;
         for line in each(structure).into_iter().flatten().filter_map(|s| Line::new(s, format)) {
-            serde_json::to_writer(&mut *text, &line).map_err(|error| {
+            let from = all.len();
+            serde_json::to_writer(&mut *all, &line).map_err(|error| {
                 gst::element_imp_error!(self, gst::StreamError::Encode, ("result of {}: {error}", line.element));
                 gst::FlowError::Error
             })?;
-            text.push(b'\n');
+            all.push(b'\n');
+            // Without a time it may be the same and another one.
+            if line.pts.is_some() && before.split_inclusive(|b| *b == b'\n').any(|old| *old == all[from..]) {
+                continue;
+            }
+            new.extend_from_slice(&all[from..]);
             pts = line.pts.filter(|ns| *ns < u64::MAX).map(gst::ClockTime::from_nseconds);
         }
-        if text.is_empty() {
+        if new.is_empty() {
             return Ok(None);
         }
-        let filled = gst::Buffer::with_size(text.len()).and_then(|mut buffer| {
-            buffer.make_mut().copy_from_slice(0, text).map_err(|_| glib::bool_error!("no room"))?;
+        let filled = gst::Buffer::with_size(new.len()).and_then(|mut buffer| {
+            buffer.make_mut().copy_from_slice(0, new).map_err(|_| glib::bool_error!("no room"))?;
             Ok(buffer)
         });
         let buffer = filled.map_err(|error| {
-            gst::element_imp_error!(self, gst::ResourceError::NoSpaceLeft, ("{} bytes of lines: {error}", text.len()));
+            gst::element_imp_error!(self, gst::ResourceError::NoSpaceLeft, ("{} bytes of lines: {error}", new.len()));
             gst::FlowError::Error
         })?;
         Ok(Some((buffer, pts)))
@@ -68,13 +84,7 @@ impl Json {
             Ok(meta) => self.lines(meta.structure())?,
             Err(_) => None,
         };
-        let new = lines.filter(|_| {
-            let (text, mut before) = (lock(&self.text), lock(&self.before));
-            let new = *before != *text;
-            before.clone_from(&text);
-            new
-        });
-        let Some((mut out, _)) = new else {
+        let Some((mut out, _)) = lines else {
             if let Some(pts) = buffer.pts() {
                 self.src.push_event(gst::event::Gap::builder(pts).duration(buffer.duration()).build());
             }
@@ -94,7 +104,7 @@ impl Json {
             _ => false,
         };
         if anew {
-            lock(&self.before).clear();
+            lock(&self.lines).all.clear();
         }
         match event.view() {
             gst::EventView::Caps(_) => {
@@ -153,7 +163,7 @@ impl ObjectSubclass for Json {
             })
             .build();
         let src = pad("src").flags(gst::PadFlags::FIXED_CAPS).build();
-        Self { sink, src, format: Mutex::default(), text: Mutex::default(), before: Mutex::default() }
+        Self { sink, src, format: Mutex::default(), lines: Mutex::default() }
     }
 }
 

@@ -39,7 +39,12 @@ pub(crate) struct Brush {
 impl Brush {
     pub(crate) fn new(info: &VideoInfo) -> Self {
         let (format, colour) = (info.format_info(), info.colorimetry());
-        let (kr, kb) = if colour.matrix() == VideoColorMatrix::Bt709 { (0.2126, 0.0722) } else { (0.299, 0.114) };
+        let (kr, kb) = match colour.matrix() {
+            VideoColorMatrix::Bt709 => (0.2126, 0.0722),
+            VideoColorMatrix::Bt2020 => (0.2627, 0.0593),
+            VideoColorMatrix::Smpte240m => (0.212, 0.087),
+            _ => (0.299, 0.114),
+        };
         let luma = [kr, 1.0 - kr - kb, kb];
         let full = format.is_rgb() || colour.range() == VideoColorRange::Range0_255;
         let (low, high, spread) = if full { (0.0, 255.0, 255.0) } else { (16.0, 235.0, 224.0) };

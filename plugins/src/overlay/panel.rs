@@ -13,6 +13,8 @@ const SOURCES: usize = 4;
 pub(crate) const ROWS: usize = 16;
 /// Steps that a timeline remembers.
 const STEPS: usize = 2048;
+/// Columns of a frame that a dot of letters is at least one in: they get no wider where a frame is upright.
+const NARROW: usize = 240;
 /// Letters of a label at most.
 const LETTERS: usize = 28;
 /// Events that a timeline remembers.
@@ -68,6 +70,7 @@ struct Step {
 }
 
 /// An event.
+#[derive(PartialEq, Eq)]
 struct Mark {
     start: ClockTime,
     end: ClockTime,
@@ -129,7 +132,7 @@ impl Panel {
         if let Some(score) = speech {
             source.row(0, "speech", score);
         }
-        for class in classes.iter().flat_map(|c| c.iter()).take(ROWS) {
+        for class in classes.iter().flat_map(|c| c.iter()) {
             if let Ok(class) = class.get::<&gst::StructureRef>() {
                 let label = class.get::<&str>("label").unwrap_or_default();
                 source.row(class.get("index").unwrap_or(0), label, class.get("score").unwrap_or(0.0));
@@ -177,10 +180,10 @@ impl Panel {
         if self.sources.is_empty() {
             return;
         }
-        let (_, height) = brush.size();
-        let dot = (height / 180).max(1);
+        let (width, height) = brush.size();
+        let dot = (height / 180).min(width / NARROW).max(1);
         if show.rows > 0 {
-            self.rows(canvas, dot, show.rows);
+            self.rows(canvas, width, dot, show.rows);
             self.banner(canvas, brush.size(), dot, now);
         }
         if show.timeline {
@@ -188,12 +191,20 @@ impl Panel {
         }
     }
 
-    fn rows(&mut self, canvas: &mut Canvas<'_>, dot: usize, rows: usize) {
+    fn rows(&mut self, canvas: &mut Canvas<'_>, width: usize, dot: usize, rows: usize) {
+        // Classes come in any order: where not all of them fit, the best ones are shown.
+        for source in self.sources.iter_mut().filter(|s| s.used > rows) {
+            let used = source.used;
+            source.rows[..used].sort_unstable_by(|a, b| b.score.total_cmp(&a.score));
+        }
         let shown = |s: &Source| s.used.min(rows);
         let count: usize = self.sources.iter().map(shown).sum();
         let labels =
             self.sources.iter().flat_map(|s| &s.rows[..shown(s)]).map(|r| r.label.chars().count().min(LETTERS));
         let letters = labels.max().unwrap_or(0);
+        // Long names end where the frame would.
+        let beside = (48 + 2 * 4 + 4 * (font::WIDTH + 1) + 2 * 3 + 2 * 4) * dot;
+        let letters = letters.min(width.saturating_sub(beside) / ((font::WIDTH + 1) * dot));
         if count == 0 {
             return;
         }
@@ -208,7 +219,7 @@ impl Panel {
         let at = x + letters * letter + gap;
         for source in &self.sources {
             for row in &source.rows[..shown(source)] {
-                canvas.text(&row.label, (x, y), dot, LETTERS, WHITE);
+                canvas.text(&row.label, (x, y), dot, letters, WHITE);
                 let full = (bar as f32 * row.score.clamp(0.0, 1.0)).round() as usize;
                 let track = Rect { x: at, y: y + dot, width: bar, height: 5 * dot };
                 canvas.fill(track, TRACK, 255);
@@ -228,11 +239,12 @@ impl Panel {
         let fresh = news.filter(|n| n.told <= now && now - n.told <= BANNER).max_by_key(|n| n.told);
         let Some(News { label, class, .. }) = fresh else { return };
         let dot = 2 * dot;
-        let letters = label.chars().count().min(LETTERS);
-        let (pad, text) = (3 * dot, letters * (font::WIDTH + 1) * dot);
-        let Some(x) = width.checked_sub(text + 3 * pad) else { return };
+        let (pad, letter) = (3 * dot, (font::WIDTH + 1) * dot);
+        let letters = label.chars().count().min(LETTERS).min(width.saturating_sub(3 * pad) / letter);
+        let text = letters * letter;
+        let Some(x) = width.checked_sub(text + 3 * pad).filter(|_| letters > 0) else { return };
         canvas.fill(Rect { x, y: pad, width: text + 2 * pad, height: font::HEIGHT * dot + 2 * pad }, BLACK, 180);
-        canvas.text(label, (x + pad, 2 * pad), dot, LETTERS, colour(*class));
+        canvas.text(label, (x + pad, 2 * pad), dot, letters, colour(*class));
     }
 
     /// A lane for each element: the height is the score of its best class, the colour that class; events are bands of the
@@ -290,6 +302,10 @@ impl Source {
         let time = |name: &str| event.get::<u64>(name).ok().filter(|ns| *ns < u64::MAX).map(ClockTime::from_nseconds);
         let class = event.get("class").ok()?;
         let mark = Mark { start: time("start")?, end: time("end")?, class };
+        // Elements that repeat frames copy what lies on them.
+        if self.marks.back() == Some(&mark) {
+            return Some(());
+        }
         if self.marks.len() == MARKS {
             self.marks.pop_front();
         }
@@ -302,17 +318,27 @@ impl Source {
     }
 
     fn row(&mut self, index: u32, label: &str, score: f64) {
-        if self.used == self.rows.len() {
+        if self.used == self.rows.len() && self.used < ROWS {
             self.rows.push(Row::default());
         }
-        let row = &mut self.rows[self.used];
-        (row.index, row.score) = (index, score as f32);
+        let score = score as f32;
+        let row = match self.rows.get_mut(self.used) {
+            Some(row) => {
+                self.used += 1;
+                row
+            }
+            // There are as many as can be shown: it takes the place of the weakest.
+            None => match self.rows.iter_mut().min_by(|a, b| a.score.total_cmp(&b.score)) {
+                Some(row) if row.score < score => row,
+                _ => return,
+            },
+        };
+        (row.index, row.score) = (index, score);
         row.label.clear();
         if label.is_empty() {
             let _ = write!(row.label, "class {index}");
         } else {
             row.label.push_str(label);
         }
-        self.used += 1;
     }
 }
