@@ -301,9 +301,9 @@ class Mixer:
         level = active_rms(noise) if rng.random() < 0.5 else float(np.sqrt((noise**2).mean()))
         ratio = rng.uniform(-9, 20)  # dB
         noise *= loudness / max(level, 1e-4) * 10 ** (-ratio / 20)
-        if kind > 0.05 and (ratio > RUMBLE or kind > 0.92) and rng.random() < 0.4:
+        if kind > 0.05 and (ratio > RUMBLE or kind > 0.92) and rng.random() < 0.5:
             rumble = lfilter(*butter(3, rng.uniform(40, 160), fs=RATE), rng.standard_normal(n)).astype(np.float32)
-            speech += rumble * (loudness / max(float(rumble.std()), 1e-6) * 10 ** (-rng.uniform(6, 26) / 20))
+            speech += rumble * (loudness / max(float(rumble.std()), 1e-6) * 10 ** (-rng.uniform(2, 26) / 20))
         if rng.random() < 0.05:
             noise[: int(rng.uniform(0.1, 0.6) * n)] *= 1e-3
         gain = 10 ** (rng.uniform(-58, -12) / 20) / loudness
