@@ -8,15 +8,14 @@ use crate::Failure;
 use crate::element::{self, Finder, Media};
 use gst::prelude::*;
 use std::collections::VecDeque;
-use std::io::{self, Write};
-use std::net::SocketAddr;
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tiny_http::{Header, Method, Request, Response, Server};
 
 /// Examples for `--help`.
 pub const EXAMPLES: &str = "\
@@ -52,8 +51,12 @@ pub struct Args {
 const RECENT: usize = 2000;
 /// Events that a browser may be behind.
 const BEHIND: usize = 4 * RECENT;
-/// Requests at a time. Each open page is one.
-const REQUESTS: usize = 32;
+/// Pages that are open at a time, and connections beside them.
+const PAGES: usize = 32;
+const CONNECTIONS: usize = 64;
+/// Bytes of a request at most, and how long a browser may take to send it or to take what it gets.
+const REQUEST: usize = 8192;
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Width of the picture in pixels.
 const WIDTH: usize = 480;
 
@@ -118,12 +121,12 @@ fn lock(hub: &Mutex<Hub>) -> MutexGuard<'_, Hub> {
     hub.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Counts a request as long as it lasts.
+/// Counts something as long as it lasts.
 struct Turn(Arc<AtomicUsize>);
 
 impl Turn {
-    fn take(count: &Arc<AtomicUsize>) -> Option<Self> {
-        let taken = count.fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| (n < REQUESTS).then_some(n + 1));
+    fn take(count: &Arc<AtomicUsize>, most: usize) -> Option<Self> {
+        let taken = count.fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| (n < most).then_some(n + 1));
         taken.is_ok().then(|| Self(count.clone()))
     }
 }
@@ -134,86 +137,141 @@ impl Drop for Turn {
     }
 }
 
-fn header(name: &str, value: &str) -> Option<Header> {
-    Header::from_bytes(name, value).ok()
+/// What a browser asks for.
+#[derive(Debug, PartialEq, Eq)]
+struct Request {
+    method: String,
+    path: String,
+    host: String,
 }
 
-fn reply(request: Request, code: u16, kind: &str, body: &[u8]) -> io::Result<()> {
-    let mut response = Response::from_data(body).with_status_code(code);
-    for (name, value) in [
-        ("Content-Type", kind),
-        ("Cache-Control", "no-store"),
-        ("X-Content-Type-Options", "nosniff"),
-        ("Content-Security-Policy", "default-src 'self'; frame-ancestors 'none'"),
-    ] {
-        if let Some(header) = header(name, value) {
-            response.add_header(header);
-        }
-    }
-    request.respond(response)
-}
-
-/// Whether the browser means this machine. A page of elsewhere could have its own name point here, and read along.
-fn local(request: &Request) -> bool {
-    let host = request.headers().iter().find(|h| h.field.equiv("Host")).map(|h| h.value.as_str()).unwrap_or_default();
-    let name = host.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok()).map_or(host, |(name, _)| name);
-    ["localhost", "127.0.0.1", "[::1]"].contains(&name)
-}
-
-/// Answers a request; of `/events`, until the browser goes.
-fn answer(request: Request, hub: &Mutex<Hub>, only_local: bool) -> io::Result<()> {
-    if only_local && !local(&request) {
-        return reply(request, 403, "text/plain", b"this page is for this machine\n");
-    }
-    if *request.method() != Method::Get {
-        return reply(request, 405, "text/plain", b"GET only\n");
-    }
-    match request.url().split('?').next().unwrap_or_default() {
-        "/" => reply(request, 200, "text/html; charset=utf-8", PAGE.as_bytes()),
-        "/page.js" => reply(request, 200, "text/javascript; charset=utf-8", SCRIPT.as_bytes()),
-        "/page.css" => reply(request, 200, "text/css; charset=utf-8", STYLE.as_bytes()),
-        "/picture" => {
-            let picture = lock(hub).picture.clone();
-            let code = if picture.is_empty() { 404 } else { 200 };
-            reply(request, code, "image/jpeg", &picture)
-        }
-        // Browsers ask for it by themselves, and complain of a 404.
-        "/favicon.ico" => reply(request, 204, "image/x-icon", b""),
-        "/events" => {
-            let events = lock(hub).join();
-            // A response of the server would be held back until it fills a piece.
-            let mut page = request.into_writer();
-            page.write_all(
-                b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n",
-            )?;
-            page.flush()?;
-            loop {
-                match events.recv_timeout(Duration::from_secs(15)) {
-                    Ok(event) => page.write_all(event.as_bytes())?,
-                    // A comment: it finds out whether the browser is still there.
-                    Err(RecvTimeoutError::Timeout) => page.write_all(b":\n\n")?,
-                    Err(RecvTimeoutError::Disconnected) => return Ok(()),
+impl Request {
+    /// Reads a request up to its empty line; what may come behind is not looked at. `None`: it is none.
+    fn read(from: &mut impl Read) -> io::Result<Option<Self>> {
+        let (mut bytes, mut filled) = ([0; REQUEST], 0);
+        loop {
+            let mut headers = [httparse::EMPTY_HEADER; 64];
+            let mut request = httparse::Request::new(&mut headers);
+            match request.parse(&bytes[..filled]) {
+                Ok(httparse::Status::Complete(_)) => {
+                    let host = request.headers.iter().find(|h| h.name.eq_ignore_ascii_case("host"));
+                    let host = host.and_then(|h| std::str::from_utf8(h.value).ok()).unwrap_or_default();
+                    let (Some(method), Some(path)) = (request.method, request.path) else { return Ok(None) };
+                    return Ok(Some(Self { method: method.into(), path: path.into(), host: host.trim().into() }));
                 }
-                page.flush()?;
+                Ok(httparse::Status::Partial) if filled < REQUEST => match from.read(&mut bytes[filled..])? {
+                    0 => return Ok(None),
+                    n => filled += n,
+                },
+                _ => return Ok(None),
             }
         }
-        _ => reply(request, 404, "text/plain", b"not here\n"),
+    }
+
+    /// Whether the browser means this machine. A page of elsewhere could have its own name point here, and read along.
+    fn local(&self) -> bool {
+        let port = |(_, port): &(&str, &str)| port.parse::<u16>().is_ok();
+        let name = self.host.rsplit_once(':').filter(port).map_or(&*self.host, |(name, _)| name);
+        let address = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+        name.trim_end_matches('.').eq_ignore_ascii_case("localhost") || address.is_ok_and(loopback)
     }
 }
 
-fn serve(server: &Server, hub: &Arc<Mutex<Hub>>, only_local: bool) {
-    let requests = Arc::new(AtomicUsize::new(0));
-    for request in server.incoming_requests() {
-        let Some(turn) = Turn::take(&requests) else {
-            let _ = reply(request, 503, "text/plain", b"too many pages are open\n");
-            continue;
+fn loopback(address: IpAddr) -> bool {
+    address.to_canonical().is_loopback()
+}
+
+fn reply(to: &mut TcpStream, status: &str, kind: &str, body: &[u8]) -> io::Result<()> {
+    let head = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\nCache-Control: no-store\r\n\
+         X-Content-Type-Options: nosniff\r\nContent-Security-Policy: default-src 'self'; frame-ancestors 'none'\r\n\r\n",
+        body.len()
+    );
+    to.write_all(&[head.as_bytes(), body].concat())
+}
+
+/// Ends a connection: what was sent and not read would take the answer along.
+fn finish(stream: &mut TcpStream) -> io::Result<()> {
+    stream.shutdown(Shutdown::Write)?;
+    stream.set_read_timeout(Some(Duration::from_millis(500)))?;
+    io::copy(&mut stream.take(1 << 16), &mut io::sink()).map(|_| ())
+}
+
+/// Who serves: what there is to see, and who sees it.
+struct Desk {
+    hub: Arc<Mutex<Hub>>,
+    /// Whether only browsers of this machine are answered.
+    only_local: bool,
+    pages: Arc<AtomicUsize>,
+}
+
+impl Desk {
+    /// Answers one request of a connection; of `/events`, until the browser goes or does not read in time.
+    fn answer(&self, to: &mut TcpStream) -> io::Result<()> {
+        to.set_read_timeout(Some(PATIENCE))?;
+        to.set_write_timeout(Some(PATIENCE))?;
+        let Some(request) = Request::read(to)? else {
+            return reply(to, "400 Bad Request", "text/plain", b"no request\n");
         };
-        let hub = hub.clone();
-        std::thread::spawn(move || {
-            // An error is a browser that has gone.
-            let _ = answer(request, &hub, only_local);
-            drop(turn);
+        if self.only_local && !request.local() {
+            return reply(to, "403 Forbidden", "text/plain", b"this page is for this machine\n");
+        }
+        if request.method != "GET" {
+            return reply(to, "405 Method Not Allowed", "text/plain", b"GET only\n");
+        }
+        match request.path.split('?').next().unwrap_or_default() {
+            "/" => reply(to, "200 OK", "text/html; charset=utf-8", PAGE.as_bytes()),
+            "/page.js" => reply(to, "200 OK", "text/javascript; charset=utf-8", SCRIPT.as_bytes()),
+            "/page.css" => reply(to, "200 OK", "text/css; charset=utf-8", STYLE.as_bytes()),
+            "/picture" => {
+                let picture = lock(&self.hub).picture.clone();
+                reply(to, if picture.is_empty() { "404 Not Found" } else { "200 OK" }, "image/jpeg", &picture)
+            }
+            // Browsers ask for it by themselves, and complain of a 404.
+            "/favicon.ico" => reply(to, "200 OK", "image/x-icon", b""),
+            "/events" => match Turn::take(&self.pages, PAGES) {
+                Some(_turn) => self.events(to),
+                None => reply(to, "503 Service Unavailable", "text/plain", b"too many pages are open\n"),
+            },
+            _ => reply(to, "404 Not Found", "text/plain", b"not here\n"),
+        }
+    }
+
+    fn events(&self, to: &mut TcpStream) -> io::Result<()> {
+        let events = lock(&self.hub).join();
+        to.write_all(
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n",
+        )?;
+        loop {
+            match events.recv_timeout(Duration::from_secs(15)) {
+                Ok(event) => to.write_all(event.as_bytes())?,
+                // A comment: it finds out whether the browser is still there.
+                Err(RecvTimeoutError::Timeout) => to.write_all(b":\n\n")?,
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            }
+        }
+    }
+}
+
+/// Takes connections, one thread each, as long as the process lives.
+fn serve(listener: &TcpListener, desk: &Arc<Desk>) {
+    let connections = Arc::new(AtomicUsize::new(0));
+    loop {
+        let taken = listener.accept().and_then(|(mut stream, _)| {
+            // Beyond that it is let go without a word.
+            let Some(turn) = Turn::take(&connections, PAGES + CONNECTIONS) else { return Ok(()) };
+            let desk = desk.clone();
+            let answer = move || {
+                // An error is a browser that has gone.
+                let _ = desk.answer(&mut stream).and_then(|()| finish(&mut stream));
+                drop(turn);
+            };
+            std::thread::Builder::new().name("ssm-serve".into()).spawn(answer).map(|_| ())
         });
+        if taken.is_err() {
+            // No room for another one: there will be.
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 }
 
@@ -264,7 +322,8 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
         source.set_property(property, &args.source);
     }
     let bad = |e: &dyn std::fmt::Display| Failure::Usage(format!("{}: {e}", args.listen));
-    let server = Server::http(args.listen).map_err(|e| bad(&e))?;
+    let listener = TcpListener::bind(args.listen).map_err(|e| bad(&e))?;
+    let address = listener.local_addr().map_err(|e| bad(&e))?;
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
     ctrlc::set_handler(move || flag.store(true, Ordering::Release)).map_err(|e| bad(&e))?;
@@ -281,9 +340,9 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
 
     // Whoever started this may not read any longer.
     let tell = |line: std::fmt::Arguments<'_>| _ = writeln!(io::stdout(), "{line}");
-    tell(format_args!("http://{}", server.server_addr()));
-    let (to, only_local) = (hub.clone(), args.listen.ip().is_loopback());
-    std::thread::spawn(move || serve(&server, &to, only_local));
+    tell(format_args!("http://{address}"));
+    let desk = Desk { hub: hub.clone(), only_local: loopback(args.listen.ip()), pages: Arc::default() };
+    std::thread::spawn(move || serve(&listener, &Arc::new(desk)));
     element::follow(&pipeline, &line, |_| !stop.load(Ordering::Acquire))?;
     lock(&hub).end();
     if !stop.load(Ordering::Acquire) {
@@ -293,4 +352,46 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
         std::thread::sleep(Duration::from_millis(100));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_read_and_anything_else_is_none() {
+        let read = |text: &str| Request::read(&mut text.as_bytes()).expect("memory is read");
+        let request = read(
+            "GET /events?x HTTP/1.1\r\nAccept: */*\r\nhost: localhost:8080\r\nContent-Length: 99999999999999999\r\n\r\n",
+        );
+        let request = request.expect("a request");
+        assert_eq!((&*request.method, &*request.path, &*request.host), ("GET", "/events?x", "localhost:8080"));
+        for text in ["", "GET", "GET / HTTP/1.1\r\n", "hello\r\n\r\n", "GET / HTTP/9\r\n\r\n", &"a".repeat(20_000)] {
+            assert_eq!(read(text), None, "{}", &text[..text.len().min(40)]);
+        }
+        assert_eq!(read(&format!("GET /{} HTTP/1.1\r\n\r\n", "a".repeat(REQUEST))), None);
+    }
+
+    #[test]
+    fn only_names_of_this_machine_are_local() {
+        let local = |host: &str| Request { method: "GET".into(), path: "/".into(), host: host.into() }.local();
+        for host in [
+            "localhost",
+            "LOCALHOST:80",
+            "localhost.",
+            "127.0.0.1:1",
+            "127.0.0.2",
+            "[::1]",
+            "[::1]:8080",
+            "[::ffff:127.0.0.1]:1",
+        ] {
+            assert!(local(host), "{host}");
+        }
+        for host in
+            ["", "evil.com", "127.0.0.1.evil.com", "localhost.evil.com:80", "10.0.0.1", "[::2]:80", "localhost:x"]
+        {
+            assert!(!local(host), "{host}");
+        }
+        assert!(loopback("::ffff:127.0.0.1".parse().expect("an address")));
+    }
 }

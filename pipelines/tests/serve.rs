@@ -107,6 +107,26 @@ fn sound_has_no_picture_and_strangers_get_nothing() {
 }
 
 #[test]
+fn a_connection_ends_nobody_elses() {
+    let mut page = Page::new(&["videotestsrc num-buffers=10"]);
+    let send = |text: &str| {
+        let mut stream = TcpStream::connect(&page.address).expect("it listens");
+        stream.write_all(text.as_bytes()).expect("it reads");
+        stream
+    };
+    // A body that is said to be larger than any memory; requests behind one that does not end; one that does not end itself.
+    let host = &page.address;
+    let mut held = vec![send(&format!("GET / HTTP/1.1\r\nHost: {host}\r\nContent-Length: 99999999999999999\r\n\r\n"))];
+    let more = format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n").repeat(40);
+    held.push(send(&format!("GET /events HTTP/1.1\r\nHost: {host}\r\n\r\n{more}")));
+    held.extend((0..40).map(|_| send("GET /aaaa")));
+    assert!(page.get("/").0.starts_with("HTTP/1.1 200"));
+    drop(held);
+    assert!(page.get("/").0.starts_with("HTTP/1.1 200"));
+    assert!(page.child.try_wait().expect("asked").is_none(), "it lives");
+}
+
+#[test]
 fn what_is_no_source_is_told() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ssm"));
     let done = command.args(["serve", "absent.mp4"]).output().expect("the command runs");
