@@ -4,6 +4,7 @@ use crate::Failure;
 use gst::glib;
 use gst::prelude::*;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// What a pipeline left behind.
@@ -76,6 +77,13 @@ pub fn follow(
     outcome
 }
 
+/// At a signal: all comes to an end in good order; at a second one at once.
+pub fn end(flag: &AtomicBool) {
+    if flag.swap(true, Ordering::AcqRel) {
+        std::process::exit(130);
+    }
+}
+
 /// Makes an error of a pipeline one of the file that it read.
 pub fn of(path: &Path) -> impl FnOnce(Failure) -> Failure + use<> {
     let path = path.to_owned();
@@ -88,14 +96,19 @@ const FINDERS: [&str; 5] = ["ssmevents", "ssmclassify", "ssmvad", "ssmaudiotag",
 /// Refuses `PROPERTY=VALUE` with a value out of the property's range, which GLib would warn of and leave at its default.
 fn in_range(element: &gst::Element, word: &str) -> Result<(), Failure> {
     let Some((name, text)) = word.split_once('=') else { return Ok(()) };
+    if name == "name" {
+        return Err(failed("--element: name: expected none, the element has its factory's"));
+    }
     let Some(pspec) = element.find_property(name) else { return Ok(()) };
     macro_rules! check {
         ($($kind:ident: $number:ty),*) => {
             $(if let Some(spec) = pspec.downcast_ref::<glib::$kind>() {
                 let (low, high) = (spec.minimum(), spec.maximum());
                 // What does not read as a number, parsing the line tells.
-                return match text.parse::<$number>() {
-                    Ok(number) if !(low..=high).contains(&number) => {
+                let text = text.trim_matches('"');
+                let inside = text.parse::<$number>().is_ok_and(|number| (low..=high).contains(&number));
+                return match text.parse::<f64>() {
+                    Ok(_) if !inside => {
                         Err(failed(format!("--element: {name}: expected {low} to {high}, got {text}")))
                     }
                     _ => Ok(()),

@@ -16,6 +16,7 @@ use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// A file to look through, and how.
 pub struct Job<'a> {
@@ -29,6 +30,8 @@ pub struct Job<'a> {
     pub every: u64,
     /// Does it though the output is there, and replaces that in the end.
     pub force: bool,
+    /// Whether all is to end: where no buffer comes that could be asked about, it ends with the last state.
+    pub quit: &'a AtomicBool,
 }
 
 /// How it went.
@@ -61,6 +64,10 @@ struct Header {
 const SEAM: u64 = 1_000_000;
 /// Buffers that a state waits at most for two that belong together.
 const PUT_OFF: u32 = 50;
+
+/// How long a file may give no buffer: to begin with, and when all is to end.
+const STANDSTILL: Duration = Duration::from_secs(60);
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// What the two ends of the element share.
 struct Progress {
@@ -133,10 +140,13 @@ impl Job<'_> {
         go_on: impl Fn(u64) -> bool + Send + Sync + 'static,
         mut tell: impl FnMut(u64, u64),
     ) -> Result<Outcome, Failure> {
-        if self.output.exists() && !self.force {
+        if self.output.is_file() && !self.force {
             return Ok(Outcome::Skipped);
         }
-        fs::metadata(self.input).map_err(at(self.input))?;
+        // Opening a pipe would wait for its writer.
+        if !fs::metadata(self.input).map_err(at(self.input))?.is_file() {
+            return Err(at(self.input)(io::Error::other("expected a file, got something else")));
+        }
         if let Some(folder) = self.output.parent() {
             fs::create_dir_all(folder).map_err(at(folder))?;
         }
@@ -175,11 +185,12 @@ impl Job<'_> {
         let progress = Arc::new(Mutex::new(progress));
 
         part_of("file")?.set_property("location", self.input);
-        let position = Arc::new(AtomicU64::new(0));
+        let (position, seen) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let stop = Arc::new(AtomicBool::new(false));
         let watch = Watch {
             progress: progress.clone(),
             position: position.clone(),
+            seen: seen.clone(),
             stop: stop.clone(),
             state: state.clone(),
             every: self.every,
@@ -203,13 +214,28 @@ impl Job<'_> {
         sink.set_callbacks(gst_app::AppSinkCallbacks::builder().new_sample(write).build());
 
         let mut duration = None;
+        let (mut last, mut since, mut stands) = (0, Instant::now(), false);
         let played = element::follow(&pipeline, &line, |structure| {
             if structure.is_none() {
                 duration = duration.or_else(|| pipeline.query_duration::<gst::ClockTime>());
                 tell(position.load(Ordering::Relaxed), duration.map_or(0, gst::ClockTime::nseconds));
             }
-            !stop.load(Ordering::Acquire)
+            let count = seen.load(Ordering::Relaxed);
+            if count != last {
+                (last, since) = (count, Instant::now());
+            }
+            // A decoder may lose the error of a damaged file; then nothing comes, and nothing says so.
+            stands = count == 0 && since.elapsed() > STANDSTILL;
+            let parting = self.quit.load(Ordering::Acquire) && since.elapsed() > FAREWELL;
+            if parting {
+                lock(&progress).stopped = true;
+            }
+            !stop.load(Ordering::Acquire) && !stands && !parting
         });
+        let played = match played {
+            Ok(()) if stands => Err(Failure::Usage(format!("it gave nothing in {} s", STANDSTILL.as_secs()))),
+            played => played,
+        };
         let mut progress = lock(&progress);
         let outcome = self.finish(&mut progress, played, &part, &state, resumed);
         // Threads of the pipeline that are about to end may hold the file still.
@@ -269,6 +295,8 @@ impl Progress {
 struct Watch {
     progress: Arc<Mutex<Progress>>,
     position: Arc<AtomicU64>,
+    /// Buffers that came.
+    seen: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     state: PathBuf,
     every: u64,
@@ -285,13 +313,13 @@ impl Watch {
         go_on: impl Fn(u64) -> bool + Send + Sync + 'static,
     ) -> Result<(), Failure> {
         let pad = finder.static_pad("sink").ok_or_else(|| Failure::Usage("an element without a sink pad".into()))?;
-        let (weak, seen) = (finder.downgrade(), AtomicU64::new(0));
+        let weak = finder.downgrade();
         pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
             let times = info.buffer().map(|b| [b.pts(), b.duration()].map(|t| t.map(gst::ClockTime::nseconds)));
             let [pts, duration] = times.unwrap_or_default();
             let time = pts.unwrap_or(0);
             self.position.store(time, Ordering::Relaxed);
-            let number = seen.fetch_add(1, Ordering::Relaxed);
+            let number = self.seen.fetch_add(1, Ordering::Relaxed);
             let goes_on = go_on(number);
             let mut progress = lock(&self.progress);
             if progress.stopped {
@@ -382,7 +410,9 @@ mod tests {
         go_on: impl Fn(u64) -> bool + Send + Sync + 'static,
     ) -> Outcome {
         let finder = Finder::new(finder, None).unwrap();
-        Job { finder: &finder, input, output, every, force: false }.run(go_on, |_, _| ()).unwrap()
+        Job { finder: &finder, input, output, every, force: false, quit: &AtomicBool::new(false) }
+            .run(go_on, |_, _| ())
+            .unwrap()
     }
 
     /// Stopped and killed at any place, the lines are those of one run.

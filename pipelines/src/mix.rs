@@ -49,8 +49,8 @@ fn join(files: &[PathBuf], pause: f32) -> Result<(Vec<f32>, u32), Failure> {
     Ok((all, rate))
 }
 
-fn power(x: &[f32]) -> f32 {
-    x.iter().map(|x| x * x).sum::<f32>() / x.len().max(1) as f32
+fn power(x: &[f32]) -> f64 {
+    x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / x.len().max(1) as f64
 }
 
 pub fn run(args: &Args) -> Result<(), Failure> {
@@ -70,7 +70,11 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         speech = speech.iter().copied().cycle().take((seconds * f64::from(rate)) as usize).collect();
     }
     let noise: Vec<f32> = noise.iter().copied().cycle().take(speech.len()).collect();
-    let gain = (power(&speech) / power(&noise).max(1e-12) / 10f32.powf(args.snr as f32 / 10.0)).sqrt();
+    let (loud, soft) = (power(&speech), power(&noise));
+    if loud <= 0.0 || soft <= 0.0 {
+        return Err(Failure::Usage("expected speech and noise with sound, got silence".into()));
+    }
+    let gain = (loud / soft / 10f64.powf(args.snr / 10.0)).sqrt() as f32;
     let mut mixed: Vec<f32> = speech.iter().zip(&noise).map(|(s, n)| s + gain * n).collect();
     // Both by the same factor, so that the mixture does not clip.
     let peak = mixed.iter().fold(0f32, |m, v| m.max(v.abs()));

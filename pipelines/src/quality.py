@@ -3,9 +3,13 @@
 In: for each clip a little-endian u32 n, then n f32 samples each of the clean sound and of two others. Out: a line `ready` or
 the reason why not, then for each clip a line of JSON [[pesq, stoi, estoi], [pesq, stoi, estoi]], null where there is none."""
 
-import json
 import sys
-import warnings
+
+# Nothing is taken from the folder that it happens to run in.
+sys.path[:] = [path for path in sys.path if path]
+
+import json  # noqa: E402
+import warnings  # noqa: E402
 
 try:
     import numpy

@@ -1,10 +1,11 @@
 //! `ssm run`: an archive of files to files of JSON lines. What is finished is not done again, what was interrupted goes on.
 
 use crate::Failure;
-use crate::element::{self, Finder, Media};
+use crate::element::{self, Finder, Media, end};
 use crate::job::{Job, Outcome};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io::{BufRead, IsTerminal};
 use std::path::{Component, Path, PathBuf};
 use std::process::ExitCode;
@@ -25,7 +26,7 @@ on from its last state when it is started again. It ends with 0 if every output 
 #[derive(clap::Args)]
 pub struct Args {
     /// Files, or patterns such as 'films/**/*.mp4' (quoted).
-    files: Vec<String>,
+    files: Vec<OsString>,
     /// File with one name or pattern a line; `-` is the standard input.
     #[arg(long)]
     list: Option<PathBuf>,
@@ -76,7 +77,7 @@ fn place(folder: &Path, input: &Path) -> PathBuf {
 }
 
 /// The files that names and patterns mean, each once, in order, with where their lines go.
-fn expand(words: &[String], folder: &Path) -> Result<Vec<(PathBuf, PathBuf)>, Failure> {
+fn expand(words: &[OsString], folder: &Path) -> Result<Vec<(PathBuf, PathBuf)>, Failure> {
     let mut found = BTreeMap::new();
     for word in words {
         let path = Path::new(word);
@@ -93,22 +94,29 @@ fn expand(words: &[String], folder: &Path) -> Result<Vec<(PathBuf, PathBuf)>, Fa
             }
         };
         // A name may have the letters of a pattern in it.
-        if path.exists() || !word.contains(['*', '?', '[']) {
+        let pattern = word.to_str().filter(|w| w.contains(['*', '?', '[']) && !path.exists());
+        let Some(pattern) = pattern else {
             add(path.to_owned())?;
             continue;
-        }
+        };
+        let mut some = false;
         let bad = |reason: String| Failure::File { path: path.to_owned(), reason };
-        for entry in glob::glob(word).map_err(|e| bad(e.to_string()))? {
+        for entry in glob::glob(pattern).map_err(|e| bad(e.to_string()))? {
             let entry = entry.map_err(|e| bad(e.to_string()))?;
-            if entry.is_file() {
+            // A link that leads nowhere fails when its turn comes.
+            if !entry.is_dir() {
+                some = true;
                 add(entry)?;
             }
+        }
+        if !some {
+            return Err(bad("expected files of this pattern, got none".into()));
         }
     }
     Ok(found.into_iter().map(|(place, path)| (path, place)).collect())
 }
 
-fn words(args: &Args) -> Result<Vec<String>, Failure> {
+fn words(args: &Args) -> Result<Vec<OsString>, Failure> {
     let mut words = args.files.clone();
     if let Some(path) = &args.list {
         let bad = |e: std::io::Error| Failure::File { path: path.clone(), reason: e.to_string() };
@@ -117,12 +125,21 @@ fn words(args: &Args) -> Result<Vec<String>, Failure> {
         } else {
             Box::new(std::io::BufReader::new(std::fs::File::open(path).map_err(bad)?))
         };
-        for line in lines.lines() {
+        for line in lines.split(b'\n') {
             let line = line.map_err(bad)?;
-            words.extend(Some(line.trim()).filter(|l| !l.is_empty()).map(str::to_owned));
+            let line = line.strip_suffix(b"\r").unwrap_or(&line);
+            words.extend(Some(line).filter(|l| !l.trim_ascii().is_empty()).map(name_of));
         }
     }
     Ok(words)
+}
+
+/// A name as the system has it.
+fn name_of(bytes: &[u8]) -> OsString {
+    #[cfg(unix)]
+    return std::os::unix::ffi::OsStringExt::from_vec(bytes.to_vec());
+    #[cfg(not(unix))]
+    String::from_utf8_lossy(bytes).into_owned().into()
 }
 
 /// How the files ended.
@@ -209,13 +226,13 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     }
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
-    ctrlc::set_handler(move || flag.store(true, Ordering::Release)).map_err(|e| Failure::Usage(e.to_string()))?;
+    ctrlc::set_handler(move || end(&flag)).map_err(|e| Failure::Usage(e.to_string()))?;
 
     let (next, bars, tally) = (AtomicUsize::new(0), Bars::new(files.len()), Mutex::new(Tally::default()));
     let work = || {
         while let Some((input, output)) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
             let every = u64::from(args.state_every) * 1_000_000_000;
-            let job = Job { finder: &finder, input, output, every, force: args.force };
+            let job = Job { finder: &finder, input, output, every, force: args.force, quit: &stop };
             let bar = bars.file(input);
             let flag = stop.clone();
             let outcome = if stop.load(Ordering::Acquire) {

@@ -26,6 +26,8 @@ pub struct Args {
 const WINDOW: usize = 512;
 /// Decibels between black and white.
 const RANGE: f32 = 80.0;
+/// Decibels that are white at the least: silence is black.
+const QUIET: f32 = -100.0;
 /// Rows between two panels.
 const LINE: usize = 6;
 
@@ -60,9 +62,21 @@ fn colour(v: f32) -> [u8; 3] {
 
 pub fn run(args: &Args) -> Result<(), Failure> {
     let width = args.width;
-    let panels: Vec<_> =
-        args.files.iter().map(|f| wav::read(f).map(|(s, _)| analyse(&s, width))).collect::<Result<_, _>>()?;
-    let top = panels.iter().flatten().flatten().copied().fold(-200f32, f32::max);
+    let mut rate = 0;
+    let mut panel = |file: &PathBuf| {
+        let (samples, r) = wav::read(file)?;
+        let bad = |reason: String| Err(Failure::File { path: file.clone(), reason });
+        if samples.is_empty() {
+            return bad("expected samples, got none".into());
+        }
+        if rate != 0 && r != rate {
+            return bad(format!("expected {rate} Hz as the files before it, got {r} Hz"));
+        }
+        rate = r;
+        Ok(analyse(&samples, width))
+    };
+    let panels = args.files.iter().map(&mut panel).collect::<Result<Vec<_>, Failure>>()?;
+    let top = panels.iter().flatten().flatten().copied().fold(QUIET, f32::max);
     let rows = WINDOW / 2;
     let height = panels.len() * (rows + LINE) - LINE;
     let mut pixels = vec![255u8; width * height * 3];

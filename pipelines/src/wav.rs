@@ -15,6 +15,9 @@ pub fn read(path: &Path) -> Result<(Vec<f32>, u32), Failure> {
             reader.samples::<i32>().map(|s| s.map(|s| s as f32 * scale)).collect::<Result<_, _>>().map_err(fail)?
         }
     };
+    if spec.sample_rate == 0 {
+        return Err(Failure::File { path: path.into(), reason: "expected a rate of 1 Hz or more, got 0 Hz".into() });
+    }
     let channels = usize::from(spec.channels.max(1));
     if let Some(at) = samples.iter().position(|s| !s.is_finite()) {
         let reason = format!("sample {}: expected a finite number, got {}", at / channels, samples[at]);

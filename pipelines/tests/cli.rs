@@ -311,7 +311,15 @@ fn numbers_out_of_their_range_are_refused_in_a_line() {
     lines.extend(["inf", "nan", "0", "-1", "1e30"].map(|seconds| with(&[&format!("--seconds={seconds}")])));
     lines.push(with(&["--snr=nan"]));
     lines.push(with(&["--clean", &out]));
-    for element in ["ssmevents threshold=2", "ssmvad threshold=nan", "ssmdenoise", "ssmjson"] {
+    for element in [
+        "ssmevents threshold=2",
+        "ssmvad threshold=nan",
+        "ssmvad threshold=\"7\"",
+        "ssmvad batch-size=-1",
+        "ssmvad name=a",
+        "ssmdenoise",
+        "ssmjson",
+    ] {
         lines.push(all(&["run", &sound, "-o", &folder.file("found"), "--element", element]));
     }
     for args in lines {
@@ -352,6 +360,11 @@ fn sounds_that_hold_no_numbers_are_refused() {
         let told = text(&ssm(args));
         assert!(told.contains("a_noisy.wav: sample 100: expected a finite number, got NaN"), "{args:?}: {told}");
     }
+    let silent = float("silent.wav", &[0.0; 16_000]);
+    let told = text(&ssm(&["mix", "--speech", &good, "--noise", &silent, "-o", &picture]));
+    assert!(told.contains("expected speech and noise with sound, got silence"), "{told}");
+    let told = text(&ssm(&["spectrogram", &none, "-o", &picture]));
+    assert!(told.contains("none.wav: expected samples, got none"), "{told}");
     let told = text(&ssm(&["score", &good, &none]));
     assert!(told.contains("none.wav: expected samples, got none"), "{told}");
     let told = text(&ssm(&["score", &good, &short]));

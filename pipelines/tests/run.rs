@@ -92,7 +92,40 @@ fn machines_share_a_list() {
     }
     assert!(names.iter().all(|name| folder.lines(&format!("{name}.jsonl")) > 0));
     let nothing = folder.run(&["*.mp3"]);
-    assert!(!nothing.status.success() && text(&nothing).contains("expected files, got none of"), "{}", text(&nothing));
+    assert!(
+        !nothing.status.success() && text(&nothing).contains("*.mp3: expected files of this pattern"),
+        "{}",
+        text(&nothing)
+    );
     let bad = folder.run(&["0.wav", "--output", "other", "--element", "ssmvad threshold=loud"]);
     assert!(!bad.status.success() && text(&bad).contains("could not set property \"threshold\""), "{}", text(&bad));
+}
+
+#[cfg(unix)]
+#[test]
+fn names_are_bytes_and_what_is_no_file_is_told() {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = Folder::new("names");
+    folder.sound("a.wav");
+    let odd = std::ffi::OsStr::from_bytes(b"caf\xe9.wav");
+    std::fs::copy(folder.0.join("a.wav"), folder.0.join(odd)).expect("copied");
+    let run = |args: &[&std::ffi::OsStr]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ssm"));
+        command.current_dir(&folder.0).args(["run", "--output", "out", "--element", "ssmvad"]).args(args);
+        command.output().expect("the command runs")
+    };
+    let done = run(&[odd]);
+    assert!(done.status.success() && text(&done).contains("1 done"), "{}", text(&done));
+    std::fs::write(folder.0.join("list"), b"caf\xe9.wav\r\n\n").expect("written");
+    let done = run(&["--list".as_ref(), "list".as_ref()]);
+    assert!(text(&done).contains("1 finished before"), "{}", text(&done));
+    // A pattern that means nothing, beside one that does.
+    let done = folder.run(&["nothing*.wav", "a.wav"]);
+    assert!(!done.status.success() && text(&done).contains("nothing*.wav: expected files"), "{}", text(&done));
+    assert!(Command::new("mkfifo").arg(folder.0.join("pipe.wav")).status().expect("a tool of every system").success());
+    let done = folder.run(&["pipe.wav"]);
+    assert!(!done.status.success() && text(&done).contains("pipe.wav: expected a file"), "{}", text(&done));
+    std::os::unix::fs::symlink("nowhere", folder.0.join("link.wav")).expect("linked");
+    let done = folder.run(&["link*.wav"]);
+    assert!(!done.status.success() && text(&done).contains("1 failed"), "{}", text(&done));
 }

@@ -175,7 +175,15 @@ fn lock(post: &Mutex<Post>) -> MutexGuard<'_, Post> {
 fn read(post: &Mutex<Post>, patience: Duration) {
     let is_file = std::fs::metadata("/dev/stdin").is_ok_and(|m| m.is_file());
     for line in std::io::stdin().lock().split(b'\n') {
-        let Ok(line) = line else { break };
+        let line = match line {
+            Ok(line) => line,
+            Err(error) => {
+                // What else there was is left.
+                warn!("standard input: {error}");
+                lock(post).outbox.unread = true;
+                break;
+            }
+        };
         let line = String::from_utf8_lossy(&line).into_owned();
         if line.is_empty() {
             continue;

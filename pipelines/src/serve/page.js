@@ -8,30 +8,44 @@ const events = [];
 let first = Infinity, now = 0, dirty = false;
 
 const seconds = (ns) => ns / 1e9;
-const clock = (s) => `${Math.floor(s / 60)}:${(s % 60).toFixed(2).padStart(5, "0")}`;
+const clock = (s) => { // in whole hundredths, so that 59.996 is 1:00.00
+  const h = Math.round(s * 100);
+  return `${Math.floor(h / 6000)}:${((h % 6000) / 100).toFixed(2).padStart(5, "0")}`;
+};
 const name = (c) => c.label ?? `class ${c.index}`;
 
+// The lane of a name, an old or a new one; none if every colour is in use.
 function lane(name) {
-  if (!lanes.has(name)) lanes.set(name, { colour: COLOURS[lanes.size % COLOURS.length], points: [] });
+  if (lanes.has(name)) return lanes.get(name);
+  // What was not told of for a while has left the timeline.
+  for (const [other, { points }] of lanes) if (!points.length || points.at(-1)[0] < now - SPAN) lanes.delete(other);
+  const used = new Set([...lanes.values()].map((l) => l.colour));
+  const colour = COLOURS.find((c) => !used.has(c));
+  if (colour) lanes.set(name, { colour, points: [] });
   return lanes.get(name);
 }
 
+function forget() {
+  lanes.clear(); events.length = 0; first = Infinity; now = 0;
+}
+
 function add(name, at, score) {
-  // More lanes than colours say nothing.
-  if (!lanes.has(name) && lanes.size >= COLOURS.length) return;
-  const { points } = lane(name);
+  const points = lane(name)?.points;
+  if (!points) return;
   points.push([at, score]);
   while (points.length && points[0][0] < now - SPAN - 1) points.shift();
 }
 
 function result(line) {
   const at = seconds(line.pts ?? 0);
+  // A sender whose clock began anew.
+  if (at < now - SPAN) forget();
   first = Math.min(first, at);
   now = Math.max(now, at);
   dirty = true;
   if (line.kind === "classes") {
     line.classes.forEach((c) => add(name(c), at, c.score));
-    rows(line.classes.slice(0, ROWS));
+    rows([...line.classes].sort((a, b) => (line.classes.length > ROWS ? b.score - a.score : 0)).slice(0, ROWS));
   } else if (line.kind === "speech") {
     add("speech", at, line.speech);
     rows([{ label: "speech", score: line.speech }]);
@@ -104,7 +118,7 @@ function draw() {
 const source = new EventSource("/events");
 source.addEventListener("open", () => {
   // The server tells the last while again.
-  lanes.clear(); events.length = 0; first = Infinity; now = 0;
+  forget();
   $("events").replaceChildren();
   $("state").textContent = "live";
 });
