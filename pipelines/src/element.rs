@@ -193,7 +193,11 @@ pub fn play(
     let pipeline = launch(line)?;
     for (element, property, value) in properties {
         let element = pipeline.by_name(element).ok_or_else(|| failed(format!("{line}: no element {element}")))?;
-        element.set_property_from_str(property, value);
+        // A text is taken as it is; read as a word, NULL would be none.
+        match element.find_property(property) {
+            Some(spec) if spec.value_type() == glib::Type::STRING => element.set_property(property, *value),
+            _ => element.set_property_from_str(property, value),
+        }
     }
     let times = Arc::new(Mutex::new(Vec::new()));
     if let Some(pad) = pipeline.by_name(watched).and_then(|e| e.static_pad("sink")) {

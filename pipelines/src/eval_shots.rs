@@ -85,6 +85,9 @@ fn truth(path: &Path) -> Result<Truth, Failure> {
     if value.get("transitions").and_then(Value::as_array).is_none() {
         return Err(bad("transitions: expected an array, got none".into()));
     }
+    if value.get("ignore").is_some_and(|v| !v.is_array()) {
+        return Err(bad(format!("ignore: expected an array, got {}", value["ignore"])));
+    }
     let mut truth = Truth::default();
     for (i, t) in list("transitions").iter().enumerate() {
         let frame = |name: &str| {
@@ -92,6 +95,9 @@ fn truth(path: &Path) -> Result<Truth, Failure> {
             frame.ok_or_else(|| bad(format!("transitions[{i}].{name}: expected a frame, got {t}")))
         };
         let (start, end) = (frame("start")?, frame("end")?);
+        if start > end {
+            return Err(bad(format!("transitions[{i}]: expected an end that is not before its start, got {t}")));
+        }
         let kind = t.get("kind").and_then(Value::as_str).unwrap_or("");
         truth.transitions.push(Transition { start, end, cut: kind == "cut" || end - start <= 1.0 });
     }

@@ -175,7 +175,11 @@ const ORDER: [&str; 24] = [
 /// The facts for people: a key and a value per line.
 fn lines(facts: &Value) -> String {
     let mut out = String::new();
-    let mut line = |key: &str, value: String| out += &format!("{key:<14}{value}\n");
+    // Names and texts of a file shall not speak to the terminal, nor make lines of their own.
+    let plain = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    let mut line = |key: &str, value: String| {
+        out += &format!("{key:<14}{}\n", value.chars().map(plain).collect::<String>());
+    };
     for (key, value) in ORDER.iter().filter_map(|key| Some((*key, facts.get(key)?))) {
         match (key, value) {
             ("family", Value::Null) => line(key, "none".into()),
@@ -248,6 +252,8 @@ mod tests {
         assert_eq!(facts["sha256"].as_str().map(str::len), Some(64));
         assert!(facts["metadata"]["torch.args"].is_object(), "{facts:#}");
         assert!(facts.get("tensors").is_none());
+        let forged = lines(&json!({ "metadata": { "note": "x\nfamily        mamba\u{1b}[2J" } }));
+        assert_eq!(forged, "metadata      note = x\\nfamily        mamba\\u{1b}[2J\n");
         let text = lines(&facts);
         assert!(text.starts_with("file          ") && text.find("\nfamily") < text.find("\nhash"), "{text}");
         for line in ["family        vim\n", "state         0 bytes per stream\n", "metadata      torch.args = {"] {
