@@ -327,21 +327,13 @@ impl Attenuate {
         let hop = factors.iter().try_fold(1usize, |a, r| a.checked_mul(*r).filter(|h| *h <= MAX_HOP));
         let hop = hop.ok_or_else(|| bad("down_ssms", format!("{MAX_HOP} samples a block"), format!("{factors:?}")))?;
 
-        for (name, tensors) in [("channels", &channels[1..]), ("resample_factors", &factors[..])] {
-            let sizes = |v: &Value| v.as_array()?.iter().map(whole).collect::<Option<Vec<_>>>();
-            let tensors64: Vec<u64> = tensors.iter().map(|n| *n as u64).collect();
-            // The input's one channel may stand in front.
-            let same = |said: &Value| {
-                sizes(said).is_some_and(|said| {
-                    said == tensors64 || name == "channels" && said[..] == [&[1], &tensors64[..]].concat()
-                })
-            };
+        let size = |v: &Value| usize::try_from(whole(v)?).ok();
+        let sizes = |v: &Value| v.as_array()?.iter().map(size).collect::<Option<Vec<_>>>();
+        // The input's one channel may stand in front, or be left out.
+        for (name, tensors, front) in [("channels", &channels, 1), ("resample_factors", &factors, 0)] {
+            let same = |v: &Value| sizes(v).is_some_and(|said| said == *tensors || said[..] == tensors[front..]);
             if let Some((_, said)) = fields.get(&[name]).filter(|(_, said)| !same(said)) {
-                return Err(bad(
-                    name,
-                    format!("{said}, as the configuration says"),
-                    format!("{tensors:?} in the tensors"),
-                ));
+                return Err(fields.contradiction(name, said, format!("{tensors:?}")));
             }
         }
 

@@ -21,6 +21,7 @@
 //!   trained ones have the last column's position.
 
 use crate::checkpoint::{Checkpoint, Reader};
+use crate::config::Fields;
 use crate::error::Error;
 use crate::families::{Family, Listen, Options, Output};
 use crate::mixer::Mixer;
@@ -86,6 +87,8 @@ impl Aum {
         let head = w.take("head.weight", &[config.num_classes, d])?;
         let head_bias = w.take("head.bias", &[config.num_classes])?;
         w.finish()?;
+        let fields = Fields::new(options.config.as_ref(), file.path.display().to_string());
+        layers.iter().try_for_each(|layer| layer.mixer.agree(&fields))?;
 
         let (mut layout, path) = (StateLayout::new(), file.path.display().to_string());
         let ears = Ears::open(&config, options, &path, layers.iter().map(|l| &l.mixer), &mut layout)?;

@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use serde_json::{Map, Value};
+use std::fmt::Display;
 use std::ops::RangeInclusive;
 
 /// Parses JSON that may hold `Infinity`, `-Infinity` and `NaN`, as Python's writer leaves them; they become strings.
@@ -139,22 +140,31 @@ impl<'a> Fields<'a> {
                 Some(said) if said == tensors as u64 => {}
                 // Upstream chooses by itself.
                 None if v == "auto" => {}
-                Some(said) => {
-                    let said = format!("{said}, as the configuration says");
-                    return Err(self.bad(name, said, format!("{tensors} in the tensors")));
-                }
+                Some(said) => return Err(self.contradiction(name, said, tensors)),
                 None => return Err(self.bad(name, "a whole number", v)),
             }
         }
         Ok(())
     }
 
+    /// As [`Fields::agree`], of the ratio of a width to another one, which upstream rounds down.
+    pub(crate) fn agree_ratio(&self, name: &str, from: usize, to: usize) -> Result<(), Error> {
+        let other = |v: &Value| v.as_f64().is_none_or(|by| (by * from as f64) as usize != to);
+        match self.all(&[name]).find(|(_, v)| other(v)) {
+            Some((name, v)) => Err(self.contradiction(name, v, format!("{from} to {to} columns"))),
+            None => Ok(()),
+        }
+    }
+
+    /// The error of a field that says something else than the tensors.
+    pub(crate) fn contradiction(&self, name: &str, said: impl Display, tensors: impl Display) -> Error {
+        self.bad(name, format!("{said}, as the configuration says"), format!("{tensors} in the tensors"))
+    }
+
     /// Refuses a file whose configuration says of a part that it is there, or not, and whose tensors show the other.
     pub(crate) fn agree_flag(&self, name: &str, tensors: bool) -> Result<(), Error> {
         match self.flag(&[name])? {
-            Some(said) if said != tensors => {
-                Err(self.bad(name, format!("{said}, as the configuration says"), format!("{tensors} in the tensors")))
-            }
+            Some(said) if said != tensors => Err(self.contradiction(name, said, tensors)),
             _ => Ok(()),
         }
     }

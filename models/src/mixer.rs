@@ -276,14 +276,9 @@ impl Mixer {
     pub(crate) fn agree(&self, fields: &Fields<'_>) -> Result<(), Error> {
         fields.agree(&["state_size", "d_state"], self.n)?;
         fields.agree(&["conv_kernel", "d_conv"], self.forward.conv1d.width())?;
-        let d = self.in_proj.k();
         // The width itself, where it is said, is what counts.
-        let width = fields.get(&["intermediate_size"]).is_some();
-        for (name, expand) in fields.all(&["expand"]).filter(|_| !width) {
-            if expand.as_f64().is_none_or(|by| (by * d as f64) as usize != self.e) {
-                let said = format!("{expand}, as the configuration says");
-                return Err(fields.bad(name, said, format!("tensors from {d} to {} columns", self.e)));
-            }
+        if fields.get(&["intermediate_size"]).is_none() {
+            fields.agree_ratio("expand", self.in_proj.k(), self.e)?;
         }
         fields.agree(&["intermediate_size"], self.e)?;
         fields.agree(&["time_step_rank", "dt_rank"], self.r)

@@ -385,7 +385,8 @@ impl S4 {
         {
             return Err(bad(&path, &format!("{}.weight", place(i).1), "a tensor, as of every layer", "none"));
         }
-        Fields::new(config, path.clone()).agree(&["d_model"], d_model)?;
+        let fields = Fields::new(config, path.clone());
+        fields.agree(&["d_model"], d_model)?;
         let residual = matches!(form, Form::Classifier | Form::Stack(_));
         let fits = |l: &Layer| l.block.d_input() == d_model && l.block.d_output() == d_model;
         if residual && !layers.iter().all(fits) {
@@ -420,7 +421,6 @@ impl S4 {
             decoder = Some(Linear::pack(level, &weight, classes, d_model, bias.as_deref()));
         }
         all.finish()?;
-        let fields = Fields::new(config, path.clone());
         if !place(0).0.is_empty() {
             // A stack has all of its kinds of layers in turn, and all of that so often.
             let kinds = fields.get(&["layer"]).and_then(|(_, v)| v.as_array()).map_or(1, Vec::len);
@@ -438,9 +438,9 @@ impl S4 {
             return Err(bad(&path, "pool", "mean or none", v));
         }
         if matches!(form, Form::Stack(_)) {
-            let word = |v: &'_ Value| v.as_str().or_else(|| v.get("_name_")?.as_str()).map(str::to_owned);
+            let is = |v: &Value, word: &str| *v == word || v.get("_name_").is_some_and(|name| *name == word);
             for (name, known) in [("residual", "R"), ("norm", "layer")] {
-                if let Some(v) = field(config, name).filter(|v| word(v).as_deref() != Some(known)) {
+                if let Some(v) = field(config, name).filter(|v| !is(v, known)) {
                     return Err(bad(&path, name, known, v));
                 }
             }

@@ -165,9 +165,6 @@ impl Config {
         ] {
             fields.agree_flag(name, tensors)?;
         }
-        if let Some(n) = file.shape("layers.0.mixer.A_log").and_then(|s| s.get(1)) {
-            fields.agree(&["d_state"], *n)?;
-        }
         if let Some(n) = num_classes {
             fields.agree(&["num_classes"], n)?;
         }
@@ -248,8 +245,9 @@ impl Vim {
             Some(head)
         };
         w.finish()?;
-        let said = options.config.as_ref().map(arguments);
-        Fields::new(said, file.path.display().to_string()).agree(&["depth"], config.depth)?;
+        let fields = Fields::new(options.config.as_ref().map(arguments), file.path.display().to_string());
+        fields.agree(&["depth"], config.depth)?;
+        layers.iter().try_for_each(|layer| layer.mixer.agree(&fields))?;
 
         let mut layout = StateLayout::new();
         let state = if options.carry {

@@ -176,7 +176,8 @@ impl VMamba {
             None
         };
 
-        f.agree_size("in_chans", config.in_chans)?;
+        let said = f.said();
+        said.agree(&["in_chans"], config.in_chans)?;
 
         let mode = config.forward_type.mode;
         let forward_orders = (0..ORDERS).filter(|k| mode.is_forward(*k)).count();
@@ -191,9 +192,9 @@ impl VMamba {
                 let op = block.at(&format!("{}.", name_of(&block, "op", "self_attention", ".A_logs")));
                 let mut op = Ss2d::load(&op, level, &config, dim, &f)?;
                 op.lower(options.precision);
-                f.agree_size("ssm_d_state", op.d_state)?;
-                f.agree_size("ssm_dt_rank", op.dt_rank)?;
-                f.agree_ratio(dim, op.d_inner)?;
+                said.agree(&["ssm_d_state"], op.d_state)?;
+                said.agree(&["ssm_dt_rank"], op.dt_rank)?;
+                said.agree_ratio("ssm_ratio", dim, op.d_inner)?;
                 let mut mlp = if config.mlp { Some(Mlp::load(&block, level, &config, dim)?) } else { None };
                 mlp.iter_mut().for_each(|mlp| mlp.lower(options.precision));
                 let shape = [forward_orders, op.d_state, op.d_inner];
@@ -233,7 +234,7 @@ impl VMamba {
         } else {
             let classes = w.shape(&format!("{head}.weight")).and_then(|s| s.first()).copied();
             if let Some(classes) = classes {
-                f.agree_size("num_classes", classes)?;
+                said.agree(&["num_classes"], classes)?;
             }
             let classes = classes.unwrap_or(1);
             let head = if options.output == Output::Features {

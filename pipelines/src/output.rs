@@ -12,29 +12,15 @@ pub fn beside(path: &Path, ending: &str) -> PathBuf {
     name.into()
 }
 
-/// Writes a file beside the path, then puts it in its place: who reads that meanwhile has the old one, and so has who comes
-/// after a crash. A link leads on to its file, whose rights stay; what is no file, such as a device or a pipe, is written to
-/// as it is.
+/// As [`gstssm::replace`]; what is no file, such as a device or a pipe, is written to as it is.
 ///
 /// # Errors
 /// The file system refuses; the old file is then as it was.
 pub fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
-    let old = fs::metadata(path).ok();
-    if old.as_ref().is_some_and(|old| !old.is_file() && !old.is_dir()) {
-        return write(&mut fs::OpenOptions::new().write(true).open(path)?);
+    match fs::metadata(path) {
+        Ok(old) if !old.is_file() && !old.is_dir() => write(&mut fs::OpenOptions::new().write(true).open(path)?),
+        _ => gstssm::replace(path, write),
     }
-    let path = if old.is_some() { fs::canonicalize(path)? } else { path.to_owned() };
-    let part = beside(&path, ".part");
-    let written = || {
-        let mut file = File::create(&part)?;
-        if let Some(old) = &old {
-            file.set_permissions(old.permissions())?;
-        }
-        write(&mut file)?;
-        file.sync_all()?;
-        fs::rename(&part, &path)
-    };
-    written().inspect_err(|_| _ = fs::remove_file(&part))
 }
 
 /// As [`replace`], bytes that are there already.

@@ -171,8 +171,13 @@ impl Tally {
                 format!("{name}: {}", if outcome == Outcome::Busy { "another process is at it" } else { "stopped" })
             }
             Err(error) => {
-                self.failed.push((input.to_owned(), error.to_string()));
-                format!("{name}: {error}")
+                // The name is said once.
+                let reason = match error {
+                    Failure::File { path, reason } if path == input => reason,
+                    error => error.to_string(),
+                };
+                self.failed.push((input.to_owned(), reason.clone()));
+                format!("{name}: {reason}")
             }
         }
     }

@@ -101,8 +101,7 @@ pub(crate) fn write(path: &str, bytes: &[u8]) -> io::Result<()> {
     match fs::metadata(path) {
         Ok(found) if device(&found) => fs::OpenOptions::new().write(true).open(path)?.write_all(bytes),
         Ok(found) if !found.is_file() => Err(io::Error::other("expected a file or a device, got something else")),
-        Ok(_) => replace(&fs::canonicalize(path)?, bytes),
-        Err(_) => replace(Path::new(path), bytes),
+        _ => replace(Path::new(path), |file| file.write_all(bytes)),
     }
 }
 
@@ -117,15 +116,25 @@ fn device(_: &fs::Metadata) -> bool {
     false
 }
 
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// Writes a file under a neighbouring name, then puts it in its place: who reads that meanwhile has the old one, and so has
+/// who comes after a crash. A link leads on to its file, whose rights stay.
+///
+/// # Errors
+/// The file system refuses; the old file is then as it was.
+pub fn replace(path: &Path, write: impl FnOnce(&mut fs::File) -> io::Result<()>) -> io::Result<()> {
+    let old = fs::metadata(path).ok();
+    let path = if old.is_some() { fs::canonicalize(path)? } else { path.to_owned() };
     let mut part = path.as_os_str().to_owned();
     part.push(".part");
     let written = || {
         let mut file = fs::File::create(&part)?;
-        file.write_all(bytes)?;
+        if let Some(old) = &old {
+            file.set_permissions(old.permissions())?;
+        }
+        write(&mut file)?;
         // Without it the new name could outlive a loss of power, and the bytes not.
         file.sync_all()?;
-        fs::rename(&part, path)
+        fs::rename(&part, &path)
     };
     written().inspect_err(|_| _ = fs::remove_file(&part))
 }

@@ -114,7 +114,7 @@ fn a_configuration_that_contradicts_the_tensors_is_refused() {
         ("mamba_lm_tiny_hf", &["intermediate_size"]),
         ("mamba_block_tiny", &["d_model", "d_state", "d_conv", "expand"]),
         ("mamba2_lm_tiny_hf", &["num_hidden_layers", "state_size", "head_dim", "conv_kernel", "num_heads"]),
-        ("aum_fobi_tiny", &["depth", "embed_dim", "d_state", "num_classes"]),
+        ("aum_fobi_tiny", &["depth", "embed_dim", "d_state", "d_conv", "expand", "dt_rank", "num_classes"]),
         (
             "moe_mamba_tiny",
             &["n_blocks", "d_model", "n_experts", "expert_size", "d_state", "d_conv", "dt_rank", "expand"],

@@ -112,9 +112,6 @@ impl Config {
         for (name, tensors) in [("depth", depth), ("embed_dim", embed_dim), ("num_classes", num_classes)] {
             fields.agree(&[name], tensors)?;
         }
-        if let Some(n) = file.shape("layers.0.mixer.A_log").and_then(|s| s.get(1)) {
-            fields.agree(&["d_state"], *n)?;
-        }
         Ok(Self {
             embed_dim,
             depth,

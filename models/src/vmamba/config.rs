@@ -3,7 +3,7 @@
 use super::parts::{name, name_of};
 use super::ss2d::ORDERS;
 use crate::checkpoint::{Checkpoint, Reader};
-use crate::config::{arguments, whole};
+use crate::config::{self, arguments, whole};
 use crate::error::Error;
 use crate::families::Options;
 use serde_json::Value;
@@ -134,13 +134,9 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// Whether the configuration, if it has the field, says the size that the tensors have; upstream may choose by itself
-    /// where it holds a word.
-    pub(super) fn agree_size(&self, field: &str, found: usize) -> Result<(), Error> {
-        match self.model.and_then(|m| m.get(field)) {
-            Some(Value::String(_)) => Ok(()),
-            _ => self.same(field, self.size(field)?, found),
-        }
+    /// The same, to be compared with the tensors.
+    pub(super) fn said(&self) -> config::Fields<'a> {
+        config::Fields::new(self.model, self.file.path.display().to_string())
     }
 
     /// Refuses a configuration whose `dims` say another width of stage `i`: one number, doubled from stage to stage, or a
@@ -151,27 +147,8 @@ impl<'a> Fields<'a> {
             Value::Array(all) => all.get(i).and_then(size),
             _ => size(v)?.checked_mul(1 << i),
         })?;
-        self.same("dims", said, found)
-    }
-
-    /// Refuses a configuration whose `ssm_ratio` makes another inner width of a block of width `c`.
-    pub(super) fn agree_ratio(&self, c: usize, found: usize) -> Result<(), Error> {
-        let ratio = self.get("ssm_ratio", "a ratio", |v| v.as_f64().filter(|r| (0.0..1e3).contains(r)))?;
-        match ratio.filter(|r| (r * c as f64) as usize != found) {
-            Some(r) => {
-                let said = format!("{r}, as the configuration says");
-                Err(self.bad("ssm_ratio", said, format!("tensors from {c} to {found} columns")))
-            }
-            None => Ok(()),
-        }
-    }
-
-    fn same(&self, field: &str, said: Option<usize>, found: usize) -> Result<(), Error> {
         match said.filter(|said| *said != found) {
-            Some(said) => {
-                let said = format!("{said}, as the configuration says");
-                Err(self.bad(field, said, format!("{found} in the tensors")))
-            }
+            Some(said) => Err(self.said().contradiction("dims", said, found)),
             None => Ok(()),
         }
     }
