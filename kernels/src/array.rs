@@ -143,7 +143,9 @@ impl<'a> MatMut<'a> {
     /// There are fewer rows.
     pub fn split_rows(self, at: usize) -> (MatMut<'a>, MatMut<'a>) {
         assert!(at <= self.rows, "row {at} of {}", self.rows);
-        let (front, back) = self.data.split_at_mut((at * self.stride).min(self.data.len()));
+        // A lone row may be longer than the stride.
+        let cut = if at == self.rows { self.data.len() } else { at * self.stride };
+        let (front, back) = self.data.split_at_mut(cut);
         let of = |data, rows| MatMut { data, rows, cols: self.cols, stride: self.stride };
         (of(front, at), of(back, self.rows - at))
     }

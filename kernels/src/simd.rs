@@ -521,7 +521,7 @@ const STEPS: [u32; 32] = {
     steps
 };
 
-/// `exp(x)` to about 4 ulp for -86.6 <= x <= 88; NaN stays NaN.
+/// `exp(x)` to about 4 ulp for -86.6 <= x <= 88. NaN stays NaN only without a payload, whose bits reach the exponent.
 #[inline(always)]
 unsafe fn exp_within<S: Simd>(x: S) -> S {
     // SAFETY: the caller has the features of S.
@@ -532,7 +532,7 @@ unsafe fn exp_within<S: Simd>(x: S) -> S {
     }
 }
 
-/// `exp(x)` to about 4 ulp for -86.6 <= x <= 0, smaller x taken for -86.6; NaN stays NaN.
+/// `exp(x)` to about 4 ulp for -86.6 <= x <= 0, smaller x taken for -86.6; NaN as in `exp_within`.
 #[inline(always)]
 pub(crate) unsafe fn exp_neg<S: Simd>(x: S) -> S {
     // SAFETY: the caller has the features of S. `max` returns its second operand on NaN.
@@ -583,18 +583,18 @@ pub(crate) unsafe fn softplus<S: Simd>(x: S) -> S {
     }
 }
 
-/// `exp(-x)`, x between -88 and 86 or taken for the nearer bound; NaN stays NaN.
+/// `exp(-x)`, x between -88 and 86 or taken for the nearer bound; NaN as in `exp_within`.
 #[inline(always)]
 unsafe fn exp_of_negative<S: Simd>(x: S) -> S {
     // SAFETY: the caller has the features of S. `min` and `max` return their second operand on NaN.
     unsafe { exp_within(S::splat(0.0).sub(S::splat(86.0).min(S::splat(-88.0).max(x)))) }
 }
 
-/// `1 / (1 + exp(-x))`.
+/// `1 / (1 + exp(-x))`; NaN stays NaN.
 #[inline(always)]
 pub(crate) unsafe fn sigmoid<S: Simd>(x: S) -> S {
     // SAFETY: the caller has the features of S.
-    unsafe { S::splat(1.0).div(S::splat(1.0).add(exp_of_negative(x))) }
+    unsafe { x.keep_nan(S::splat(1.0).div(S::splat(1.0).add(exp_of_negative(x)))) }
 }
 
 /// `x * sigmoid(x)`; below -88 as at -88, 5e-37.

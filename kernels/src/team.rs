@@ -106,8 +106,7 @@ impl Team {
             }
             f(part);
         }
-        drop(finish);
-        assert!(!s.panicked.load(Ordering::Relaxed), "a thread of the team panicked");
+        assert!(!finish.wait(), "a thread of the team panicked");
     }
 
     /// Runs `a` and `b`, at the same time if the team has a thread to spare; what they split runs on their own thread then.
@@ -129,8 +128,14 @@ impl Team {
 /// Closes the turn and waits for the workers inside, however the caller's own part ended.
 struct Finish<'a>(&'a Team);
 
-impl Drop for Finish<'_> {
-    fn drop(&mut self) {
+impl Finish<'_> {
+    /// Whether a worker panicked, once all are outside. The team is free behind that only: the next turn forgets it.
+    fn wait(self) -> bool {
+        self.close();
+        self.0.shared.panicked.load(Ordering::Relaxed)
+    }
+
+    fn close(&self) {
         let s = &self.0.shared;
         let mut spins = 0;
         s.turn.fetch_and(!OPEN, Ordering::Relaxed);
@@ -138,6 +143,12 @@ impl Drop for Finish<'_> {
             spins += 1;
             if spins < SPINS { std::hint::spin_loop() } else { std::thread::yield_now() }
         }
+    }
+}
+
+impl Drop for Finish<'_> {
+    fn drop(&mut self) {
+        self.close();
         self.0.busy.store(false, Ordering::Release);
     }
 }

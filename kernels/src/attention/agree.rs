@@ -96,3 +96,11 @@ fn a_key_is_read_back() {
     let (k, _) = filled(sizes, &keys, &keys, 5);
     assert_eq!(sizes.key(&k, 3).collect::<Vec<_>>(), keys[18..24]);
 }
+
+#[test]
+#[should_panic(expected = "sizes that fit in memory")]
+fn sizes_whose_product_wraps_are_refused() {
+    let sizes = Sizes { heads: 16, dim: 1 << 60, slots: 1 };
+    let query = Query { sizes, q: &[], k: &[], v: &[], filled: 1, scale: &[1.0; 16], bias: None };
+    attend(&Cx::at(levels()[0], 1), &query, &mut vec![0.0; 16 * 16], &mut []);
+}

@@ -21,6 +21,9 @@ use crate::{CpuLevel, Cx};
 pub const LANES: usize = 16;
 
 /// Sizes of a memory of keys and values.
+///
+/// # Panics
+/// All that is computed from them, if a product overflows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
     /// Heads.
@@ -31,15 +34,20 @@ pub struct Sizes {
     pub slots: usize,
 }
 
+/// A length, of which no product wraps: what is unsafe below relies on it.
+fn times(a: usize, b: usize) -> usize {
+    a.checked_mul(b).expect("attention: sizes that fit in memory")
+}
+
 impl Sizes {
     /// Slots filled up to whole vectors.
     pub fn padded(&self) -> usize {
-        self.slots.next_multiple_of(LANES)
+        self.slots.checked_next_multiple_of(LANES).expect("attention: slots that fit in memory")
     }
 
     /// Columns of a query, of all keys or values of a step, and of a result.
     pub fn width(&self) -> usize {
-        self.heads * self.dim
+        times(self.heads, self.dim)
     }
 
     /// Shape of the keys.
@@ -54,15 +62,15 @@ impl Sizes {
 
     /// Working memory of [`attend`].
     pub fn scratch_len(&self) -> usize {
-        self.heads * self.padded()
+        times(self.heads, self.padded())
     }
 
     fn k_len(&self) -> usize {
-        self.width() * self.padded()
+        times(self.width(), self.padded())
     }
 
     fn v_len(&self) -> usize {
-        self.slots * self.width()
+        times(self.slots, self.width())
     }
 
     /// The key of a slot, head by head.
@@ -82,7 +90,7 @@ impl Bias {
     /// The bias `of(head, age)`; age 0 is the newest key.
     pub fn new(sizes: Sizes, of: impl Fn(usize, usize) -> f32) -> Self {
         let n = sizes.slots;
-        Self { table: (0..sizes.heads * n).map(|i| of(i / n, n - 1 - i % n)).collect() }
+        Self { table: (0..times(sizes.heads, n)).map(|i| of(i / n, n - 1 - i % n)).collect() }
     }
 }
 
@@ -129,7 +137,7 @@ pub fn attend(cx: &Cx, x: &Query<'_>, scratch: &mut [f32], y: &mut [f32]) {
     assert!(x.scale.len() == s.heads, "attention: expected {} scales, got {}", s.heads, x.scale.len());
     assert!(scratch.len() >= s.scratch_len(), "attention: expected {} values of scratch", s.scratch_len());
     if let Some((bias, newest)) = x.bias {
-        assert!(bias.table.len() == s.heads * s.slots && newest < x.filled, "attention: a bias of another size");
+        assert!(bias.table.len() == times(s.heads, s.slots) && newest < x.filled, "attention: a bias of another size");
     }
     let io = Io { scores: scratch.as_mut_ptr(), y: y.as_mut_ptr() };
     let io = &io;
