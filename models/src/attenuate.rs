@@ -308,8 +308,8 @@ impl Attenuate {
         let levels = (0..).take_while(|i| w.has(&format!("down_ssms.{i}.1.weight"))).count();
         let hids = (0..).take_while(|i| has_block(&w.at(&format!("hid_ssms.{i}.")))).count();
         let lasts = (0..).take_while(|i| has_block(&w.at(&format!("last_ssms.{i}.")))).count();
-        if levels > MAX_LEVELS || hids > MAX_LEVELS {
-            return Err(bad("down_ssms", format!("{MAX_LEVELS} levels at most"), levels.max(hids).to_string()));
+        if levels == 0 || levels > MAX_LEVELS || hids > MAX_LEVELS {
+            return Err(bad("down_ssms", format!("1 to {MAX_LEVELS} levels"), levels.max(hids).to_string()));
         }
         let (mut channels, mut factors) = (vec![1], vec![]);
         for i in 0..levels {

@@ -4,6 +4,8 @@ use crate::engine::{Engine, Stream};
 use crate::error::Error;
 use crate::model::Signal;
 use crate::snapshot::{Snapshot, SnapshotHeader};
+use crate::state::State;
+use std::fmt;
 use std::sync::Arc;
 
 /// Hops that one forward pass takes at most; longer input is run in several.
@@ -198,12 +200,32 @@ impl AudioStream {
             let expected = format!("fewer than {} samples for each of {channels} channels", self.hop);
             return Err(bad("pending", expected, snapshot.pending.len().to_string()));
         }
+        fitting(&self.streams[0], &snapshot.states)?;
         for (c, (stream, state)) in self.streams.iter_mut().zip(snapshot.states).enumerate() {
             *stream.state() = state;
             stream.row().x[..held].copy_from_slice(&snapshot.pending[c * held..][..held]);
         }
         (self.held, self.discard) = (held, discard);
         Ok(())
+    }
+}
+
+impl fmt::Debug for AudioStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AudioStream").field("streams", &self.streams).field("inside", &self.inside()).finish()
+    }
+}
+
+/// Refuses states of another model.
+fn fitting(stream: &Stream, states: &[State]) -> Result<(), Error> {
+    let len = stream.engine().model().layout().len();
+    match states.iter().find(|state| state.data.len() != len) {
+        Some(other) => Err(Error::Snapshot {
+            field: "state".into(),
+            expected: format!("{len} values"),
+            got: other.data.len().to_string(),
+        }),
+        None => Ok(()),
     }
 }
 
@@ -244,6 +266,12 @@ pub struct Listener {
     width: usize,
     /// Samples that do not fill a hop yet, at the front of the row's input.
     held: usize,
+}
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Listener").field("stream", &self.stream).field("held", &self.held).finish_non_exhaustive()
+    }
 }
 
 impl Listener {
@@ -383,6 +411,7 @@ impl Listener {
         let (Some(state), None) = (states.next(), states.next()) else {
             return Err(bad("streams", "1".into(), "another number".into()));
         };
+        fitting(&self.stream, std::slice::from_ref(&state))?;
         *self.stream.state() = state;
         self.stream.row().x[..held].copy_from_slice(&snapshot.pending);
         self.held = held;

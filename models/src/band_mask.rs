@@ -123,6 +123,8 @@ struct BandMask {
     d: usize,
     u: usize,
     hop: usize,
+    /// [`Options::floor`].
+    floor: f32,
 }
 
 /// An RMSNorm.
@@ -232,16 +234,16 @@ impl BandMask {
         let (bands, window) = (encode.len(), 2 * (bins - 1));
         fields.agree(&["window"], window)?;
         let hop = fields.size(&["hop"])?.unwrap_or(window / 2);
-        if hop == 0 || 2 * hop > window {
+        if hop == 0 || hop > window / 2 {
             return Err(fields.bad(
                 "hop",
                 format!("1 to {}: half of the frame that {bins} bins make", window / 2),
                 hop,
             ));
         }
-        let rate = fields.size(&["sample_rate"])?.unwrap_or(RATE);
-        let rate = u32::try_from(rate).ok().filter(|r| (1000..=192_000).contains(r));
-        let rate = rate.ok_or_else(|| fields.bad("sample_rate", "1000 to 192000 Hz", "another number"))?;
+        let said = fields.size(&["sample_rate"])?.unwrap_or(RATE);
+        let rate = u32::try_from(said).ok().filter(|r| (1000..=192_000).contains(r));
+        let rate = rate.ok_or_else(|| fields.bad("sample_rate", "1000 to 192000 Hz", said))?;
         let features = &[FEATURES, bins];
         let (mean, scale) = (w.take("input_norm.mean", features)?, w.take("input_norm.scale", features)?);
 
@@ -273,7 +275,7 @@ impl BandMask {
         };
         let info = Info {
             family: FAMILY.name,
-            facts: Facts::default(),
+            facts: Facts { masks: samples, ..Facts::default() },
             sizes: format!("{bins} bins in {bands} bands, {}, frame {window}, hop {hop}, {rate} Hz", body.sizes(d, u)),
             parameters: file.parameters(),
             input: Signal::Samples { hop, rate },
@@ -294,6 +296,7 @@ impl BandMask {
             d,
             u,
             hop,
+            floor: options.floor,
         })
     }
 
@@ -359,7 +362,7 @@ impl BandMask {
         }
     }
 
-    /// `y = ISTFT(M · X)` of `len` hops of a stream.
+    /// `y = ISTFT((floor + (1 - floor) M) · X)` of `len` hops of a stream.
     fn synthesise(
         &self,
         masks: &[f32],
@@ -368,7 +371,7 @@ impl BandMask {
         [shares, work]: [&mut [f32]; 2],
         y: &mut [f32],
     ) {
-        let (f, hop) = (self.bins(), self.hop);
+        let (f, hop, keep) = (self.bins(), self.hop, 1.0 - self.floor);
         let ins = spectra.chunks_exact_mut(2 * f).zip(masks.chunks_exact(2 * f));
         for (y, (spectrum, mask)) in y.chunks_exact_mut(hop).zip(ins) {
             let (mut bins, mut rest) = (spectrum.as_chunks_mut::<2>().0.iter_mut(), mask);
@@ -380,7 +383,7 @@ impl BandMask {
                 for ((u, v), x) in u.iter().zip(v).zip(bins.by_ref()) {
                     let radius = (u * u + v * v + 1e-12).sqrt();
                     let bound = radius.tanh() / radius;
-                    let (a, b) = (u * bound, v * bound);
+                    let (a, b) = (self.floor + keep * u * bound, keep * v * bound);
                     *x = [a * x[0] - b * x[1], a * x[1] + b * x[0]];
                 }
             }
@@ -501,7 +504,8 @@ impl Model for BandMask {
     }
 
     fn network(&self, weights: &mut Weights) -> Option<Box<dyn Network>> {
-        self.on_card(weights)
+        // The kernel there knows no floor.
+        if self.floor > 0.0 { None } else { self.on_card(weights) }
     }
 
     fn gap(&self, state: &mut State, periods: f64) {

@@ -38,6 +38,8 @@ const RATE: u32 = 16_000;
 const FLOOR: f32 = 1e-3;
 /// Horizon of the smoothed level in seconds.
 const HORIZON: f32 = 10.0;
+/// Frames over which upstream's level is a mean, at most: f32 still has the last one's share.
+const MEAN_FRAMES: f32 = (1 << 22) as f32;
 
 /// Down: convolution 4/2, ReLU, 1x1, GLU.
 struct Encoder {
@@ -200,7 +202,7 @@ impl CleanUMamba {
         let inner: Vec<String> = layers.iter().map(|l| format!("({})", l.mixer.sizes())).collect();
         let info = Info {
             family: FAMILY.name,
-            facts: Facts::default(),
+            facts: Facts { levelled: true, ..Facts::default() },
             sizes: format!(
                 "{levels} levels, d_model {d}, mixers {}, frame {}, hop {hop}, {RATE} Hz",
                 inner.join(" "),
@@ -277,7 +279,8 @@ impl CleanUMamba {
                 let mean = mean_of(frame, &|x| x);
                 let n = frame.len() as f32;
                 let std = (mean_of(frame, &|x| (x - mean) * (x - mean)) * n / (n - 1.0)).sqrt();
-                level[1] += 1.0;
+                // Behind as many frames as f32 can tell apart, older ones fade.
+                level[1] = (level[1] + 1.0).min(MEAN_FRAMES);
                 level[0] += (std - level[0]) / level[1];
                 level[0] + FLOOR
             }

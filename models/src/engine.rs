@@ -14,8 +14,9 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 use ssm_kernels::cuda::{CardError, card};
 use ssm_kernels::{CpuLevel, Cx};
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 /// Where a model runs.
@@ -121,12 +122,16 @@ struct Work {
 impl Job {
     /// The row, unless its stream has taken it back.
     fn take(self) -> Option<Work> {
-        let mut desk = self.desk.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut desk = lock(&self.desk);
         desk.queued = false;
         let (row, len, patience) = desk.row.take()?;
         drop(desk);
         Some(Work { row, len, patience, reply: self.reply })
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A model at work.
@@ -142,13 +147,14 @@ pub struct Engine {
     streams: Arc<AtomicUsize>,
 }
 
-static SHARED: Mutex<Option<HashMap<EngineKey, Weak<Engine>>>> = Mutex::new(None);
+/// The running engine of a key, if any.
+type Slot = Arc<Mutex<Weak<Engine>>>;
+
+/// Whoever opens a model holds its slot alone.
+static SHARED: Mutex<Option<HashMap<EngineKey, Slot>>> = Mutex::new(None);
 
 impl Engine {
     /// Starts an engine for `model`.
-    ///
-    /// # Errors
-    /// `SSM_CPU` names a level that this machine lacks.
     pub fn start(model: Arc<dyn Model>, cx: Cx, batch_size: usize, batch_timeout: Duration) -> Arc<Self> {
         Self::start_placed(Placed { model, note: None }, cx, batch_size, batch_timeout)
     }
@@ -177,15 +183,20 @@ impl Engine {
     /// # Errors
     /// What `open` says.
     pub fn shared(key: EngineKey, open: impl FnOnce() -> Result<(Placed, Cx), Error>) -> Result<Arc<Self>, Error> {
-        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
-        let map = shared.get_or_insert_default();
-        map.retain(|_, engine| engine.strong_count() > 0);
-        if let Some(engine) = map.get(&key).and_then(Weak::upgrade) {
+        let (batch_size, batch_timeout) = (key.batch_size, key.batch_timeout);
+        let slot = {
+            let mut shared = lock(&SHARED);
+            let slots = shared.get_or_insert_default();
+            slots.retain(|_, slot| Arc::strong_count(slot) > 1 || lock(slot).strong_count() > 0);
+            Arc::clone(slots.entry(key).or_default())
+        };
+        let mut running = lock(&slot);
+        if let Some(engine) = running.upgrade() {
             return Ok(engine);
         }
         let (placed, cx) = open()?;
-        let engine = Self::start_placed(placed, cx, key.batch_size, key.batch_timeout);
-        map.insert(key, Arc::downgrade(&engine));
+        let engine = Self::start_placed(placed, cx, batch_size, batch_timeout);
+        *running = Arc::downgrade(&engine);
         Ok(engine)
     }
 
@@ -220,7 +231,14 @@ impl Engine {
         let (row, desk) = (Some(Row::new(&*self.model, len)), Arc::default());
         self.streams.fetch_add(1, Ordering::Relaxed);
         let wait = Wait::default();
-        Stream { row, capacity: len, desk, reply, answer, wait, engine: self.clone() }
+        Stream { row, done: None, capacity: len, desk, reply, answer, wait, engine: self.clone() }
+    }
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let streams = self.streams.load(Ordering::Relaxed);
+        f.debug_struct("Engine").field("model", &self.model).field("streams", &streams).finish_non_exhaustive()
     }
 }
 
@@ -266,7 +284,10 @@ impl Wait {
 /// One stream of an engine.
 pub struct Stream {
     engine: Arc<Engine>,
+    /// Away while a job is under way.
     row: Option<Row>,
+    /// How the last job went, until somebody asks.
+    done: Option<Result<(), Arc<str>>>,
     capacity: usize,
     desk: Arc<Mutex<Desk>>,
     reply: Sender<Answer>,
@@ -280,14 +301,15 @@ impl Stream {
         &self.engine
     }
 
-    /// State, input and output of the stream.
+    /// State, input and output of the stream. While steps are under way it waits for them.
     pub fn row(&mut self) -> &mut Row {
+        if self.row.is_none()
+            && let Ok(answer) = self.answer.recv()
+        {
+            self.back(answer);
+        }
+        // The engine is gone, and with it the row.
         self.row.get_or_insert_with(|| Row::new(&*self.engine.model, self.capacity))
-    }
-
-    /// Steps that a job may have.
-    pub fn capacity(&self) -> usize {
-        self.capacity
     }
 
     /// Runs `len` steps that lie in the row's input and waits for the result in its output.
@@ -307,24 +329,24 @@ impl Stream {
     pub fn run_within(&mut self, len: usize, patience: Duration) -> Result<bool, Error> {
         self.submit(len)?;
         match self.answer.recv_timeout(patience) {
-            Ok(answer) => self.back(answer)?,
+            Ok(answer) => self.back(answer),
             Err(_) => {
                 let desk = self.desk.clone();
-                if let Some((row, ..)) = desk.lock().unwrap_or_else(PoisonError::into_inner).row.take() {
+                if let Some((row, ..)) = lock(&desk).row.take() {
                     self.row = Some(row);
                     return Ok(false);
                 }
-                self.wait()?;
             }
         }
-        Ok(true)
+        self.wait().map(|()| true)
     }
 
     /// Hands `len` steps that lie in the row's input to the engine; [`Stream::wait`] brings the result. Until then the
-    /// row is away: touching it makes the stream a fresh one.
+    /// row is away: whoever touches it waits.
     ///
     /// # Errors
-    /// `len` is above the capacity; a token is no id of the model; the engine has ended.
+    /// `len` is above the capacity; the steps before were not waited for; the row is not as [`Row::new`] made it, or its
+    /// state is another model's; a token is no id of the model; the engine has ended. The row stays.
     pub fn submit(&mut self, len: usize) -> Result<(), Error> {
         if len > self.capacity {
             return Err(Error::Input {
@@ -332,16 +354,15 @@ impl Stream {
                 got: format!("{len} steps"),
             });
         }
-        if let crate::Signal::Token { vocab } = self.engine.info().input
-            && let Some(id) = self.row().tokens[..len].iter().find(|id| **id as usize >= vocab)
-        {
-            return Err(Error::Input { expected: format!("token ids below {vocab}"), got: id.to_string() });
-        }
-        self.row();
+        let Some(row) = &self.row else {
+            return Err(Error::Input { expected: "steps one after another".into(), got: "some under way".into() });
+        };
+        row.check(&*self.engine.model, len)?;
         let Some(jobs) = &self.engine.jobs else { return Err(self.failed("its thread did not start")) };
         let Some(row) = self.row.take() else { return Err(self.failed("")) };
+        self.done = None;
         let patience = self.wait.patience(self.engine.timeout);
-        let mut desk = self.desk.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut desk = lock(&self.desk);
         desk.row = Some((row, len, patience));
         if std::mem::replace(&mut desk.queued, true) {
             return Ok(());
@@ -350,7 +371,7 @@ impl Stream {
         if jobs.send(Job { desk: self.desk.clone(), reply: self.reply.clone() }).is_ok() {
             return Ok(());
         }
-        let mut desk = self.desk.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut desk = lock(&self.desk);
         (self.row, desk.queued) = (desk.row.take().map(|(row, ..)| row), false);
         drop(desk);
         Err(self.failed(""))
@@ -361,17 +382,19 @@ impl Stream {
     /// # Errors
     /// Nothing was submitted, or the forward pass failed (the stream is then a fresh one).
     pub fn wait(&mut self) -> Result<(), Error> {
-        if self.row.is_some() {
-            return Err(self.failed(""));
+        if self.row.is_none() {
+            let answer = self.answer.recv().map_err(|_| self.failed(""))?;
+            self.back(answer);
         }
-        let answer = self.answer.recv().map_err(|_| self.failed(""))?;
-        self.back(answer)
+        match self.done.take() {
+            Some(done) => done.map_err(|reason| self.failed(&reason)),
+            None => Err(Error::Input { expected: "steps that were submitted".into(), got: "none".into() }),
+        }
     }
 
-    fn back(&mut self, answer: Answer) -> Result<(), Error> {
+    fn back(&mut self, answer: Answer) {
         self.wait.note(&answer);
-        self.row = Some(answer.row);
-        answer.done.map_err(|reason| self.failed(&reason))
+        (self.row, self.done) = (Some(answer.row), Some(answer.done));
     }
 
     fn failed(&self, reason: &str) -> Error {
@@ -404,6 +427,7 @@ impl Stream {
     /// Ends the stream ([`Model::drain`]) and returns what was still to come; the state is then a fresh one.
     pub fn drain(&mut self, partial: usize) -> &[f32] {
         let engine = self.engine.clone();
+        let partial = partial.min(engine.info().input.len());
         let need = engine.model.drain_len();
         let row = self.row();
         if row.y.len() < need {
@@ -412,6 +436,13 @@ impl Stream {
         let n = engine.model.drain(&Cx::at(engine.level, 1), row, partial, &mut Scratch::default());
         row.state.reset();
         &row.y[..n]
+    }
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.row.as_ref().map(|row| &row.state);
+        f.debug_struct("Stream").field("engine", &self.engine).field("state", &state).finish_non_exhaustive()
     }
 }
 
@@ -512,6 +543,94 @@ mod tests {
         assert_eq!(wait.vain, 65);
         wait.note(&told(second, false));
         assert_eq!(wait.vain, 0);
+    }
+
+    #[test]
+    fn a_row_that_is_away_is_waited_for_and_a_wrong_one_stays() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/mamba_lm_tiny_hf.safetensors");
+        let model = crate::open(file, &crate::Options::default()).unwrap();
+        let engine = Engine::start(model, Cx::at(CpuLevel::Scalar, 1), 8, Duration::from_millis(20));
+        let mut streams = [(); 2].map(|()| engine.stream(2));
+        let [a, b] = &mut streams;
+        let told = a.wait().unwrap_err().to_string();
+        assert!(told.contains("expected steps that were submitted"), "{told}");
+        for stream in [&mut *a, &mut *b] {
+            stream.row().tokens.fill(3);
+            stream.run(1).unwrap();
+        }
+        let want = a.row().y.clone();
+
+        // A neighbour's row that does not fit is that one's fault alone.
+        let vocab = b.row().y.len() / 2;
+        let break_row: [fn(&mut Row); 4] = [
+            |row| row.y.truncate(1),
+            |row| row.tokens.truncate(0),
+            |row| row.rate = f32::NAN,
+            |row| row.state = State::new(&crate::StateLayout::new()),
+        ];
+        for (spoil, part) in break_row.into_iter().zip(["row with output", "row with input", "finite rate", "state of"])
+        {
+            let good = Row { state: b.state().clone(), ..Row::new(&*engine.model, 2) };
+            spoil(b.row());
+            a.submit(1).unwrap();
+            let told = b.submit(1).unwrap_err().to_string();
+            assert!(told.contains(part), "{told}");
+            a.wait().unwrap();
+            *b.row() = good;
+        }
+        b.row().tokens.fill(vocab as u32);
+        assert!(b.submit(1).unwrap_err().to_string().contains("token ids below"));
+        assert_eq!((a.steps(), b.steps()), (5, 1));
+
+        // Touched while it is away: what it has done counts, nothing is lost, nobody else stands still.
+        for _ in 0..3 {
+            a.reset();
+            a.row().tokens.fill(3);
+            a.submit(1).unwrap();
+            assert!(a.submit(1).unwrap_err().to_string().contains("some under way"));
+            assert_eq!((a.steps(), &a.row().y), (1, &want));
+            a.wait().unwrap();
+            a.submit(1).unwrap();
+            a.reset();
+            b.row().tokens.fill(3);
+            b.run(1).unwrap();
+        }
+        assert_eq!(a.steps(), 0);
+    }
+
+    #[test]
+    fn opening_one_model_does_not_hold_up_another() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/vim_train_style.safetensors");
+        let open =
+            || Ok((Device::Cpu.place(crate::open(file, &crate::Options::default())?)?, Cx::at(CpuLevel::Scalar, 1)));
+        let key = |model: &str| EngineKey {
+            model: model.into(),
+            instance: "".into(),
+            device: Device::Cpu,
+            threads: 1,
+            batch_size: 1,
+            batch_timeout: Duration::ZERO,
+        };
+        // The first one's file comes once the second one is open.
+        let (ready, wait) = bounded(1);
+        let slow = std::thread::spawn(move || {
+            Engine::shared(key("slow"), || {
+                wait.recv_timeout(Duration::from_secs(60)).expect("the other one opens meanwhile");
+                open()
+            })
+        });
+        while lock(&SHARED).as_ref().is_none_or(|slots| !slots.contains_key(&key("slow"))) {
+            std::thread::yield_now();
+        }
+        let quick = Engine::shared(key("quick"), open).unwrap();
+        ready.send(()).unwrap();
+        let slow = slow.join().unwrap().unwrap();
+        // Whoever comes later gets what is there.
+        let again = |model| Engine::shared(key(model), || panic!("it is open")).unwrap();
+        assert!(Arc::ptr_eq(&again("slow"), &slow) && Arc::ptr_eq(&again("quick"), &quick));
+        drop((slow, quick));
+        Engine::shared(key("third"), open).unwrap();
+        assert!(!lock(&SHARED).as_ref().unwrap().contains_key(&key("slow")), "what is gone is forgotten");
     }
 
     #[test]

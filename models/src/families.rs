@@ -1,12 +1,15 @@
 //! The families of networks and how a file is matched to one.
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::error::Error;
 use crate::golden::Golden;
 use crate::model::{Model, Signal};
 use serde_json::Value;
 use ssm_kernels::CpuLevel;
 use ssm_kernels::linear::Precision;
+use std::collections::HashMap;
+use std::fs;
+use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -110,6 +113,8 @@ pub struct Options {
     pub output: Output,
     /// Running level (denoisers).
     pub level_rule: LevelRule,
+    /// Share of the input's amplitude that stays in whatever is taken out (denoisers by a mask), 0 to 1.
+    pub floor: f32,
     /// Configuration: the file's `config` metadata, overlaid by a `config.json` beside it.
     pub config: Option<Value>,
 }
@@ -126,6 +131,7 @@ impl Default for Options {
             clip: None,
             output: Output::default(),
             level_rule: LevelRule::default(),
+            floor: 0.0,
             config: None,
         }
     }
@@ -180,6 +186,7 @@ pub(crate) const MAX_STATE: usize = 1 << 30;
 /// # Errors
 /// As [`open`]; the model cannot give the output, or run in the precision, that the options ask for.
 pub fn open_checkpoint(file: &Checkpoint, options: &Options) -> Result<Arc<dyn Model>, Error> {
+    alike(file)?;
     let model = (family(file)?.open)(file, options)?;
     let info = model.info();
     if model.layout().bytes() > MAX_STATE {
@@ -198,6 +205,22 @@ pub fn open_checkpoint(file: &Checkpoint, options: &Options) -> Result<Arc<dyn M
             got: options.precision.to_string(),
         });
     }
+    if !(0.0..=1.0).contains(&options.floor) || !info.facts.masks && options.floor > 0.0 {
+        return Err(Error::Config {
+            file: file.path.display().to_string(),
+            field: "attenuation-limit".into(),
+            expected: format!("none ({} cannot limit it)", info.family),
+            got: format!("{:.0} dB", -20.0 * options.floor.log10()),
+        });
+    }
+    if !info.facts.levelled && options.level_rule != LevelRule::Model {
+        return Err(Error::Config {
+            file: file.path.display().to_string(),
+            field: "level-rule".into(),
+            expected: format!("model ({} divides its input by no level)", info.family),
+            got: format!("{:?}", options.level_rule).to_lowercase(),
+        });
+    }
     let (expected, fits) = match (options.output, model.info().output) {
         (Output::Task, _) => return Ok(model),
         (Output::Speech, got) => ("a model that tells speech", got == Signal::Logits { classes: 1 }),
@@ -213,6 +236,27 @@ pub fn open_checkpoint(file: &Checkpoint, options: &Options) -> Result<Arc<dyn M
         expected: expected.into(),
         got: format!("{} (from {} to {})", info.family, info.input, info.output),
     })
+}
+
+/// Refuses a file in which the mixers of some layers, or some of a layer's two directions, have a bias that others lack.
+fn alike(file: &Checkpoint) -> Result<(), Error> {
+    let mut first: HashMap<String, (&str, bool)> = HashMap::new();
+    for name in file.names() {
+        let Some(place) = name.strip_suffix(".weight") else { continue };
+        let part = place.rsplit('.').next().unwrap_or_default();
+        if !["conv1d", "conv1d_b", "in_proj", "out_proj"].contains(&part) || !place.contains("mixer") {
+            continue;
+        }
+        let layer = |word: &str| if word.bytes().all(|b| b.is_ascii_digit()) { "*".into() } else { word.to_owned() };
+        let of_all: Vec<String> = place.trim_end_matches("_b").split('.').map(layer).collect();
+        let biased = file.shape(&format!("{place}.bias")).is_some();
+        let &mut (other, has) = first.entry(of_all.join(".")).or_insert((place, biased));
+        if has != biased {
+            let lacking = if biased { other } else { place };
+            return Err(CheckpointError::Absent { file: file.path.clone(), tensor: format!("{lacking}.bias") }.into());
+        }
+    }
+    Ok(())
 }
 
 /// The family of a file: the one that its configuration names, else the one whose tensors it has.
@@ -246,6 +290,21 @@ fn overlay(base: &mut Value, over: Value) {
     }
 }
 
+/// Bytes of a configuration at most; those of published models have some thousands.
+const MAX_CONFIG: u64 = 1 << 24;
+
+/// The text of a file. A pipe would wait for its writer, and a device may have no end.
+fn text_of(path: &Path) -> io::Result<String> {
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("something else"));
+    }
+    let mut text = String::new();
+    if fs::File::open(path)?.take(MAX_CONFIG).read_to_string(&mut text)? as u64 == MAX_CONFIG {
+        return Err(io::Error::other(format!("{MAX_CONFIG} bytes or more")));
+    }
+    Ok(text)
+}
+
 /// The configuration that belongs to a file: its `config` metadata, overlaid by `config.json` in the same folder. What was
 /// read from memory lies in no folder.
 fn config(file: &Checkpoint) -> Result<Option<Value>, Error> {
@@ -266,14 +325,14 @@ fn config(file: &Checkpoint) -> Result<Option<Value>, Error> {
     };
     let beside = file.path.with_file_name("config.json");
     if file.path.is_file() {
-        match std::fs::read_to_string(&beside) {
+        match text_of(&beside) {
             Ok(text) => {
                 let over = parse(beside.display().to_string(), &text)?;
                 if over.is_object() {
                     overlay(config.get_or_insert(Value::Null), over);
                 }
             }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(bad(beside.display().to_string(), "a file that can be read", error.to_string())),
         }
     }

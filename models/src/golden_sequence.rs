@@ -62,6 +62,7 @@ pub(crate) fn input(g: &Golden<'_>, model: &dyn Model, name: &str) -> Result<(us
     let (shape, x) = g.tensor(name)?;
     let bad = |expected: String, got: String| Err(Error::Input { expected: format!("{name}: {expected}"), got });
     match (model.info().input, &shape[..]) {
+        _ if shape.contains(&0) => bad("no empty axis".into(), format!("{shape:?}")),
         (Signal::Token { vocab }, &[b, t]) => match x.iter().find(|id| !(0.0..vocab as f32).contains(*id)) {
             Some(id) => bad(format!("token ids below {vocab}"), id.to_string()),
             None => Ok((b, t, x)),

@@ -6,6 +6,7 @@ use ssm_kernels::cuda::Card;
 use ssm_kernels::fbank::{Fbank, Work};
 use ssm_kernels::linear::Precision;
 use ssm_kernels::{Cx, Slab};
+use std::fmt;
 use std::ops::Range;
 
 /// What one step of a stream is.
@@ -136,6 +137,10 @@ pub struct Facts {
     pub look_ahead: usize,
     /// Whether [`crate::Options::listen`] says how long a step is.
     pub paced: bool,
+    /// Whether the input is divided by a level, so that [`crate::Options::level_rule`] counts.
+    pub levelled: bool,
+    /// Whether the output is the input by a mask, so that [`crate::Options::floor`] counts.
+    pub masks: bool,
     /// Precision of the large products.
     pub precision: Precision,
     /// How frames are normalised ([`Signal::Image`] only).
@@ -163,6 +168,13 @@ pub struct Info {
     pub delay: usize,
     /// SHA-256 of the file and of the options that change the function: snapshots belong to one hash.
     pub hash: String,
+}
+
+impl fmt::Debug for dyn Model {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Info { family, sizes, input, output, .. } = self.info();
+        write!(f, "{family} ({sizes}) from {input} to {output}")
+    }
 }
 
 /// One stream's part of a forward pass: its state, its input, its output. Moves into the engine and back as a value.
@@ -193,6 +205,38 @@ impl Row {
             there: None,
             y: vec![0.0; len * info.output.len()],
             rate: 1.0,
+        }
+    }
+
+    /// Whether a forward pass may have the row.
+    ///
+    /// # Errors
+    /// What is not as [`Row::new`] makes it for `len` steps, or no value that a model takes.
+    pub(crate) fn check(&self, model: &dyn Model, len: usize) -> Result<(), Error> {
+        let refuse = |expected: String, got: String| Err(Error::Input { expected, got });
+        let (info, state) = (model.info(), model.layout().len());
+        let input = match info.input {
+            Signal::Token { .. } => self.tokens.len(),
+            signal => self.x.len() / signal.len().max(1),
+        };
+        let output = self.y.len() / info.output.len().max(1);
+        for (what, has) in [("input", input), ("output", output)] {
+            if has < len {
+                return refuse(format!("a row with {what} of {len} steps"), has.to_string());
+            }
+        }
+        if self.state.data.len() != state {
+            return refuse(format!("a state of {state} values"), self.state.data.len().to_string());
+        }
+        if !(self.rate > 0.0 && self.rate.is_finite()) {
+            return refuse("a finite rate above 0".into(), self.rate.to_string());
+        }
+        match info.input {
+            Signal::Token { vocab } => match self.tokens[..len].iter().find(|id| **id as usize >= vocab) {
+                Some(id) => refuse(format!("token ids below {vocab}"), id.to_string()),
+                None => Ok(()),
+            },
+            _ => Ok(()),
         }
     }
 

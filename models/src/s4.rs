@@ -27,6 +27,9 @@ use ssm_kernels::{Act, CpuLevel, Cx, Mat, MatMut};
 use std::ops::Range;
 use std::sync::Arc;
 
+/// Steps over which a mean is taken at most: f32 still has the last one's share.
+const MEAN_STEPS: u64 = 1 << 22;
+
 pub(crate) const FAMILY: Family = Family {
     name: "s4",
     detect: |f| Form::of(f).is_some(),
@@ -535,11 +538,11 @@ impl S4 {
         }
         for (i, row) in rows.iter_mut().enumerate() {
             let x = &mut x[i * len * width..(i + 1) * len * width];
-            // The mean of all steps so far.
+            // The mean of all steps so far; behind as many as f32 can tell apart, older ones fade.
             if let Some(at) = &self.mean {
                 let mean = &mut row.state.data[at.clone()];
                 for (t, x) in x.chunks_exact_mut(d).enumerate() {
-                    let n = (row.state.steps + t as u64 + 1) as f32;
+                    let n = (row.state.steps + t as u64 + 1).min(MEAN_STEPS) as f32;
                     for (mean, x) in mean.iter_mut().zip(x) {
                         *mean += (*x - *mean) / n;
                         *x = *mean;

@@ -23,6 +23,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// States of a feature whose C can be recovered, at most: it takes products of matrices of twice their size.
 const MAX_PREPARED: usize = 256;
+/// Multiply-adds to recover C at most: some minutes.
+const MAX_WORK: u64 = 1 << 38;
 
 /// How the continuous system becomes one of steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -228,6 +230,11 @@ impl Core {
                 w.take("kernel.l_kernel", &[])?;
                 0
             }
+            Some(l) if l.first().is_some_and(|l| *l > 0.0) => {
+                // Only where there is a low rank C is prepared for a length.
+                w.take("kernel.P", &shape(1))?;
+                0
+            }
             _ => 0,
         };
         // Feature h has row h mod S of what features share.
@@ -253,6 +260,13 @@ impl Core {
                     *c = Complex64::ZERO;
                 }
             }
+        }
+        // Powers of matrices, by squaring: hours of them would fit in a small file.
+        let products = 2 * u64::from(u64::BITS - l_kernel.leading_zeros());
+        let work = (h as u64).saturating_mul((2 * n as u64).saturating_pow(3)).saturating_mul(products);
+        if work > MAX_WORK {
+            let expected = format!("{MAX_WORK} multiply-adds at most to recover C");
+            return Err(bad(file, "kernel.l_kernel", expected, format!("{work} for {h} features of {n} states")));
         }
         if l_kernel > 0 && !core.recover_c(l_kernel) {
             return Err(bad(file, "kernel.C", "an output matrix that can be recovered from the stored one", "none"));

@@ -12,6 +12,7 @@ use crate::checkpoint::hex;
 use crate::error::Error;
 use crate::model::Info;
 use crate::state::{Span, State, StateLayout};
+use safetensors::SafeTensors;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap};
 
@@ -55,12 +56,39 @@ fn checksum<'a>(metadata: &BTreeMap<String, String>, tensors: impl IntoIterator<
     hex(&hash.finalize())
 }
 
+/// Takes an entry out that has to be there.
+fn take(metadata: &mut BTreeMap<String, String>, key: &str, want: &str) -> Result<(), Error> {
+    match metadata.remove(key) {
+        Some(got) if got == want => Ok(()),
+        got => Err(mismatch(key, want, got.unwrap_or_else(|| "nothing".into()))),
+    }
+}
+
+/// The tensors of a snapshot, and what else its metadata says, where the checksum agrees.
+fn whole(bytes: &[u8]) -> Result<(SafeTensors<'_>, BTreeMap<String, String>), Error> {
+    let (_, head) =
+        SafeTensors::read_metadata(bytes).map_err(|e| mismatch("file", "a safetensors file of format ssm-state", e))?;
+    let file = SafeTensors::deserialize(bytes).map_err(|e| mismatch("file", "whole tensors", e))?;
+    let mut metadata: BTreeMap<String, String> = head.metadata().clone().unwrap_or_default().into_iter().collect();
+    let sum = metadata.remove("sha256");
+    let real = checksum(&metadata, file.iter().map(|(name, t)| (name, t.data())));
+    take(&mut metadata, "format", "ssm-state")?;
+    take(&mut metadata, "version", VERSION)?;
+    if sum.as_deref() != Some(&real) {
+        return Err(mismatch("sha256", real, sum.as_deref().unwrap_or("nothing")));
+    }
+    Ok((file, metadata))
+}
+
 impl Snapshot {
     /// The snapshot as bytes.
     ///
     /// # Errors
-    /// The writer refuses (never for states of this crate's models).
+    /// A state is another model's, or an entry of the owner has a name of this format.
     pub fn save(&self, info: &Info, layout: &StateLayout) -> Result<Vec<u8>, Error> {
+        if let Some(other) = self.states.iter().find(|state| state.data.len() != layout.len()) {
+            return Err(mismatch("state", format!("{} values", layout.len()), other.data.len()));
+        }
         let bytes = |v: &[f32]| v.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
         let spans: Vec<(String, Vec<usize>, Vec<u8>)> = layout
             .spans()
@@ -81,7 +109,9 @@ impl Snapshot {
             ("streams", self.states.len().to_string()),
             ("steps", steps.join(" ")),
         ] {
-            metadata.insert(key.to_owned(), value);
+            if metadata.insert(key.to_owned(), value).is_some() {
+                return Err(mismatch(key, "an entry of the format", "one of the owner"));
+            }
         }
         let sum = checksum(&metadata, spans.iter().map(|(name, _, data)| (&**name, &**data)));
         metadata.insert("sha256".into(), sum);
@@ -93,28 +123,22 @@ impl Snapshot {
         safetensors::serialize(views, Some(metadata)).map_err(|e| mismatch("file", "writable spans", e))
     }
 
+    /// Whether bytes are a whole snapshot, of whatever model.
+    ///
+    /// # Errors
+    /// They are none, or one of another version, or not what was saved.
+    pub fn check(bytes: &[u8]) -> Result<(), Error> {
+        whole(bytes).map(|_| ())
+    }
+
     /// Reads bytes that [`Snapshot::save`] made for the same model.
     ///
     /// # Errors
     /// The bytes are no snapshot, or one of another model, version or layout; nothing is changed then.
     pub fn load(bytes: &[u8], info: &Info, layout: &StateLayout) -> Result<Self, Error> {
-        let (_, head) = safetensors::SafeTensors::read_metadata(bytes)
-            .map_err(|e| mismatch("file", "a safetensors file of format ssm-state", e))?;
-        let file = safetensors::SafeTensors::deserialize(bytes).map_err(|e| mismatch("file", "whole tensors", e))?;
-        let mut extra: BTreeMap<String, String> = head.metadata().clone().unwrap_or_default().into_iter().collect();
-        let sum = extra.remove("sha256");
-        let real = checksum(&extra, file.iter().map(|(name, t)| (name, t.data())));
-        let mut expect = |key: &str, want: &str| match extra.remove(key) {
-            Some(got) if got == want => Ok(()),
-            got => Err(mismatch(key, want, got.unwrap_or_else(|| "nothing".into()))),
-        };
-        expect("format", "ssm-state")?;
-        expect("version", VERSION)?;
-        expect("family", info.family)?;
-        expect("model", &info.hash)?;
-        if sum.as_deref() != Some(&real) {
-            return Err(mismatch("sha256", real, sum.as_deref().unwrap_or("nothing")));
-        }
+        let (file, mut extra) = whole(bytes)?;
+        take(&mut extra, "family", info.family)?;
+        take(&mut extra, "model", &info.hash)?;
         let mut word = |key: &str| extra.remove(key).unwrap_or_default();
         let streams = word("streams");
         let streams: usize = streams

@@ -1,6 +1,7 @@
 use crate::card::Seat;
 use crate::error::Error;
 use ssm_kernels::Slab;
+use std::fmt;
 use std::ops::Range;
 
 /// One named part of a state.
@@ -100,6 +101,12 @@ impl Clone for State {
             copy.reset();
         }
         copy
+    }
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("State").field("steps", &self.steps).field("values", &self.data.len()).finish_non_exhaustive()
     }
 }
 

@@ -9,6 +9,9 @@ use ssm_kernels::linear::{Linear, Store, linear};
 use ssm_kernels::norm::{Kind, Norm, add_norm};
 use ssm_kernels::{Act, Cx, Mat, MatMut};
 
+/// Values of a sequence (tokens times width) at most: a small file could ask for more memory than there is.
+pub(crate) const MAX_SEQUENCE: usize = 1 << 26;
+
 /// Refuses a file whose configuration says another way of scanning (`bimamba_type`) than its tensors show.
 pub(crate) fn agree_directions(file: &Checkpoint, fields: &Fields<'_>) -> Result<(), Error> {
     let kind = match ["D_b", "A_b_log"].map(|n| file.shape(&format!("layers.0.mixer.{n}")).is_some()) {

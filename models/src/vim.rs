@@ -20,7 +20,7 @@ use crate::golden::Golden;
 use crate::mixer::{Mixer, MixerState};
 use crate::model::{Facts, Info, Model, Row, Scratch, Signal, carve, line};
 use crate::state::{State, StateLayout};
-use crate::trunk::{Class, Layer, Pool, Tap, Trunk, agree_directions, no_tap};
+use crate::trunk::{Class, Layer, MAX_SEQUENCE, Pool, Tap, Trunk, agree_directions, no_tap};
 use serde_json::Value;
 use ssm_kernels::linear::{Linear, Store, linear};
 use ssm_kernels::patch::{count, patches};
@@ -149,6 +149,13 @@ impl Config {
                 "frame size",
                 format!("{patch_size}x{patch_size} pixels or more"),
                 format!("{}x{}", image.0, image.1),
+            ));
+        }
+        if cells(image, stride).saturating_mul(embed_dim) > MAX_SEQUENCE {
+            return Err(bad(
+                "frame size",
+                format!("{MAX_SEQUENCE} values at most in a sequence"),
+                format!("{} patches of {embed_dim}", cells(image, stride)),
             ));
         }
         let depth = file.numbered("layers.");

@@ -170,7 +170,11 @@ impl VMamba {
         };
         fits(0, size, dim)?;
         let pos_embed = if w.has("pos_embed") || f.flag("posembed")? == Some(true) {
-            let grid = if let Some(&[_, _, h, w]) = w.shape("pos_embed") { (h, w) } else { size };
+            let grid = match w.shape("pos_embed") {
+                Some(&[_, _, h, w]) if h > 0 && w > 0 => (h, w),
+                Some(&[_, _, h, w]) => return Err(f.bad("pos_embed", "rows and columns", format!("{h}x{w}"))),
+                _ => size,
+            };
             Some(fit_pos_embed(&w.take("pos_embed", &[1, dim, grid.0, grid.1])?, dim, grid, size))
         } else {
             None

@@ -1,7 +1,7 @@
 //! `ssm state` with a store that is a folder: what goes in comes out, and nothing else does.
 #![cfg(feature = "store")]
 
-use std::collections::HashMap;
+use ssm_models::{Snapshot, SnapshotHeader, State};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -18,10 +18,13 @@ impl Folder {
         self.0.join(name).display().to_string()
     }
 
-    fn snapshot(&self, name: &str, steps: &str) -> Vec<u8> {
-        let metadata = [("format", "ssm-state"), ("steps", steps)].map(|(k, v)| (k.to_owned(), v.to_owned()));
-        let tensor = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![2], &[0; 8]).expect("a tensor");
-        let bytes = safetensors::serialize([("h", tensor)], Some(HashMap::from(metadata))).expect("a file");
+    /// A state of the model that ships, after so many steps.
+    fn snapshot(&self, name: &str, steps: u64) -> Vec<u8> {
+        let model = ssm_models::open("builtin:shots", &ssm_models::Options::default()).expect("it opens");
+        let mut state = State::new(model.layout());
+        state.steps = steps;
+        let snapshot = Snapshot { states: vec![state], pending: Vec::new(), header: SnapshotHeader::default() };
+        let bytes = snapshot.save(model.info(), model.layout()).expect("a snapshot");
         std::fs::write(self.0.join(name), &bytes).expect("written");
         bytes
     }
@@ -47,10 +50,14 @@ fn a_snapshot_goes_through_a_store() {
     // A store that is away is no first start.
     let (code, told) = state(&["get", &url, &back]);
     assert!(code == Some(1) && told.contains("camera.state"), "{code:?} {told}");
+    folder.snapshot("there", 0);
+    let (code, told) = state(&["put", &there, &url]);
+    assert!(code == Some(1) && told.contains("camera.state: expected its folder to be there"), "{code:?} {told}");
+    std::fs::remove_file(&there).expect("it was there");
     std::fs::create_dir(folder.file("hall of mirrors")).expect("a folder");
     assert_eq!(state(&["get", &url, &back]), (Some(3), format!("ssm: {url}: no such state\n")));
     assert!(!Path::new(&back).exists());
-    for steps in ["120", "240"] {
+    for steps in [120, 240] {
         let bytes = folder.snapshot("there", steps);
         assert_eq!(state(&["put", &there, &url]), (Some(0), String::new()));
         assert_eq!(state(&["get", &url, &back]), (Some(0), String::new()));
@@ -71,16 +78,25 @@ fn what_is_no_snapshot_is_refused_and_changes_nothing() {
     let folder = Folder::new("refused");
     let (good, other) = (folder.file("good"), folder.file("other"));
     let url = format!("file://{}", folder.file("stored"));
-    let bytes = folder.snapshot("good", "1");
+    let bytes = folder.snapshot("good", 1);
     assert_eq!(state(&["put", &good, &url]).0, Some(0));
     std::fs::write(&other, "text").expect("written");
     let (code, told) = state(&["put", &other, &url]);
-    assert!(code == Some(1) && told.contains("other: expected a snapshot"), "{told}");
+    assert!(
+        code == Some(1) && told.contains("other: state: file: expected a safetensors file of format ssm-state"),
+        "{told}"
+    );
     assert_eq!(std::fs::read(folder.file("stored")).expect("it is there"), bytes);
     std::fs::write(folder.file("stored"), &bytes[..20]).expect("written");
     let (code, told) = state(&["get", &url, &good]);
-    assert!(code == Some(1) && told.contains("stored: expected a snapshot"), "{told}");
+    assert!(code == Some(1) && told.contains("stored: state: file: expected"), "{told}");
     assert_eq!(std::fs::read(&good).expect("it is there"), bytes);
+    // One bit of a value.
+    let mut flipped = bytes.clone();
+    *flipped.last_mut().expect("values") ^= 1;
+    std::fs::write(&other, &flipped).expect("written");
+    let (code, told) = state(&["put", &other, &url]);
+    assert!(code == Some(1) && told.contains("other: state: sha256: expected"), "{told}");
     let absent = state(&["put", &folder.file("absent"), &url]);
     assert!(absent.0 == Some(1) && absent.1.contains("absent: No such file"), "{}", absent.1);
 }
@@ -89,7 +105,7 @@ fn what_is_no_snapshot_is_refused_and_changes_nothing() {
 fn addresses_that_name_no_state_are_told() {
     let folder = Folder::new("address");
     let good = folder.file("good");
-    folder.snapshot("good", "1");
+    folder.snapshot("good", 1);
     for (url, part) in [
         ("camera.state", "expected s3://BUCKET/KEY or file:///PATH"),
         ("file://camera.state", "expected s3://BUCKET/KEY or file:///PATH"),

@@ -4,7 +4,7 @@ use crate::checkpoint::Checkpoint;
 use crate::config::Fields;
 use crate::error::Error;
 use crate::families::Options;
-use crate::trunk::{Class, Pool, agree_directions};
+use crate::trunk::{Class, MAX_SEQUENCE, Pool, agree_directions};
 use serde_json::Value;
 use ssm_kernels::patch::count;
 
@@ -103,6 +103,10 @@ impl Config {
                 let expected = format!("1 to {MAX_PATCHES} patches of {}x{}", patch.0, patch.1);
                 return Err(fields.bad("clip", expected, format!("{} frames of {} bins", clip.1, clip.0)));
             }
+        }
+        if patches(cells(clip)).saturating_mul(embed_dim) > MAX_SEQUENCE {
+            let expected = format!("{MAX_SEQUENCE} values at most in a sequence");
+            return Err(fields.bad("clip", expected, format!("{} patches of {embed_dim}", patches(cells(clip)))));
         }
         let num_classes = file.shape("head.weight").and_then(|s| s.first()).copied().unwrap_or(0);
         if num_classes == 0 {

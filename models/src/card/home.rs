@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// A model whose forward passes run on a card.
 ///
 /// The state of a stream that has run lies on the card, at a slot of the pool, until somebody asks for it
-/// ([`Model::settle`]): then it is copied back, laid out as on the processor. A state that was changed here goes there
+/// ([`crate::State::settle`]): then it is copied back, laid out as on the processor. A state that was changed here goes there
 /// before its stream's next pass.
 pub struct OnCard {
     model: Arc<dyn Model>,

@@ -132,29 +132,33 @@ impl<'a> Pickle<'a> {
         &self.values
     }
 
-    /// Keys and values of a dict or of an object that acts as one (OrderedDict, CfgNode).
-    pub(super) fn items(&self, id: Id) -> Option<Vec<(Id, Id)>> {
-        match self.get(id) {
-            Value::Dict(items) => Some(items.clone()),
-            Value::Object(object) => {
-                let mut items = Vec::new();
-                // Python 2 hands an OrderedDict its pairs, protocols 0 and 1 hand a dict's subclass the dict.
-                for arg in self.members(object.args).unwrap_or_default() {
-                    match self.get(*arg) {
-                        Value::Dict(pairs) => items.extend(pairs),
-                        Value::List(pairs) => items.extend(pairs.iter().filter_map(|p| match self.members(*p) {
-                            Some(&[key, value]) => Some((key, value)),
-                            _ => None,
-                        })),
-                        _ => {}
-                    }
-                }
-                items.extend(&object.items);
-                (!items.is_empty() || self.global(object.class).is_some_and(|(_, n)| n == "OrderedDict"))
-                    .then_some(items)
-            }
+    /// Keys and values of a dict or of an object that acts as one (OrderedDict, CfgNode). No more than the pickle spells out:
+    /// what many refer to is not copied for each of them.
+    pub(super) fn items(&self, id: Id) -> Option<impl Iterator<Item = (Id, Id)> + use<'_, 'a>> {
+        let pair = |id: &Id| match self.members(*id) {
+            Some(&[key, value]) => Some((key, value)),
             _ => None,
-        }
+        };
+        let (dict, list, own): (&[_], &[_], &[_]) = match self.get(id) {
+            Value::Dict(items) => (items, &[], &[]),
+            Value::Object(object) => {
+                // Python 2 hands an OrderedDict its pairs, protocols 0 and 1 hand a dict's subclass the dict.
+                let args = self.members(object.args).unwrap_or_default();
+                let given = args.iter().find_map(|arg| match self.get(*arg) {
+                    Value::Dict(items) => Some((&items[..], &[][..])),
+                    Value::List(pairs) if pairs.first().is_some_and(|p| pair(p).is_some()) => Some((&[], &pairs[..])),
+                    _ => None,
+                });
+                let ((dict, list), own) = (given.unwrap_or_default(), &object.items[..]);
+                let some = !(dict.is_empty() && list.is_empty() && own.is_empty());
+                if !some && self.global(object.class).is_none_or(|(_, name)| name != "OrderedDict") {
+                    return None;
+                }
+                (dict, list, own)
+            }
+            _ => return None,
+        };
+        Some(dict.iter().copied().chain(list.iter().map_while(pair)).chain(own.iter().copied()))
     }
 
     /// A value in words, for messages.

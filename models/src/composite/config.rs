@@ -5,6 +5,7 @@ use crate::cores;
 use crate::error::Error;
 use crate::model::{Activation, Facts, Pixels};
 use serde_json::{Value, json};
+use std::collections::HashSet;
 
 /// Longest side of a frame.
 const MAX_SIDE: usize = 4096;
@@ -235,7 +236,7 @@ fn read_head(s: &Section<'_>) -> Result<(bool, Vec<String>, Activation, usize), 
         "sigmoid" => Activation::Sigmoid,
         _ => Activation::Softmax,
     };
-    let mut labels: Vec<String> = Vec::new();
+    let (mut labels, mut known): (Vec<String>, _) = (Vec::new(), HashSet::new());
     let said = s.map.get("classes").unwrap_or(&Value::Null);
     let names = said.as_array().filter(|a| (1..=MAX_CLASSES).contains(&a.len()));
     for name in names.ok_or_else(|| s.bad("classes", format!("1 to {MAX_CLASSES} names"), said))? {
@@ -247,7 +248,7 @@ fn read_head(s: &Section<'_>) -> Result<(bool, Vec<String>, Activation, usize), 
             Some(word) if word.contains('\0') => {
                 return Err(s.bad("classes", "names without zero bytes", name));
             }
-            Some(word) if labels.iter().any(|l| l == word) => {
+            Some(word) if !known.insert(word) => {
                 return Err(s.bad("classes", "each name once", name));
             }
             Some(word) => labels.push(word.to_owned()),

@@ -187,7 +187,7 @@ impl ImagePlan {
     /// ([`crate::Facts::pixels`]).
     ///
     /// # Errors
-    /// As [`ImagePlan::new`].
+    /// As [`ImagePlan::new`], or the crop is none.
     pub fn with_pixels(
         from: (usize, usize),
         format: PixelFormat,
@@ -204,6 +204,9 @@ impl ImagePlan {
             if !fits(size) {
                 return Err(refuse(what, size));
             }
+        }
+        if !(share > 0.0 && share <= 1.0) {
+            return Err(Error::Input { expected: "a crop above 0, up to 1".into(), got: share.to_string() });
         }
         let (scaled, crop) = cover(from, to, share);
         if !fits(scaled) {

@@ -240,6 +240,9 @@ fn metadata_are_not_written_out_without_bound() {
     }
     hidden.push(b'u');
     add("long", &long, 1000);
+    // A text that is the only key of each of many dicts.
+    let keys = [&long[..], b"q\x020", &b"}h\x02Ns".repeat(1000)].concat();
+    add("keys", &keys, 0);
     add("hidden", &hidden, 1000);
     text(&mut pickle, "state_dict");
     pickle.extend(&entries[2..entries.len() - 1]);

@@ -137,3 +137,24 @@ fn cycles_depth_and_a_busy_memo_cost_no_more_than_their_length() {
     let endless = b"N".repeat((1 << 22) + 1);
     assert_eq!(Pickle::parse(&endless).unwrap_err().why, "more than 4194304 values");
 }
+
+#[test]
+fn what_an_object_is_handed_again_and_again_is_in_it_once() {
+    // A dict of 1000 entries, a thousand times an argument.
+    let pickle = [
+        &b"}q\x00("[..],
+        &b"K\x01K\x02".repeat(1000),
+        b"u0ccollections\nOrderedDict\n(",
+        &b"h\x00".repeat(1000),
+        b"tR.",
+    ];
+    let pickle = pickle.concat();
+    let pickle = Pickle::parse(&pickle).unwrap();
+    assert_eq!(pickle.items(pickle.root()).map(Iterator::count), Some(1000));
+    // Its own entries come behind those that it was made of; what is no pair ends a list of pairs.
+    let pickle = b"ccollections\nOrderedDict\n(](K\x01K\x02\x86K\x03K\x04\x86NetR(K\x05K\x06u.";
+    let pickle = Pickle::parse(pickle).unwrap();
+    let items = pickle.items(pickle.root()).unwrap();
+    let items: Vec<_> = items.map(|(k, v)| (pickle.int(k).unwrap(), pickle.int(v).unwrap())).collect();
+    assert_eq!(items, [(1, 2), (3, 4), (5, 6)]);
+}

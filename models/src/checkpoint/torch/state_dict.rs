@@ -198,15 +198,16 @@ pub(super) fn weights<'p>(
     let keys = |items: &[(Id, Id)]| {
         some(&items.iter().filter_map(|(k, _)| pickle.text(*k).map(str::to_owned)).collect::<Vec<_>>())
     };
-    let mut dict = pickle.items(pickle.root()).unwrap_or_default();
+    let items = |id| pickle.items(id).map(Vec::from_iter);
+    let mut dict = items(pickle.root()).unwrap_or_default();
     if let Some(entry) = entry {
         dict = value(pickle, &dict, entry)
-            .and_then(|id| pickle.items(id))
+            .and_then(items)
             .ok_or_else(|| source.bad(entry, "a dict of this name", format!("entries {}", keys(&dict))))?;
     }
     // A container's entry may be a container again, but hardly more than once.
     for _ in 0..3 {
-        let inner = CONTAINERS.iter().find_map(|key| pickle.items(value(pickle, &dict, key)?));
+        let inner = CONTAINERS.iter().find_map(|key| items(value(pickle, &dict, key)?));
         match inner {
             Some(inner) => dict = inner,
             None => break,
@@ -243,7 +244,7 @@ pub(super) fn weights<'p>(
 pub(super) fn metadata(pickle: &Pickle<'_>) -> Metadata {
     let mut metadata = Metadata::new();
     let mut left = 1 << 14;
-    for (key, id) in pickle.items(pickle.root()).unwrap_or_default() {
+    for (key, id) in pickle.items(pickle.root()).into_iter().flatten() {
         if let Some((key, json)) = pickle.text(key).zip(plain(pickle, id, 12, &mut left)) {
             metadata.insert(format!("torch.{key}"), json.to_string());
         }
@@ -275,24 +276,30 @@ fn plain(pickle: &Pickle<'_>, id: Id, depth: usize, left: &mut usize) -> Option<
         Value::Text(text) => text.as_ref().into(),
         Value::Bytes(bytes) => std::str::from_utf8(bytes).ok()?.into(),
         Value::Tuple(ids) | Value::List(ids) | Value::Set(ids) => Json::Array(list(ids)?),
-        Value::Long(_) | Value::Global(_) => pickle.describe(id).into(),
+        Value::Long(_) => pickle.describe(id).into(),
+        Value::Global(names) => {
+            *left = left.checked_sub((names.0.len() + names.1.len()) / 64)?;
+            pickle.describe(id).into()
+        }
         Value::Persistent(_) => return None,
         Value::Object(_) if tensor_call(pickle, id).is_some() => return None,
         Value::Dict(_) | Value::Object(_) => {
-            let mut items = pickle.items(id);
+            let (items, mut state) = (pickle.items(id), None);
             if let Value::Object(object) = pickle.get(id) {
                 if let Some(((_, "set" | "frozenset"), &[members])) = pickle.call(id) {
                     return plain(pickle, members, depth, left);
                 }
-                if let Some(state) = object.state.and_then(|state| pickle.items(state)) {
-                    items.get_or_insert_default().extend(state);
-                }
+                state = object.state.and_then(|state| pickle.items(state));
                 // Classes may hide a storage in their arguments; those without content are named only.
                 list(&object.elements)?;
             }
-            let Some(items) = items else { return Some(pickle.describe(id).into()) };
+            if items.is_none() && state.is_none() {
+                let name = pickle.describe(id);
+                *left = left.checked_sub(name.len() / 64)?;
+                return Some(name.into());
+            }
             let mut map = Map::new();
-            for (key, value) in items {
+            for (key, value) in items.into_iter().flatten().chain(state.into_iter().flatten()) {
                 let key = match pickle.text(key) {
                     Some(key) if key.starts_with("__") => {
                         *left = left.checked_sub(1)?;
@@ -301,6 +308,7 @@ fn plain(pickle: &Pickle<'_>, id: Id, depth: usize, left: &mut usize) -> Option<
                     Some(key) => key.to_owned(),
                     None => pickle.describe(key),
                 };
+                *left = left.checked_sub(key.len() / 64)?;
                 map.insert(key, plain(pickle, value, depth, left)?);
             }
             Json::Object(map)
