@@ -6,7 +6,7 @@
 #   make deb && tests/deb.sh [folder for the chroot]
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
-root=${1:-${TMPDIR:-/tmp}/ssm-deb}/bookworm
+root=${1:-$here/target/deb}/bookworm
 export DEBIAN_FRONTEND=noninteractive
 
 debs=("$here"/target/debian/gstreamer1.0-ssm_*.deb "$here"/target/debian/ssm-tools_*.deb)

@@ -8,8 +8,9 @@
 set -euo pipefail
 
 pack() {
+  local out=${1:+$(realpath -m "$1")} network
   cd "$(dirname "$0")/.."
-  local out=${1:-target/gpu} network
+  out=${out:-target/gpu}
   cargo build --release -p ssm-pipelines
   cargo build --release --manifest-path tests/bench/Cargo.toml
   mkdir -p "$out"/{bin,lib,golden,models}
@@ -23,7 +24,7 @@ pack() {
   for network in vim-tiny vim-small vmamba-tiny mamba-130m; do
     [[ -e $out/models/$network.safetensors ]] || "$out/bin/ssm" random "$network" -o "$out/models/$network.safetensors"
   done
-  cp "$0" "$out/gpu.sh"
+  cp tests/gpu.sh "$out/gpu.sh"
   cp tests/bench/peers/{gpu,vim}.py "$out/"
   echo "packed: $out"
 }

@@ -13,7 +13,7 @@ case $version in
   *) echo "expected 1.26 or 1.28, got $version" >&2; exit 1 ;;
 esac
 here=$(cd "$(dirname "$0")/.." && pwd)
-root=${2:-${TMPDIR:-/tmp}/ssm-matrix}/$version
+root=${2:-$here/target/matrix}/$version
 export DEBIAN_FRONTEND=noninteractive
 
 [ -e "$root/etc/debian_version" ] || debootstrap --variant=minbase "$suite" "$root" ${MIRROR:+"$MIRROR"}

@@ -6,7 +6,7 @@
 #   tests/newcomer.sh [folder for the chroot]
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
-root=${1:-${TMPDIR:-/tmp}/ssm-newcomer}/bookworm
+root=${1:-$here/target/newcomer}/bookworm
 
 [ -e "$root/etc/debian_version" ] || debootstrap --variant=minbase bookworm "$root" ${MIRROR:+"$MIRROR"}
 toolchain=$(rustc --print sysroot)

@@ -4,6 +4,7 @@ use crate::model::{Counters, ModelSettings};
 use crate::state;
 use gst::prelude::*;
 use ssm_models::{Engine, Error, Snapshot};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -99,7 +100,7 @@ impl Base {
     /// Value of a common property.
     pub(crate) fn property(&self, settings: &ModelSettings, pspec: &glib::ParamSpec) -> glib::Value {
         let own = settings.get(pspec.name());
-        own.or_else(|| self.counters.get(pspec.name(), self.engine().as_deref()))
+        own.or_else(|| self.counters.get(pspec.name(), settings, self.engine().as_deref()))
             .unwrap_or_else(|| pspec.default_value().clone())
     }
 
@@ -133,7 +134,16 @@ impl Base {
             // What was asked for before does not undo it.
             self.take_reset();
         }
-        Ok(())
+        // Known only at the end of a long stream, it would be lost.
+        let folder = settings.state_out.as_deref().and_then(|path| Path::new(path).parent());
+        match folder.filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir()) {
+            Some(folder) => {
+                let path = settings.state_out.as_deref().unwrap_or_default();
+                let text = format!("state-out: {path}: expected a folder {}, got none", folder.display());
+                Err(gst::error_msg!(gst::ResourceError::NotFound, ("{text}")))
+            }
+            None => Ok(()),
+        }
     }
 
     /// The snapshot to begin with, until [`Base::forget`].

@@ -181,7 +181,7 @@ fn labels(file: &str, classes: usize) -> Result<Vec<Arc<str>>, Error> {
     let bad =
         |expected: String, got: String| Error::Config { file: file.into(), field: "labels-file".into(), expected, got };
     let bytes = crate::state::read(file).map_err(|error| match error.kind() {
-        std::io::ErrorKind::Other => bad("a file or a device".into(), "something else".into()),
+        std::io::ErrorKind::InvalidInput => bad("a file or a device".into(), "something else".into()),
         _ => bad("a text file".into(), error.to_string()),
     })?;
     let text = String::from_utf8(bytes).map_err(|e| bad("text in UTF-8".into(), e.to_string()))?;

@@ -90,19 +90,28 @@ fn pixels(info: &VideoInfo) -> Option<PixelFormat> {
     })
 }
 
-/// That the planes lie inside the buffer: a meta may say anything.
+/// That each plane lies inside the memory that is mapped for it: a meta may say anything.
 pub(crate) fn planes_within(buffer: &gst::BufferRef, info: &VideoInfo) -> Result<(), String> {
     let Some(meta) = buffer.meta::<gst_video::VideoMeta>() else { return Ok(()) };
+    if (meta.format(), meta.width(), meta.height()) != (info.format(), info.width(), info.height()) {
+        let of = |format: VideoFormat, width, height| format!("{width}x{height} {}", format.to_str());
+        let expected = of(info.format(), info.width(), info.height());
+        return Err(format!("video meta: expected {expected}, got {}", of(meta.format(), meta.width(), meta.height())));
+    }
     for (i, (offset, stride)) in meta.offset().iter().zip(meta.stride()).enumerate().take(info.n_planes() as usize) {
         let component = i as u8;
         let rows = u64::from(info.comp_height(component));
         let row = u64::from(info.comp_width(component)) * u64::from(info.comp_pstride(component).unsigned_abs());
-        let rest = rows.saturating_sub(1).saturating_mul(u64::from(stride.unsigned_abs()));
-        let end = (*offset as u64).saturating_add(rest).saturating_add(row);
-        if end > buffer.size() as u64 {
+        let Some(stride) = u64::try_from(*stride).ok().filter(|stride| *stride >= row) else {
+            return Err(format!("plane {i}: expected a stride of {row} bytes or more, got {stride}"));
+        };
+        let end = (*offset as u64).saturating_add(rows.saturating_sub(1).saturating_mul(stride)).saturating_add(row);
+        // Of a buffer in several memories only the one in which the plane begins is mapped.
+        let first = if *offset < buffer.size() { buffer.find_memory(*offset..=*offset) } else { None };
+        let limit = first.map_or(0, |(memories, skip)| offset - skip + buffer.peek_memory(memories.start).size());
+        if end > limit as u64 {
             return Err(format!(
-                "plane {i}: expected it within the buffer's {} bytes, got its end at {end}",
-                buffer.size()
+                "plane {i}: expected it within one memory, which ends at {limit}, got its end at {end}"
             ));
         }
     }
@@ -185,6 +194,8 @@ pub(crate) struct Eye {
     /// Whether the state was lost at the last frame.
     broken: bool,
     warned: bool,
+    /// Whether frames that are none of the caps are coming, likewise.
+    odd: bool,
 }
 
 impl Eye {
@@ -232,6 +243,7 @@ impl Eye {
             resumed: false,
             broken: false,
             warned: false,
+            odd: false,
         })
     }
 
@@ -339,9 +351,17 @@ impl Eye {
         if late {
             return Ok(self.drop(base));
         }
-        let seen = self.sight.see(buffer, &self.info, self.stream.row()).map_err(|what| {
-            base.fail(obj, gst::StreamError::Format, &format!("frame at {}: {what}", buffer.pts().display()))
-        })?;
+        let seen = match self.sight.see(buffer, &self.info, self.stream.row()) {
+            Ok(seen) => seen,
+            Err(what) => {
+                // One stray frame ends no stream.
+                if !std::mem::replace(&mut self.odd, true) {
+                    base.warn(obj, &format!("frame at {}: {what}; it passes unseen", buffer.pts().display()));
+                }
+                return Ok(self.drop(base));
+            }
+        };
+        self.odd = false;
         self.age();
         let done = seen.and_then(|()| match settings.patience() {
             Some(patience) => self.stream.run_within(1, patience),

@@ -6,7 +6,7 @@ use glib::prelude::*;
 use gst::ClockTime;
 use gst::prelude::*;
 use ssm_models::kernels::{Cx, linear};
-use ssm_models::{Device, Engine, EngineKey, Error, Options, Signal, open};
+use ssm_models::{Device, Engine, EngineKey, Error, Model, Options, Signal, open};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -149,7 +149,7 @@ impl ModelSettings {
                 .build(),
             text("state-in", "State in", "File with a saved state to go on from", None),
             text("state-out", "State out", "File that the state is saved to at end of stream and on stop", None),
-            read_only("latency-ns", "Latency", "Delay of the element in ns (known from READY on)"),
+            read_only("latency-ns", "Latency", "Latency that the element adds, in ns (the model's is known from READY on)"),
             read_only("state-bytes", "State bytes", "Bytes of one stream's state (known from READY on)"),
             read_only("steps", "Steps", "Steps that the model has taken"),
             read_only("resets", "Resets", "Times that the state was reset while playing"),
@@ -237,6 +237,11 @@ impl ModelSettings {
         ClockTime::from_nseconds(if self.batch_size > 1 { self.batch_timeout } else { 0 })
     }
 
+    /// What the element adds to the latency of a stream.
+    pub(crate) fn latency(&self, own: ClockTime) -> ClockTime {
+        own.saturating_add(self.batch_wait())
+    }
+
     /// Answers a LATENCY query with what is before the element, what it takes itself, and how long a batch may wait.
     pub(crate) fn answer_latency(
         &self,
@@ -245,7 +250,7 @@ impl ModelSettings {
         own: ClockTime,
     ) {
         let (live, min, max) = upstream.result();
-        let own = own.saturating_add(self.batch_wait());
+        let own = self.latency(own);
         query.set(live, min.saturating_add(own), max.map(|max| max.saturating_add(own)));
     }
 
@@ -282,7 +287,7 @@ impl ModelSettings {
             batch_size: self.batch_size as usize,
             batch_timeout: Duration::from_nanos(self.batch_timeout),
         };
-        Engine::shared(key, || Ok((device.place(open(name, &options)?)?, cx)))
+        Engine::shared(key, || Ok((device.place(opened(name, &options)?)?, cx)))
     }
 
     /// The message that tells what is running: structure `ssm-model` with `file`, `family`, `sizes`, `parameters`,
@@ -333,10 +338,10 @@ pub(crate) struct Counters {
 
 impl Counters {
     /// Value of a read-only property; `None` if it is none of these.
-    pub(crate) fn get(&self, name: &str, engine: Option<&Engine>) -> Option<glib::Value> {
+    pub(crate) fn get(&self, name: &str, settings: &ModelSettings, engine: Option<&Engine>) -> Option<glib::Value> {
         let counter = |c: &AtomicU64| c.load(Ordering::Relaxed);
         Some(match name {
-            "latency-ns" => counter(&self.latency_ns).to_value(),
+            "latency-ns" => settings.latency(ClockTime::from_nseconds(counter(&self.latency_ns))).nseconds().to_value(),
             "state-bytes" => counter(&self.state_bytes).to_value(),
             "steps" => counter(&self.steps).to_value(),
             "resets" => counter(&self.resets).to_value(),
@@ -364,6 +369,18 @@ impl Counters {
     pub(crate) fn add(counter: &AtomicU64, n: u64) {
         counter.fetch_add(n, Ordering::Relaxed);
     }
+}
+
+/// The model of a file. One that makes the loader panic is refused: the pipeline is to go on.
+fn opened(name: &str, options: &Options) -> Result<Arc<dyn Model>, Error> {
+    std::panic::catch_unwind(|| open(name, options)).unwrap_or_else(|_| {
+        Err(Error::Config {
+            file: name.into(),
+            field: "model".into(),
+            expected: "a file that can be read".into(),
+            got: "one that the loader stumbles over, which is a fault of this plugin".into(),
+        })
+    })
 }
 
 /// When what belongs to a model was written: a file that was replaced since is another model, and so is one with another

@@ -48,8 +48,10 @@ pub(crate) struct Reload<F> {
     flowing: AtomicBool,
     /// Number of the last request; older ones are given up.
     asked: AtomicU64,
-    /// Held while a model is being opened: a burst of requests opens one at a time.
-    opening: Arc<Mutex<()>>,
+    /// Whether a request waits to be looked at.
+    wanted: AtomicBool,
+    /// Whether a thread looks at them.
+    opening: AtomicBool,
     next: Mutex<Option<Next<F>>>,
     /// Value of `model` that the open engine came from.
     running: Mutex<Option<Arc<str>>>,
@@ -60,7 +62,8 @@ impl<F> Default for Reload<F> {
         Self {
             flowing: AtomicBool::default(),
             asked: AtomicU64::default(),
-            opening: Arc::default(),
+            wanted: AtomicBool::default(),
+            opening: AtomicBool::default(),
             next: Mutex::new(None),
             running: Mutex::default(),
         }
@@ -75,7 +78,8 @@ impl<F> Reload<F> {
 
     /// Forgets what is on its way.
     fn give_up(&self) {
-        self.asked.fetch_add(1, Ordering::Relaxed);
+        self.asked.fetch_add(1, Ordering::AcqRel);
+        self.wanted.store(false, Ordering::Release);
         lock(&self.next).take();
     }
 }
@@ -106,6 +110,8 @@ pub(crate) fn before<T: Modelled>(imp: &T, transition: gst::StateChange) -> Resu
     use gst::StateChange::{NullToReady, ReadyToPaused};
     let flowing = &imp.reload().flowing;
     if transition == ReadyToPaused {
+        // Of a setting that was on its way when all stopped.
+        imp.reload().give_up();
         flowing.store(true, Ordering::Relaxed);
     }
     if matches!(transition, NullToReady | ReadyToPaused)
@@ -153,31 +159,50 @@ pub(crate) fn changed<T: Modelled>(imp: &T, property: &str) {
         }
         return;
     }
-    let ticket = reload.asked.fetch_add(1, Ordering::Relaxed) + 1;
-    let (opening, options, weak) = (reload.opening.clone(), imp.options(), imp.ref_counted().downgrade());
-    let spawned = std::thread::Builder::new().name("ssm-reload".into()).spawn(move || {
-        let _one_at_a_time = lock(&opening);
-        let newest = || weak.upgrade().filter(|imp| imp.reload().asked.load(Ordering::Relaxed) == ticket);
-        if newest().is_none() {
-            return;
-        }
-        let engine = model.engine(options);
-        let Some(imp) = newest() else { return };
-        match engine.and_then(|engine| fitting(&*imp, &model, &engine).map(|fit| (engine, fit))) {
-            Ok((engine, fit)) => {
-                let mut next = lock(&imp.reload().next);
-                // Under the lock that giving up takes afterwards: what was given up meanwhile is not left behind.
-                if imp.reload().asked.load(Ordering::Relaxed) == ticket {
-                    *next = Some(Next { engine, settings: model, fit });
-                }
-            }
-            Err(error) if imp.reload().asked.load(Ordering::Relaxed) == ticket => refuse(&*imp, &model, &error),
-            Err(_) => {}
-        }
-    });
+    reload.asked.fetch_add(1, Ordering::AcqRel);
+    reload.wanted.store(true, Ordering::Release);
+    // One thread opens them, whatever their number: the newest when it comes to it.
+    if reload.opening.swap(true, Ordering::AcqRel) {
+        return;
+    }
+    let weak = imp.ref_counted().downgrade();
+    let spawned = std::thread::Builder::new()
+        .name("ssm-reload".into())
+        .spawn(move || while weak.upgrade().is_some_and(|imp| open_newest(&*imp)) {});
     if let Err(error) = spawned {
+        reload.opening.store(false, Ordering::Release);
         gst::element_warning!(element(imp), gst::ResourceError::Failed, ("model: no thread to open it: {error}"));
     }
+}
+
+/// Opens the model that was asked for last, on a thread of its own. Returns whether another one is to be opened.
+fn open_newest<T: Modelled>(imp: &T) -> bool {
+    let reload = imp.reload();
+    if !reload.wanted.swap(false, Ordering::AcqRel) {
+        reload.opening.store(false, Ordering::Release);
+        // One that came in between.
+        return reload.wanted.load(Ordering::Acquire) && !reload.opening.swap(true, Ordering::AcqRel);
+    }
+    let ticket = reload.asked.load(Ordering::Acquire);
+    // Behind the ticket: who changes it from here on has a newer one.
+    let model = imp.model();
+    let newest = || reload.asked.load(Ordering::Acquire) == ticket;
+    let opened = model.engine(imp.options());
+    if !newest() {
+        return true;
+    }
+    match opened.and_then(|engine| fitting(imp, &model, &engine).map(|fit| (engine, fit))) {
+        Ok((engine, fit)) => {
+            let mut next = lock(&reload.next);
+            // Under the lock that giving up takes afterwards: what was given up meanwhile is not left behind.
+            if newest() && reload.flowing.load(Ordering::Relaxed) {
+                *next = Some(Next { engine, settings: model, fit });
+            }
+        }
+        Err(error) if newest() => refuse(imp, &model, &error),
+        Err(_) => {}
+    }
+    true
 }
 
 /// What the element makes of a model that shall take the place of the open one.

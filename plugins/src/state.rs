@@ -81,7 +81,7 @@ const MAX_BYTES: u64 = 1 << 28;
 pub(crate) fn read(path: &str) -> io::Result<Vec<u8>> {
     let found = fs::metadata(path)?;
     if !found.is_file() && !device(&found) {
-        return Err(io::Error::other("expected a file or a device, got something else"));
+        return Err(neither());
     }
     let mut bytes = Vec::new();
     fs::File::open(path)?.take(MAX_BYTES).read_to_end(&mut bytes)?;
@@ -100,9 +100,14 @@ pub(crate) fn read(path: &str) -> io::Result<Vec<u8>> {
 pub(crate) fn write(path: &str, bytes: &[u8]) -> io::Result<()> {
     match fs::metadata(path) {
         Ok(found) if device(&found) => fs::OpenOptions::new().write(true).open(path)?.write_all(bytes),
-        Ok(found) if !found.is_file() => Err(io::Error::other("expected a file or a device, got something else")),
+        Ok(found) if !found.is_file() => Err(neither()),
         _ => replace(Path::new(path), |file| file.write_all(bytes)),
     }
+}
+
+/// The error of a name that is neither file nor device.
+fn neither() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, "expected a file or a device, got something else")
 }
 
 #[cfg(unix)]
@@ -116,25 +121,54 @@ fn device(_: &fs::Metadata) -> bool {
     false
 }
 
+/// Whether a name still means an open file.
+#[cfg(unix)]
+fn same(file: &fs::File, path: &Path) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let (open, found) = (file.metadata()?, fs::metadata(path));
+    Ok(found.is_ok_and(|found| (found.dev(), found.ino()) == (open.dev(), open.ino())))
+}
+
+#[cfg(not(unix))]
+fn same(_: &fs::File, path: &Path) -> io::Result<bool> {
+    Ok(path.exists())
+}
+
+/// The file that is to become another one, empty, once no other writer has it.
+fn part(path: &Path) -> io::Result<fs::File> {
+    loop {
+        let file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+        match file.lock() {
+            // Some file systems have no locks: there one writer has to be the only one.
+            Err(error) if error.kind() != io::ErrorKind::Unsupported => return Err(error),
+            _ => {}
+        }
+        if same(&file, path)? {
+            file.set_len(0)?;
+            return Ok(file);
+        }
+    }
+}
+
 /// Writes a file under a neighbouring name, then puts it in its place: who reads that meanwhile has the old one, and so has
-/// who comes after a crash. A link leads on to its file, whose rights stay.
+/// who comes after a crash. Several writers take turns. A link leads on to its file, whose rights stay.
 ///
 /// # Errors
 /// The file system refuses; the old file is then as it was.
 pub fn replace(path: &Path, write: impl FnOnce(&mut fs::File) -> io::Result<()>) -> io::Result<()> {
     let old = fs::metadata(path).ok();
     let path = if old.is_some() { fs::canonicalize(path)? } else { path.to_owned() };
-    let mut part = path.as_os_str().to_owned();
-    part.push(".part");
+    let mut name = path.as_os_str().to_owned();
+    name.push(".part");
+    let mut file = part(Path::new(&name))?;
     let written = || {
-        let mut file = fs::File::create(&part)?;
         if let Some(old) = &old {
             file.set_permissions(old.permissions())?;
         }
         write(&mut file)?;
         // Without it the new name could outlive a loss of power, and the bytes not.
         file.sync_all()?;
-        fs::rename(&part, &path)
+        fs::rename(&name, &path)
     };
-    written().inspect_err(|_| _ = fs::remove_file(&part))
+    written().inspect_err(|_| _ = fs::remove_file(&name))
 }

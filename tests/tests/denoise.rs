@@ -517,3 +517,46 @@ fn a_state_goes_on_where_time_begins_at_nothing() {
     out.extend(b.end());
     assert!(out == whole);
 }
+
+#[test]
+fn what_is_taken_out_is_limited() {
+    let folder = Folder::new("limit");
+    let (model_path, _) = model(&folder, SPECTRAL);
+    let samples = Rng::new(12).normals(3000, 0.1);
+    let run = |limit: &str| {
+        let mut b = Bench::new(&model_path, &[("attenuation-limit", limit)], "F32LE", 1);
+        b.pieces(&bytes(&samples), &[700, 2300], ClockTime::ZERO);
+        let out = [b.pull().0, b.end()].concat();
+        floats(&out)
+    };
+    let (wet, dry, some) = (run("100"), run("0"), run("20"));
+    assert_eq!([wet.len(), dry.len(), some.len()], [3000; 3]);
+    assert!(wet.iter().zip(&samples).any(|(y, x)| (y - x).abs() > 0.05), "it takes something out");
+    for (i, x) in samples.iter().enumerate() {
+        assert!((dry[i] - x).abs() < 1e-5, "{i}: {} for {x}", dry[i]);
+        let mixed = 0.1 * x + 0.9 * wet[i];
+        assert!((some[i] - mixed).abs() < 1e-5, "{i}: {} for {mixed}", some[i]);
+    }
+    // Networks without a mask, and a level that nobody asks for.
+    let waveform = model(&folder, 5).0;
+    for (model, property, part) in [
+        (
+            &*waveform,
+            ("attenuation-limit", "12"),
+            "attenuation-limit: expected none (cleanumamba cannot limit it), got 12 dB",
+        ),
+        (
+            &*model_path,
+            ("level-rule", "smoothed"),
+            "level-rule: expected model (band_mask divides its input by no level)",
+        ),
+    ] {
+        let element = element(model, &[property]);
+        let bus = gst::Bus::new();
+        element.set_bus(Some(&bus));
+        assert!(element.set_state(gst::State::Ready).is_err(), "{property:?}");
+        let text = complaint(&bus, gst::MessageType::Error);
+        assert!(text.contains(part), "{text}");
+        element.set_state(gst::State::Null).expect("it stops");
+    }
+}

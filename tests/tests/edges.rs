@@ -179,7 +179,18 @@ fn a_pipe_is_no_file() {
 
 #[test]
 fn where_no_state_can_be_written_the_last_samples_come_out() {
-    let (mut h, element) = denoiser(1.0, &[("state-out", "/nonexistent/state")]);
+    let element = make("ssmdenoise", &[("state-out", "/nonexistent/state")]);
+    let early = gst::Bus::new();
+    element.set_bus(Some(&early));
+    assert!(element.set_state(gst::State::Paused).is_err(), "known from the start");
+    let text = complaint(&early, gst::MessageType::Error);
+    assert!(text.contains("state-out: /nonexistent/state: expected a folder /nonexistent, got none"), "{text}");
+    element.set_state(gst::State::Null).expect("it stops");
+
+    let folder = Folder::new("edges-unwritable");
+    std::fs::create_dir(folder.file("out")).expect("a folder");
+    let (mut h, element) = denoiser(1.0, &[("state-out", &folder.file("out/state"))]);
+    std::fs::remove_dir(folder.file("out")).expect("it is empty");
     let bus = gst::Bus::new();
     element.set_bus(Some(&bus));
     for i in 0..5 {
@@ -205,19 +216,34 @@ fn planes(factory: &str, properties: &[(&str, &str)]) {
     element.set_bus(Some(&bus));
     let mut h = Harness::with_element(&element, Some("sink"), Some("src"));
     h.set_caps(rgb(32, 18), rgb(32, 18));
-    let mut frame = |offset: usize, stride: i32| {
-        let mut buffer = gst::Buffer::from_mut_slice(vec![0u8; 32 * 18 * 3]);
+    let mut frame = |memories: &[usize], offset: usize, stride: i32| {
+        let mut buffer = gst::Buffer::new();
         let edit = buffer.get_mut().expect("a new buffer");
+        memories.iter().for_each(|size| edit.append_memory(gst::Memory::from_mut_slice(vec![0u8; *size])));
         let flags = gst_video::VideoFrameFlags::empty();
         gst_video::VideoMeta::add_full(edit, flags, gst_video::VideoFormat::Rgb, 32, 18, &[offset], &[stride])
             .expect("a meta");
         h.push(buffer)
     };
-    frame(0, 96).expect("it fits");
-    for (offset, stride) in [(1 << 20, 96), (1, 96), (0, 4096)] {
-        assert_eq!(frame(offset, stride), Err(gst::FlowError::Error), "{factory}: {offset} {stride}");
-        let text = complaint(&bus, gst::MessageType::Error);
-        assert!(text.contains("plane 0") && text.contains("1728 bytes"), "{factory}: {text}");
+    frame(&[1728], 0, 96).expect("it fits");
+    // A plane in the second memory.
+    frame(&[100, 1728], 100, 96).expect("it fits");
+    for (memories, offset, stride, part) in [
+        (&[1728][..], 1 << 20, 96, "within one memory, which ends at 0, got its end at 1050304"),
+        (&[1728], 1, 96, "within one memory, which ends at 1728, got its end at 1729"),
+        (&[1728], 0, 4096, "got its end at 69728"),
+        (&[1000, 1728], 0, 96, "within one memory, which ends at 1000, got its end at 1728"),
+        (&[1000, 1728], 1010, 96, "within one memory, which ends at 2728, got its end at 2738"),
+        (&[1728], 0, -96, "a stride of 96 bytes or more, got -96"),
+        (&[1728], 0, 95, "a stride of 96 bytes or more, got 95"),
+    ] {
+        // It passes as it is, and the next one of its kind says nothing.
+        frame(memories, offset, stride).expect("it passes");
+        frame(memories, offset, stride).expect("it passes");
+        let text = complaint(&bus, gst::MessageType::Warning);
+        assert!(bus.pop_filtered(&[gst::MessageType::Warning, gst::MessageType::Error]).is_none(), "{factory}: once");
+        frame(&[1728], 0, 96).expect("it fits");
+        assert!(text.contains("plane 0: expected") && text.contains(part), "{factory}: {text}");
     }
 }
 
@@ -437,4 +463,63 @@ fn caps_are_refused_in_words_each_time() {
         caps.field("framerate", gst::Fraction::new(25, 1)).field("interlace-mode", mode).build()
     };
     errors(&make("ssmoverlay", &[]), &frames("progressive"), &frames("alternate"), "expected whole caps");
+}
+
+#[test]
+fn what_is_left_of_a_loaded_state_has_a_time() {
+    let save =
+        |element: &gst::Element| element.emit_by_name::<Option<glib::Bytes>>("save-state", &[]).expect("a state");
+    let load = |element: &gst::Element, bytes: &glib::Bytes| {
+        assert!(element.emit_by_name::<bool>("load-state", &[bytes]), "it is taken");
+    };
+    let reset = || gst::event::CustomDownstream::new(gst::Structure::new_empty("ssm-reset"));
+    for end in [gst::event::Eos::new(), reset()] {
+        let (mut h, element) = denoiser(1.0, &[]);
+        (0..8).for_each(|i| _ = h.push(audio(i * 25, 25, gst::BufferFlags::empty())).expect("flows"));
+        load(&element, &save(&element));
+        let before = out(&mut h).last().expect("it came out").1;
+        h.push_event(end);
+        // `out` asks each one for its time.
+        let rest = out(&mut h);
+        assert!(rest.iter().all(|b| b.0 >= before && b.1 <= ms(200).nseconds()), "{before}: {rest:?}");
+        assert!(!rest.is_empty());
+    }
+    // What follows a state of another place jumps.
+    let (mut h, element) = denoiser(1.0, &[]);
+    h.push(audio(0, 29, gst::BufferFlags::empty())).expect("flows");
+    let early = save(&element);
+    h.push(audio(29, 31, gst::BufferFlags::empty())).expect("flows");
+    load(&element, &early);
+    while h.try_pull().is_some() {}
+    h.push(audio(60, 25, gst::BufferFlags::empty())).expect("flows");
+    assert!(h.pull().expect("it came out").flags().contains(gst::BufferFlags::DISCONT));
+    // Of a stream that ends before it begins it comes out, in a segment of its own.
+    let folder = Folder::new("edges-left");
+    std::fs::write(folder.file("state"), &early[..]).expect("a temporary file");
+    let element = make("ssmdenoise", &[("state-in", &folder.file("state"))]);
+    let mut h = Harness::with_element(&element, Some("sink"), None);
+    h.add_element_src_pad(&element.static_pad("src").expect("a pad"));
+    h.play();
+    h.push_event(gst::event::StreamStart::new("left"));
+    h.push_event(gst::event::Caps::new(&caps("F32LE", 16_000, 1)));
+    h.push_event(gst::event::Eos::new());
+    let events: Vec<_> = std::iter::from_fn(|| h.try_pull_event()).map(|event| event.type_()).collect();
+    let at = |kind| events.iter().position(|event| *event == kind);
+    assert!(
+        at(gst::EventType::Segment).is_some() && at(gst::EventType::Segment) < at(gst::EventType::Eos),
+        "{events:?}"
+    );
+    assert!(!out(&mut h).is_empty());
+}
+
+#[test]
+fn lines_that_nobody_reads_are_told_before_the_first_one() {
+    let element = make("ssmjson", &[]);
+    let mut h = Harness::with_element(&element, Some("sink"), None);
+    h.set_src_caps(rgb(32, 18));
+    h.play();
+    h.push_event(gst::event::Segment::new(gst::FormattedSegment::<ClockTime>::new().upcast_ref()));
+    let mut frame = gst::Buffer::from_mut_slice(vec![0u8; 1728]);
+    frame.get_mut().expect("a new buffer").set_pts(ms(0));
+    assert_eq!(h.push(frame), Err(gst::FlowError::NotLinked));
 }

@@ -255,8 +255,8 @@ fn frames_of_any_size_pass_or_are_refused() {
                 }
                 assert_eq!(h.pull().expect("it passes").size(), size, "{what}");
                 passed += 1;
-                assert!(push(&mut h, size - 1).is_err(), "{what}: a byte is missing");
-                let text = complaint(&bus, gst::MessageType::Error);
+                push(&mut h, size - 1).expect("a stray frame passes");
+                let text = complaint(&bus, gst::MessageType::Warning);
                 assert!(text.contains(&format!("expected {size} bytes, got {}", size - 1)), "{what}: {text}");
             }
         }

@@ -61,7 +61,7 @@ fn a_live_pipeline_waits_as_long_as_its_elements_take() {
     let models = ["cleanumamba", "band_mask"].map(|family| folder.model(family, 1).1);
     for model in models.iter().map(String::as_str).chain(["builtin:denoise"]) {
         let line = format!(
-            "audiotestsrc is-live=true name=src ! audio/x-raw,rate=16000,channels=1 ! ssmvad ! ssmdenoise name=a model={model} ! \
+            "audiotestsrc is-live=true name=src ! audio/x-raw,rate=16000,channels=1 ! ssmvad name=c batch-timeout=3000000 ! ssmdenoise name=a model={model} ! \
              ssmvad ! ssmdenoise name=b ! fakesink sync=true processing-deadline=0 name=sink"
         );
         let pipeline =
@@ -75,8 +75,8 @@ fn a_live_pipeline_waits_as_long_as_its_elements_take() {
             pipeline.by_name(element).and_then(|e| e.static_pad(pad)).expect("the pad is there")
         };
         let own = |element: &str| pipeline.by_name(element).expect("it is there").property::<u64>("latency-ns");
-        let (added, source) = (own("a") + own("b"), latency(&pad("src", "src")));
-        assert!(own("a") > 0 && own("b") > 0);
+        let (added, source) = (own("a") + own("b") + own("c"), latency(&pad("src", "src")));
+        assert!(own("a") > 0 && own("b") > 0 && own("c") == 3_000_000);
         let at_sink = latency(&pad("sink", "sink").peer().expect("linked"));
         let expected = ClockTime::from_nseconds(added);
         assert_eq!(at_sink, (true, source.1 + expected, source.2.map(|max| max + expected)), "{model}");

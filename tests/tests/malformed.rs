@@ -131,6 +131,9 @@ fn a_configuration_that_contradicts_the_tensors_is_refused() {
             assert!(error.contains(field) && error.contains("37"), "{name}, {field}: {error}");
         }
     }
+    let hop = configured("band_mask_tiny.safetensors", "hop", &serde_json::json!(1u64 << 63));
+    let error = ssm_models::open(&hop.display().to_string(), &ssm_models::Options::default()).err();
+    assert!(error.expect("a refusal").to_string().contains("hop: expected 1 to"));
     // A width doubles from stage to stage where one number stands for all, or is listed.
     for dims in [serde_json::json!(12), serde_json::json!([12, 24, 48, 96])] {
         let path = configured("vmamba_v05_cfg_a.safetensors", "dims", &dims);
@@ -226,6 +229,16 @@ fn whole_numbers_are_no_weights_and_what_sizes_are_read_off_is_missed_by_name() 
         let opened = ssm_models::open(&path.display().to_string(), &ssm_models::Options::default());
         opened.err().map_or_else(|| panic!("{name} is taken: {tensor}"), |e| e.to_string())
     };
+    // Of all layers and directions, or of none.
+    for (name, tensor) in [
+        ("mamba_lm_tiny_hf", "backbone.layers.1.mixer.conv1d.bias"),
+        ("vim_tiny_cfg_a", "layers.0.mixer.conv1d_b.bias"),
+        ("mamba2_lm_tiny_hf", "backbone.layers.0.mixer.conv1d.bias"),
+        ("s4_dplr_legs_tiny", "layer.kernel.P"),
+    ] {
+        let error = changed(&format!("{name}.safetensors"), tensor, false);
+        assert!(error.contains(&format!("missing tensor {tensor}")), "{name}: {error}");
+    }
     for (name, tensor) in [
         ("vim_tiny_cfg_a", "layers.1.mixer.A_log"),
         ("vim_tiny_cfg_a", "layers.1.mixer.dt_proj.weight"),
@@ -251,4 +264,69 @@ fn whole_numbers_are_no_weights_and_what_sizes_are_read_off_is_missed_by_name() 
             assert!(error.contains(&format!("missing tensor {tensor}")), "{name}: {error}");
         }
     }
+}
+
+/// A file of tensors of one value each, and what opening it says.
+fn refusal(name: &str, config: &serde_json::Value, tensors: &[(&str, &[usize], f32)]) -> String {
+    let bytes: Vec<_> =
+        tensors.iter().map(|(_, shape, v)| v.to_le_bytes().repeat(shape.iter().product::<usize>())).collect();
+    let views = tensors.iter().zip(&bytes).map(|((name, shape, _), bytes)| {
+        (*name, TensorView::new(Dtype::F32, shape.to_vec(), bytes).expect("bytes that fit"))
+    });
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let metadata = [("config".to_owned(), config.to_string())].into();
+    safetensors::serialize_to_file(views, Some(metadata), &path).expect("room to write");
+    let opened = catch_unwind(|| ssm_models::open(&path.display().to_string(), &ssm_models::Options::default()));
+    let opened = opened.unwrap_or_else(|_| panic!("{name}: a panic"));
+    opened.err().map_or_else(|| panic!("{name} is taken"), |e| e.to_string())
+}
+
+#[test]
+fn small_files_that_ask_for_much_are_refused() {
+    use serde_json::json;
+    let error = refusal("nothing.safetensors", &json!({ "family": "attenuate" }), &[("a", &[1], 0.0)]);
+    assert!(error.contains("down_ssms: expected 1 to"), "{error}");
+
+    // 65,025 tokens of 2000 values.
+    let error = refusal(
+        "tokens.safetensors",
+        &json!({ "img_size": [255, 255], "stride": 1 }),
+        &[
+            ("patch_embed.proj.weight", &[2000, 3, 1, 1], 0.0),
+            ("patch_embed.proj.bias", &[2000], 0.0),
+            ("norm_f.weight", &[1], 0.0),
+            ("layers.0.mixer.A_log", &[1, 1], 0.0),
+            ("pos_embed", &[1, 65_025, 1], 0.0),
+        ],
+    );
+    assert!(error.contains("frame size: expected 67108864 values at most"), "{error}");
+
+    // A power of 48 matrices of 512 x 512 by squaring.
+    let error = refusal(
+        "power.safetensors",
+        &json!({}),
+        &[
+            ("layer.D", &[1, 48], 1.0),
+            ("layer.kernel.inv_dt", &[48, 1], -3.0),
+            ("layer.kernel.A_real", &[1, 256], -0.7),
+            ("layer.kernel.A_imag", &[1, 256], 1.0),
+            ("layer.kernel.B", &[1, 1, 256, 2], 0.5),
+            ("layer.kernel.C", &[1, 48, 256, 2], 0.5),
+            ("layer.kernel.P", &[1, 1, 256, 2], 0.1),
+            ("layer.kernel.l_kernel", &[], 16_777_215.0),
+        ],
+    );
+    assert!(error.contains("l_kernel: expected 274877906944 multiply-adds at most"), "{error}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_pipe_for_a_configuration_holds_up_nobody() {
+    let folder = ssm_tests::element::Folder::new("malformed-pipe");
+    let model = folder.model("mamba", 1).1;
+    let pipe = std::path::Path::new(&model).with_file_name("config.json");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().expect("mkfifo runs").success());
+    let opened = ssm_models::open(&model, &ssm_models::Options::default());
+    let error = opened.expect_err("a refusal").to_string();
+    assert!(error.contains("config.json: config: expected a file that can be read, got something else"), "{error}");
 }

@@ -60,6 +60,6 @@ fn a_family_without_bf16_says_so() {
     let (_, draw) = FAMILIES.iter().find(|f| f.0 == "s4").expect("the family is there");
     let mut f = draw(&mut Rng::new(1));
     f.options.precision = Precision::Bf16;
-    let error = f.open(CpuLevel::best()).err().expect("no bf16").to_string();
+    let error = f.open(CpuLevel::best()).expect_err("no bf16").to_string();
     assert!(error.contains("precision") && error.contains("f32") && error.contains("bf16"), "{error}");
 }

@@ -34,7 +34,7 @@ fn output(file: &Checkpoint, f: &Fabricated) -> Vec<f32> {
 
 /// The error of a checkpoint that must not open.
 fn refused(f: &Fabricated) -> String {
-    f.open(CpuLevel::best()).err().expect("a checkpoint that must not open").to_string()
+    f.open(CpuLevel::best()).expect_err("a checkpoint that must not open").to_string()
 }
 
 #[test]

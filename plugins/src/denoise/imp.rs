@@ -57,11 +57,21 @@ struct Settings {
     model: ModelSettings,
     level_rule: Level,
     level: f32,
+    /// In dB; [`NO_LIMIT`] and more is none.
+    attenuation_limit: f32,
 }
+
+/// What no ear and no sample of 16 bits knows from silence, in dB.
+const NO_LIMIT: f32 = 100.0;
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { model: ModelSettings::new(Some(DEFAULT_MODEL), 1), level_rule: Level::default(), level: 0.1 }
+        Self {
+            model: ModelSettings::new(Some(DEFAULT_MODEL), 1),
+            level_rule: Level::default(),
+            level: 0.1,
+            attenuation_limit: NO_LIMIT,
+        }
     }
 }
 
@@ -90,11 +100,21 @@ struct Flow {
 impl Flow {
     /// What is inside comes out, completed with silence; the state is a `fresh` one then, or goes on.
     fn empty(&mut self, fresh: bool) {
+        if let (false, Some(after)) = (self.clock.has_time(), self.after) {
+            self.begin(after);
+        }
         if fresh {
             self.audio.drain(&mut self.out);
         } else {
             self.audio.gap(0, &mut self.out);
         }
+    }
+
+    /// Gives the stream a time: what is inside, of a snapshot or of buffers without times, lies before `pts`.
+    fn begin(&mut self, pts: ClockTime) {
+        let inside = self.audio.inside() as u64;
+        self.clock.begin(Some(pts), inside);
+        (self.given, self.taken) = (0, inside);
     }
 
     /// Begins a new count of time; what is inside must have come out.
@@ -181,7 +201,9 @@ impl Modelled for Denoise {
             Level::Upstream => LevelRule::Upstream,
             Level::Fixed => LevelRule::Fixed(settings.level),
         };
-        Options { level_rule, ..Options::default() }
+        let limit = settings.attenuation_limit;
+        let floor = if limit < NO_LIMIT { 10f32.powf(-limit / 20.0) } else { 0.0 };
+        Options { level_rule, floor, ..Options::default() }
     }
 
     fn fits(&self, engine: &Arc<Engine>, _: &ModelSettings) -> Result<ClockTime, Error> {
@@ -303,19 +325,36 @@ impl Denoise {
         flow.silent &= more > 0 || flow.audio.steps() <= steps;
     }
 
+    /// Where the segment begins; `None` before there is one.
+    fn start(&self) -> Option<ClockTime> {
+        let segment = lock(&self.segment);
+        let gst::EventView::Segment(event) = segment.as_ref()?.view() else { return None };
+        Some(event.segment().downcast_ref::<ClockTime>().and_then(|s| s.start()).unwrap_or_default())
+    }
+
     /// Takes what is inside out, completed with silence; the state is a `fresh` one then, or goes on.
     fn drain(&self, fresh: bool) -> Result<gst::FlowSuccess, gst::FlowError> {
+        let segment;
         let (buffer, late) = {
             let mut flow = lock(&self.flow);
             let Some(flow) = flow.as_mut() else { return Ok(gst::FlowSuccess::Ok) };
             let silenced = flow.audio.silenced();
+            // Of a snapshot, if nothing came since: the stream begins behind it.
+            let start = self.start();
+            if flow.taken == 0 {
+                flow.after = flow.after.or(start).or(Some(ClockTime::ZERO));
+            }
             flow.empty(fresh);
             self.note_silence(flow, silenced, 0);
             let buffer = flow.take().map_err(|e| self.no_memory(e))?;
+            segment = (start.is_none() && buffer.is_some())
+                .then(|| gst::event::Segment::new(gst::FormattedSegment::<ClockTime>::new().upcast_ref()));
             flow.rebase(None);
             flow.discont = true;
             (buffer, std::mem::take(&mut flow.results))
         };
+        // Nothing may be pushed before one.
+        segment.into_iter().for_each(|event| _ = self.src.push_event(event));
         let done = self.push(buffer);
         if !late.is_empty() {
             self.src.push_event(Results::late(&late));
@@ -390,14 +429,11 @@ impl Denoise {
                 }
             }
             if let (false, Some(pts)) = (flow.clock.has_time(), buffer.pts().or(flow.after)) {
-                // What is inside, of a snapshot or of buffers without times, lies before this buffer and comes out first.
-                let inside = flow.audio.inside() as u64;
                 // A reset does not hide that time has jumped.
                 let tolerance = ear::tolerance(&buffer, flow.after, false);
                 let jump = !matches!(follows(flow.after, Some(pts), tolerance, ClockTime::MAX), Follows::On);
                 flow.discont |= jump;
-                flow.clock.begin(Some(pts), inside);
-                (flow.given, flow.taken) = (0, inside);
+                flow.begin(pts);
             }
             flow.after = None;
             // To ask for results by name takes memory.
@@ -486,10 +522,7 @@ impl Denoise {
                     let buffer = flow.as_mut().and_then(|flow| {
                         let after = flow.after;
                         if !flow.clock.has_time() {
-                            // What is inside, of a snapshot or of buffers without times, lies before.
-                            let inside = flow.audio.inside() as u64;
-                            flow.clock.begin(Some(pts), inside);
-                            (flow.given, flow.taken) = (0, inside);
+                            flow.begin(pts);
                         }
                         // From where the stream stands, so that a hole before counts and what came twice does not.
                         let end = pts.saturating_add(duration.unwrap_or_default());
@@ -647,6 +680,14 @@ impl ObjectImpl for Denoise {
                     .default_value(defaults.level)
                     .mutable_ready()
                     .build(),
+                glib::ParamSpecFloat::builder("attenuation-limit")
+                    .nick("Attenuation limit")
+                    .blurb("Largest attenuation of noise, in dB (100: no limit); 0 passes the delayed input")
+                    .minimum(0.0)
+                    .maximum(NO_LIMIT)
+                    .default_value(defaults.attenuation_limit)
+                    .mutable_ready()
+                    .build(),
             ]);
             properties
         });
@@ -659,6 +700,9 @@ impl ObjectImpl for Denoise {
             match pspec.name() {
                 "level-rule" => settings.level_rule = value.get().unwrap_or_default(),
                 "level" => settings.level = value.get().unwrap_or(settings.level),
+                "attenuation-limit" => {
+                    settings.attenuation_limit = value.get().unwrap_or(settings.attenuation_limit);
+                }
                 name => {
                     settings.model.set(name, value);
                 }
@@ -672,6 +716,7 @@ impl ObjectImpl for Denoise {
         match pspec.name() {
             "level-rule" => settings.level_rule.to_value(),
             "level" => settings.level.to_value(),
+            "attenuation-limit" => settings.attenuation_limit.to_value(),
             _ => self.base.property(&settings.model, pspec),
         }
     }
@@ -706,6 +751,7 @@ impl Stateful for Denoise {
                 let done = flow.audio.restore(snapshot);
                 if done.is_ok() {
                     flow.restart();
+                    flow.discont = true;
                 }
                 Some(done)
             })

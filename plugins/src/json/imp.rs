@@ -85,10 +85,17 @@ impl Json {
             Err(_) => None,
         };
         let Some((mut out, _)) = lines else {
-            if let Some(pts) = buffer.pts() {
-                self.src.push_event(gst::event::Gap::builder(pts).duration(buffer.duration()).build());
-            }
-            return Ok(gst::FlowSuccess::Ok);
+            let gap = |pts| gst::event::Gap::builder(pts).duration(buffer.duration()).build();
+            let taken = buffer.pts().is_none_or(|pts| self.src.push_event(gap(pts)));
+            // Lines may come late; that nobody would read them is told at once.
+            let flags = self.src.pad_flags();
+            return match () {
+                () if taken => Ok(gst::FlowSuccess::Ok),
+                () if flags.contains(gst::PadFlags::FLUSHING) => Err(gst::FlowError::Flushing),
+                () if flags.contains(gst::PadFlags::EOS) => Err(gst::FlowError::Eos),
+                () if !self.src.is_linked() => Err(gst::FlowError::NotLinked),
+                () => Ok(gst::FlowSuccess::Ok),
+            };
         };
         let edit = out.make_mut();
         edit.set_pts(buffer.pts());

@@ -35,6 +35,8 @@ struct Flow {
     brush: Brush,
     /// Time of the last frame, for frames without one.
     now: ClockTime,
+    /// Whether frames that cannot be drawn on are coming, so that a stretch of them warns once.
+    odd: bool,
 }
 
 pub struct Overlay {
@@ -143,7 +145,7 @@ impl BaseTransformImpl for Overlay {
             gst::loggable_error!(CAT, "caps {incaps}: {error}")
         })?;
         let brush = Brush::new(&info);
-        *lock(&self.flow) = Some(Flow { info, brush, now: ClockTime::ZERO });
+        *lock(&self.flow) = Some(Flow { info, brush, now: ClockTime::ZERO, odd: false });
         Ok(())
     }
 
@@ -167,7 +169,7 @@ impl BaseTransformImpl for Overlay {
     fn transform_ip(&self, buffer: &mut gst::BufferRef) -> Result<gst::FlowSuccess, gst::FlowError> {
         let show = *lock(&self.show);
         let mut flow = lock(&self.flow);
-        let Some(Flow { info, brush, now }) = flow.as_mut() else {
+        let Some(Flow { info, brush, now, odd }) = flow.as_mut() else {
             gst::element_imp_error!(self, gst::CoreError::Negotiation, ("frame before caps"));
             return Err(gst::FlowError::NotNegotiated);
         };
@@ -182,10 +184,17 @@ impl BaseTransformImpl for Overlay {
             let wrong = |_| format!("frame at {at}: expected {} bytes, got {size}", info.size());
             VideoFrameRef::from_buffer_ref_writable(buffer, info).map_err(wrong)
         });
-        let mut frame = frame.map_err(|text| {
-            gst::element_imp_error!(self, gst::StreamError::Format, ("{text}"));
-            gst::FlowError::Error
-        })?;
+        let mut frame = match frame {
+            Ok(frame) => frame,
+            Err(text) => {
+                // One stray frame ends no stream.
+                if !std::mem::replace(odd, true) {
+                    gst::element_imp_warning!(self, gst::StreamError::Format, ("{text}; nothing is drawn on it"));
+                }
+                return Ok(gst::FlowSuccess::Ok);
+            }
+        };
+        *odd = false;
         panel.draw(&mut Canvas::new(brush, &mut frame), brush, &show, *now);
         Ok(gst::FlowSuccess::Ok)
     }
