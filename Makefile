@@ -10,6 +10,9 @@ ifdef PREFIX
   BIN ?= $(PREFIX)/bin
   SHARE ?= $(PREFIX)/share
 else
+  ifneq (,$(filter install uninstall,$(MAKECMDGOALS)))
+    $(if $(HOME),,$(error expected PREFIX, or HOME to be set))
+  endif
   SHARE ?= $(or $(XDG_DATA_HOME),$(HOME)/.local/share)
   PLUGINS ?= $(SHARE)/gstreamer-1.0/plugins
   BIN ?= $(HOME)/.cargo/bin
@@ -20,7 +23,7 @@ TRAIN_VENV ?= .venv-train
 PEERS_VENV ?= .venv-peers
 PEERS := $(PEERS_VENV)/bin/python
 # What is off by default and tested.
-FEATURES := --features ssm-pipelines/mqtt
+FEATURES := --features ssm-pipelines/mqtt,ssm-pipelines/store
 COMPLETIONS := bash-completion/completions/ssm zsh/vendor-completions/_ssm fish/vendor_completions.d/ssm.fish
 
 # Tools that cargo builds, each once, into the folder of what is built.
@@ -53,8 +56,9 @@ help:
 deps:
 	@./.ci/deps
 
+# What follows looks there, whatever CARGO_TARGET_DIR says.
 build: deps
-	$(CARGO) build --release -p gst-plugin-ssm -p ssm-pipelines
+	$(CARGO) build --release --target-dir target -p gst-plugin-ssm -p ssm-pipelines
 
 lint: deps
 	$(CARGO) fmt --check
@@ -110,26 +114,30 @@ bench-peers: deps
 demo: build
 	@./pipelines/demo.sh
 
-# Pages for man and what shells complete by, from the command itself.
+# Pages for man and what shells complete by, from the command itself; whose code and whose data are inside.
 share: build
 	@rm -rf target/share && mkdir -p $(addprefix target/share/,$(dir $(COMPLETIONS)))
 	@target/release/ssm man target/share/man/man1
 	@target/release/ssm completions bash > target/share/bash-completion/completions/ssm
 	@target/release/ssm completions zsh > target/share/zsh/vendor-completions/_ssm
 	@target/release/ssm completions fish > target/share/fish/vendor_completions.d/ssm.fish
+	@CARGO=$(CARGO) .ci/notices > target/share/THIRD-PARTY
+	@cp models/builtin/README.md target/share/WEIGHTS.md
 
 install: share
-	install -D -m 644 target/release/libgstssm.so $(DESTDIR)$(PLUGINS)/libgstssm.so
-	install -D -m 755 target/release/ssm $(DESTDIR)$(BIN)/ssm
-	install -d $(DESTDIR)$(SHARE)/man/man1
-	install -m 644 target/share/man/man1/*.1 $(DESTDIR)$(SHARE)/man/man1/
-	for f in $(COMPLETIONS); do install -D -m 644 target/share/$$f $(DESTDIR)$(SHARE)/$$f; done
+	install -D -m 644 target/release/libgstssm.so "$(DESTDIR)$(PLUGINS)/libgstssm.so"
+	install -D -m 755 target/release/ssm "$(DESTDIR)$(BIN)/ssm"
+	install -d "$(DESTDIR)$(SHARE)/man/man1"
+	install -m 644 target/share/man/man1/*.1 "$(DESTDIR)$(SHARE)/man/man1/"
+	for f in $(COMPLETIONS); do install -D -m 644 target/share/$$f "$(DESTDIR)$(SHARE)/$$f"; done
+	install -D -m 644 -t "$(DESTDIR)$(SHARE)/doc/gst-plugin-ssm" LICENSE target/share/THIRD-PARTY target/share/WEIGHTS.md
 	@echo "installed $(DESTDIR)$(PLUGINS)/libgstssm.so; try: gst-inspect-1.0 ssm"
 
 uninstall:
-	rm -f $(DESTDIR)$(PLUGINS)/libgstssm.so $(DESTDIR)$(BIN)/ssm
-	rm -f $(DESTDIR)$(SHARE)/man/man1/ssm.1 $(DESTDIR)$(SHARE)/man/man1/ssm-*.1
-	rm -f $(addprefix $(DESTDIR)$(SHARE)/,$(COMPLETIONS))
+	rm -f "$(DESTDIR)$(PLUGINS)/libgstssm.so" "$(DESTDIR)$(BIN)/ssm"
+	rm -f "$(DESTDIR)$(SHARE)/man/man1"/ssm.1 "$(DESTDIR)$(SHARE)/man/man1"/ssm-*.1
+	for f in $(COMPLETIONS); do rm -f "$(DESTDIR)$(SHARE)/$$f"; done
+	rm -rf "$(DESTDIR)$(SHARE)/doc/gst-plugin-ssm"
 
 # The two packages are apart because the plugin may be there for several architectures, and a command may not.
 deb: share

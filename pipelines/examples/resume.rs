@@ -5,11 +5,14 @@
 //! cargo run --release --example resume -- STATES < noisy.f32 > clean.f32
 //! ```
 //!
-//! Reads mono 32-bit floats at 16 kHz from the standard input and writes as many to the standard output. `STATES` is a folder.
+//! Reads mono 32-bit floats at 16 kHz from the standard input and writes them to the standard output, all but the last
+//! 20 ms, which wait in the state for what follows. `STATES` is a folder.
 //! At the end of the input, and at Ctrl-C or SIGTERM, both elements leave their states there; the next start goes on from
 //! them. The plugin is linked in: nothing needs to be installed but GStreamer.
 
 use gst::prelude::*;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 use std::error::Error;
 use std::io::{Read, Write};
 use std::path::Path;
@@ -29,6 +32,7 @@ fn main() -> Result<(), Box<dyn Error>> {
          ssmdenoise name=denoise ! ssmvad name=vad ! appsink name=out sync=false",
     )?;
     let pipeline = pipeline.downcast::<gst::Pipeline>().map_err(|_| "not a pipeline")?;
+    std::fs::create_dir_all(&folder)?;
     for name in ["denoise", "vad"] {
         let element = pipeline.by_name(name).ok_or("no such element")?;
         let file = Path::new(&folder).join(name);
@@ -57,11 +61,14 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let stop = Arc::new(AtomicBool::new(false));
     let (flag, input) = (stop.clone(), source.clone());
-    ctrlc::set_handler(move || {
-        flag.store(true, Ordering::Release);
-        // What was pushed goes through, then the states are written.
-        let _ = input.end_of_stream();
-    })?;
+    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    std::thread::spawn(move || {
+        for _ in signals.forever() {
+            flag.store(true, Ordering::Release);
+            // What was pushed goes through, then the states are written.
+            let _ = input.end_of_stream();
+        }
+    });
     pipeline.set_state(gst::State::Playing)?;
     let feed = std::thread::spawn(move || feed(&source, &stop));
 

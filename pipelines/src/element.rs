@@ -4,7 +4,6 @@ use crate::Failure;
 use gst::glib;
 use gst::prelude::*;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// What a pipeline left behind.
@@ -75,13 +74,6 @@ pub fn follow(
     };
     let _ = pipeline.set_state(gst::State::Null);
     outcome
-}
-
-/// At a signal: all comes to an end in good order; at a second one at once.
-pub fn end(flag: &AtomicBool) {
-    if flag.swap(true, Ordering::AcqRel) {
-        std::process::exit(130);
-    }
 }
 
 /// Makes an error of a pipeline one of the file that it read.

@@ -2,6 +2,7 @@
 //! of no known family, its tensors.
 
 use crate::Failure;
+use crate::say::plain;
 use serde_json::{Map, Value, json};
 use ssm_models::checkpoint::Checkpoint;
 use ssm_models::kernels::CpuLevel;
@@ -175,10 +176,8 @@ const ORDER: [&str; 24] = [
 /// The facts for people: a key and a value per line.
 fn lines(facts: &Value) -> String {
     let mut out = String::new();
-    // Names and texts of a file shall not speak to the terminal, nor make lines of their own.
-    let plain = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
     let mut line = |key: &str, value: String| {
-        out += &format!("{key:<14}{}\n", value.chars().map(plain).collect::<String>());
+        out += &format!("{key:<14}{}\n", plain(&value));
     };
     for (key, value) in ORDER.iter().filter_map(|key| Some((*key, facts.get(key)?))) {
         match (key, value) {

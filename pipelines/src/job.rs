@@ -58,6 +58,18 @@ struct Header {
     bytes: u64,
     /// How many they are.
     lines: u64,
+    /// Checksum of the lines.
+    sum: u32,
+    /// Checksum of this header.
+    check: u32,
+}
+
+impl Header {
+    /// The checksum that belongs into `check`.
+    fn checksum(&self) -> u32 {
+        let Self { of, buffers, bytes, lines, sum, check: _ } = self;
+        crc32fast::hash(format!("{of}\n{buffers} {bytes} {lines} {sum}").as_bytes())
+    }
 }
 
 /// Between the end of a buffer and the next one, in ns, at most, where they belong together.
@@ -72,6 +84,8 @@ const FAREWELL: Duration = Duration::from_secs(2);
 /// What the two ends of the element share.
 struct Progress {
     header: Header,
+    /// Of the lines so far.
+    sum: crc32fast::Hasher,
     /// The snapshot of the element after `header.buffers` buffers.
     out: BufWriter<File>,
     /// Time of the last state in ns, or of the first buffer.
@@ -90,6 +104,18 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> Failure + use<> {
     move |e| Failure::File { path, reason: e.to_string() }
 }
 
+/// Whether a name still means an open file.
+fn same(file: &File, path: &Path) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        let id = |data: io::Result<fs::Metadata>| data.map(|data| (data.dev(), data.ino())).ok();
+        id(file.metadata()) == id(fs::metadata(path))
+    }
+    #[cfg(not(unix))]
+    (file.metadata().is_ok() && path.exists())
+}
+
 /// What belongs to the input: a state of another file of the same name would be nonsense.
 fn stamp(finder: &Finder, input: &Path) -> io::Result<String> {
     let file = fs::metadata(input)?;
@@ -97,15 +123,29 @@ fn stamp(finder: &Finder, input: &Path) -> io::Result<String> {
     Ok(format!("{}; {} bytes of {} ns", finder.line, file.len(), time.as_nanos()))
 }
 
-/// The state that an earlier run left, if it is of the same job and the lines reach as far.
-fn resume(path: &Path, of: &str, lines: u64) -> Option<(Header, Vec<u8>)> {
+/// What an earlier run left: header, checksum of the lines, snapshot.
+type Left = (Header, crc32fast::Hasher, Vec<u8>);
+
+/// The state that an earlier run left, if it is of the same job and the lines are those it was saved with.
+fn resume(path: &Path, of: &str, mut lines: &File) -> Option<Left> {
     let mut file = BufReader::new(File::open(path).ok()?);
     let (mut line, mut snapshot) = (Vec::new(), Vec::new());
     // A header has no more than a path's and an element's length.
     (&mut file).take(1 << 20).read_until(b'\n', &mut line).ok()?;
     let header: Header = serde_json::from_slice(&line).ok()?;
     file.read_to_end(&mut snapshot).ok()?;
-    (header.of == of && header.bytes <= lines).then_some((header, snapshot))
+    if header.of != of || header.check != header.checksum() {
+        return None;
+    }
+    lines.rewind().ok()?;
+    let (mut sum, mut lines, mut left) = (crc32fast::Hasher::new(), BufReader::new(lines.take(header.bytes)), 0);
+    while let Some(read) = lines.fill_buf().ok().filter(|read| !read.is_empty()) {
+        sum.update(read);
+        let n = read.len();
+        left += n as u64;
+        lines.consume(n);
+    }
+    (left == header.bytes && sum.clone().finalize() == header.sum).then_some((header, sum, snapshot))
 }
 
 /// Whether the element's model takes a snapshot: another file may lie under its name by now.
@@ -157,6 +197,10 @@ impl Job<'_> {
             Err(fs::TryLockError::WouldBlock) => return Ok(Outcome::Busy),
             Err(fs::TryLockError::Error(e)) => return Err(at(&part)(e)),
         }
+        // Between its opening and the lock another process may have made it its output.
+        if !same(&file, &part) {
+            return Ok(Outcome::Busy);
+        }
         // Finished by another process between the first look and the lock.
         if self.output.exists() && !self.force {
             let _ = fs::remove_file(&part);
@@ -173,15 +217,15 @@ impl Job<'_> {
         let finder = part_of(&self.finder.name)?;
 
         let of = stamp(self.finder, self.input).map_err(at(self.input))?;
-        let length = file.metadata().map_err(at(&part))?.len();
-        let (header, snapshot) = match resume(&state, &of, length).filter(|(_, snapshot)| fits(&finder, snapshot)) {
-            Some((header, snapshot)) => (header, Some(glib::Bytes::from_owned(snapshot))),
-            None => (Header { of, ..Header::default() }, None),
+        let (header, sum, snapshot) = match resume(&state, &of, &file).filter(|left| fits(&finder, &left.2)) {
+            Some((header, sum, snapshot)) => (header, sum, Some(glib::Bytes::from_owned(snapshot))),
+            None => (Header { of, ..Header::default() }, crc32fast::Hasher::new(), None),
         };
         let resumed = header.buffers;
         file.set_len(header.bytes).and_then(|()| file.seek(SeekFrom::End(0))).map_err(at(&part))?;
         let out = BufWriter::new(file);
-        let progress = Progress { header, out, saved: None, expected: None, put_off: 0, stopped: false, error: None };
+        let progress =
+            Progress { header, sum, out, saved: None, expected: None, put_off: 0, stopped: false, error: None };
         let progress = Arc::new(Mutex::new(progress));
 
         part_of("file")?.set_property("location", self.input);
@@ -284,6 +328,7 @@ impl Progress {
     fn add(&mut self, lines: &[u8]) -> io::Result<()> {
         if !self.stopped {
             self.out.write_all(lines)?;
+            self.sum.update(lines);
             self.header.bytes += lines.len() as u64;
             self.header.lines += lines.iter().filter(|b| **b == b'\n').count() as u64;
         }
@@ -356,6 +401,8 @@ impl Watch {
                 let snapshot = weak.upgrade().and_then(|e| e.emit_by_name::<Option<glib::Bytes>>("save-state", &[]));
                 if let Some(snapshot) = snapshot {
                     progress.header.buffers = number;
+                    progress.header.sum = progress.sum.clone().finalize();
+                    progress.header.check = progress.header.checksum();
                     let written = progress.out.flush().and_then(|()| progress.out.get_ref().sync_data());
                     if let Err(error) = written.and_then(|()| write_state(&self.state, &progress.header, &snapshot)) {
                         progress.error = Some(error);
@@ -437,6 +484,20 @@ mod tests {
             assert_eq!(done, Outcome::Done { lines, resumed: stop });
             assert!(fs::read(&output).unwrap() == want, "{finder}: stopped at {stop}");
             assert!(!beside(&output, ".part").exists() && !beside(&output, ".state").exists());
+        }
+
+        // A header or lines that were changed are no use: it begins anew.
+        for spoil in ["\"buffers\":", "{\""] {
+            let output = folder.file("spoilt.jsonl");
+            assert_eq!(run(finder, input, &output, u64::MAX, move |n| n < buffers / 2), Outcome::Stopped);
+            let path = beside(&output, if spoil.len() > 2 { ".state" } else { ".part" });
+            let mut bytes = fs::read(&path).unwrap();
+            let at = bytes.windows(spoil.len()).position(|w| w == spoil.as_bytes()).unwrap() + spoil.len();
+            bytes[at] ^= 1;
+            fs::write(&path, bytes).unwrap();
+            assert_eq!(run(finder, input, &output, u64::MAX, |_| true), Outcome::Done { lines, resumed: 0 }, "{spoil}");
+            assert!(fs::read(&output).unwrap() == want, "{finder}: {spoil}");
+            fs::remove_file(&output).unwrap();
         }
 
         // Without a stop in good order: from the last state.

@@ -22,6 +22,7 @@ mod run;
 mod score;
 mod serve;
 mod shots;
+mod signals;
 mod spectrogram;
 #[cfg(feature = "store")]
 mod state;

@@ -1,26 +1,27 @@
 //! `ssm run`: an archive of files to files of JSON lines. What is finished is not done again, what was interrupted goes on.
 
 use crate::Failure;
-use crate::element::{self, Finder, Media, end};
+use crate::element::{self, Finder, Media};
 use crate::job::{Job, Outcome};
+use crate::signals;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::{BufRead, IsTerminal};
+use std::io::{BufRead, ErrorKind, IsTerminal};
 use std::path::{Component, Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, Once, PoisonError};
 
 /// Examples for `--help`.
 pub const EXAMPLES: &str = "\
 Examples:
   ssm run 'films/*.mp4' --output found
-  ssm run --list films.txt --output found --element 'ssmclassify model=vim_t.pth top-k=3' --jobs 2
+  ssm run --list films.txt --output classes --element 'ssmclassify model=vim_t.pth top-k=3' --jobs 2
   ssm run 'calls/**/*.wav' --output speech --element ssmvad
   ssm run 'films/*.mp4' --output found --shard 3/16        # the fourth of sixteen machines
 
-films/a.mp4 gives found/films/a.mp4.jsonl, which is there once it is whole. Stopped by Ctrl-C or SIGTERM, or killed, it goes
+films/a.mp4 gives found/films/a.mp4.jsonl, which is there once it is whole. A folder holds the lines of one element. Stopped by Ctrl-C or SIGTERM, or killed, it goes
 on from its last state when it is started again. It ends with 0 if every output is there, and else names what failed.";
 
 #[derive(clap::Args)]
@@ -142,6 +143,42 @@ fn name_of(bytes: &[u8]) -> OsString {
     String::from_utf8_lossy(bytes).into_owned().into()
 }
 
+/// File in the output's folder that says what its files were made with.
+const MADE: &str = ".ssm-run";
+/// Properties that change no line.
+const NEUTRAL: [&str; 6] = ["batch-size", "batch-timeout", "device", "model-instance-id", "post-messages", "threads"];
+
+/// What the files of a folder are made with. A file that is there says nothing of that itself, and would be taken for
+/// finished.
+struct Made<'a> {
+    folder: &'a Path,
+    with: String,
+    written: Once,
+}
+
+impl<'a> Made<'a> {
+    /// # Errors
+    /// Another element was there before, and its files are not to be made anew (`force`).
+    fn new(folder: &'a Path, element: &str, force: bool) -> Result<Self, Failure> {
+        let counts = |word: &&str| word.split_once('=').is_none_or(|(name, _)| !NEUTRAL.contains(&name));
+        let with = element.split_whitespace().filter(counts).collect::<Vec<_>>().join(" ");
+        let path = folder.join(MADE);
+        match std::fs::read_to_string(&path) {
+            Ok(made) if made != with && !force => {
+                let reason = format!("expected {made:?}, which its files were made with, got {with:?}");
+                Err(Failure::File { path: folder.to_owned(), reason: reason + "; name another --output, or --force" })
+            }
+            Err(e) if e.kind() != ErrorKind::NotFound => Err(Failure::File { path, reason: e.to_string() }),
+            _ => Ok(Self { folder, with, written: Once::new() }),
+        }
+    }
+
+    /// Notes it, now that there is a file. Without the note all is as before there was one.
+    fn note(&self) {
+        self.written.call_once(|| _ = crate::output::write(&self.folder.join(MADE), self.with.as_bytes()));
+    }
+}
+
 /// How the files ended.
 #[derive(Default)]
 struct Tally {
@@ -229,9 +266,10 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     if let Some((index, of)) = args.shard {
         files = files.into_iter().skip(index).step_by(of).collect();
     }
+    let made = Made::new(&args.output, &args.element, args.force)?;
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
-    ctrlc::set_handler(move || end(&flag)).map_err(|e| Failure::Usage(e.to_string()))?;
+    signals::at_end(move || flag.store(true, Ordering::Release))?;
 
     let (next, bars, tally) = (AtomicUsize::new(0), Bars::new(files.len()), Mutex::new(Tally::default()));
     let work = || {
@@ -256,6 +294,9 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
             };
             bar.finish_and_clear();
             bars.files.inc(1);
+            if matches!(outcome, Ok(Outcome::Done { .. })) {
+                made.note();
+            }
             let line = tally.lock().unwrap_or_else(PoisonError::into_inner).add(input, outcome);
             bars.say(&line);
         }

@@ -7,6 +7,11 @@ use std::io::{ErrorKind, Write};
 /// The code by which a shell tells that SIGPIPE ended a tool (128 + 13). Rust ignores that signal.
 const NOBODY_READS: i32 = 141;
 
+/// Names and texts of a file, which shall neither speak to the terminal nor make lines of their own.
+pub fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
+}
+
 /// `println!` for the results of a command.
 macro_rules! say {
     ($($text:tt)*) => { crate::say::print(format_args!("{}\n", format_args!($($text)*))) };

@@ -5,7 +5,8 @@
 //! not read in time is let go, and the browser comes back by itself.
 
 use crate::Failure;
-use crate::element::{self, Finder, Media, end};
+use crate::element::{self, Finder, Media};
+use crate::signals;
 use gst::prelude::*;
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -326,7 +327,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     let address = listener.local_addr().map_err(|e| bad(&e))?;
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
-    ctrlc::set_handler(move || end(&flag)).map_err(|e| bad(&e))?;
+    signals::at_end(move || flag.store(true, Ordering::Release))?;
 
     let hub = Arc::new(Mutex::new(Hub::default()));
     let to = hub.clone();

@@ -3,6 +3,7 @@
 use crate::Failure;
 use object_store::path::Path as Key;
 use object_store::{Error, GetOptions, ObjectStore, PutOptions};
+use ssm_models::Snapshot;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -67,12 +68,9 @@ fn told(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// A file with the label that every snapshot has. The rest is for the element to judge: it knows the model.
+/// A whole snapshot. Whose it is the element judges: it knows the model.
 fn check(bytes: &[u8]) -> Result<(), String> {
-    let labelled = safetensors::SafeTensors::read_metadata(bytes).is_ok_and(|(_, head)| {
-        head.metadata().as_ref().and_then(|m| m.get("format")).is_some_and(|format| format == "ssm-state")
-    });
-    if labelled { Ok(()) } else { Err("expected a snapshot (safetensors of format ssm-state)".into()) }
+    Snapshot::check(bytes).map_err(|e| e.to_string())
 }
 
 #[cfg(feature = "s3")]
@@ -126,6 +124,10 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
             let (store, key) = store(url)?;
             let bytes = std::fs::read(file).map_err(|e| at(file, e.to_string()))?;
             check(&bytes).map_err(|e| at(file, e))?;
+            // A store that is not mounted would lie on this machine.
+            if !folder_is_there(url) {
+                return Err(bad(url, "expected its folder to be there, got none"));
+            }
             let put = store.put_opts(&key, bytes.into(), PutOptions::default());
             runtime.block_on(put).map_err(|e| bad(url, told(&e)))?;
         }

@@ -1,5 +1,6 @@
 //! `ssm verify`: golden files against this build.
 
+use crate::say::plain;
 use crate::{Failure, number};
 use ssm_models::golden::{Chunks, Verdict, VerifyOptions, verify};
 use ssm_models::kernels::CpuLevel;
@@ -77,7 +78,7 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
     let (mut passed, mut failed, mut unsupported) = (0, 0, 0);
     for file in files(args.files)? {
         let outcome = verify(&file, &options);
-        say!("{outcome}");
+        say!("{}", plain(&outcome.to_string()));
         match outcome.verdict {
             Verdict::Pass => passed += 1,
             Verdict::Fail(_) => failed += 1,

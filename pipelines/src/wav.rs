@@ -3,6 +3,9 @@
 use crate::{Failure, output};
 use std::path::Path;
 
+/// What a sample may be at most, full scale being 1: sums of squares stay finite.
+const LOUDEST: f32 = 1e6;
+
 /// Reads a file; several channels are averaged. Returns samples and Hz.
 pub fn read(path: &Path) -> Result<(Vec<f32>, u32), Failure> {
     let fail = |e: hound::Error| Failure::File { path: path.into(), reason: e.to_string() };
@@ -21,6 +24,10 @@ pub fn read(path: &Path) -> Result<(Vec<f32>, u32), Failure> {
     let channels = usize::from(spec.channels.max(1));
     if let Some(at) = samples.iter().position(|s| !s.is_finite()) {
         let reason = format!("sample {}: expected a finite number, got {}", at / channels, samples[at]);
+        return Err(Failure::File { path: path.into(), reason });
+    }
+    if let Some(at) = samples.iter().position(|s| s.abs() > LOUDEST) {
+        let reason = format!("sample {}: expected {LOUDEST} at most, got {}", at / channels, samples[at]);
         return Err(Failure::File { path: path.into(), reason });
     }
     let mono = samples.chunks_exact(channels).map(|c| c.iter().sum::<f32>() / channels as f32).collect();

@@ -74,6 +74,17 @@ fn an_archive_is_done_once_and_failures_are_named() {
 
     let again = folder.run(&["a.wav", "b.wav"]);
     assert!(again.status.success() && text(&again).contains("0 done (0 lines), 2 finished before"), "{}", text(&again));
+    // Lines of another element would be taken for these.
+    let other = folder.run(&["a.wav", "--element", "ssmvad threads=2 threshold=0.7"]);
+    let told = text(&other);
+    assert!(
+        !other.status.success()
+            && told.contains("out: expected \"ssmvad\"")
+            && told.contains("got \"ssmvad threshold=0.7\""),
+        "{told}"
+    );
+    let same = folder.run(&["a.wav", "--element", "ssmvad threads=2"]);
+    assert!(same.status.success() && text(&same).contains("1 finished before"), "{}", text(&same));
     let vain = folder.run(&["a.wav", "b.wav", "--force", "--element", "ssmvad threshold=loud"]);
     assert!(!vain.status.success() && folder.lines("a.wav.jsonl") > 0, "what is there stays until there is another");
     let forced = folder.run(&["a.wav", "b.wav", "--force"]);

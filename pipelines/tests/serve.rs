@@ -11,7 +11,10 @@ struct Page {
 
 impl Page {
     fn new(args: &[&str]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ssm"));
+        Self::of(Command::new(env!("CARGO_BIN_EXE_ssm")), args)
+    }
+
+    fn of(mut command: Command, args: &[&str]) -> Self {
         command.args(["serve", "--listen", "127.0.0.1:0", "--fast"]).args(args).stdout(Stdio::piped());
         let mut child = command.spawn().expect("the command runs");
         let mut line = String::new();
@@ -19,6 +22,11 @@ impl Page {
         BufReader::new(out).read_line(&mut line).expect("it tells its address");
         let address = line.trim().strip_prefix("http://").expect("an address").to_owned();
         Self { child, address }
+    }
+
+    fn signal(&self, kind: &str) {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").args([kind, &id]).status().expect("kill runs").success());
     }
 
     /// A request; the stream after it.
@@ -124,6 +132,25 @@ fn a_connection_ends_nobody_elses() {
     drop(held);
     assert!(page.get("/").0.starts_with("HTTP/1.1 200"));
     assert!(page.child.try_wait().expect("asked").is_none(), "it lives");
+}
+
+#[test]
+fn signals_end_it_but_for_those_it_was_started_to_ignore() {
+    let endless = ["videotestsrc is-live=true"];
+    for kind in ["-HUP", "-INT", "-TERM"] {
+        let mut page = Page::new(&endless);
+        page.signal(kind);
+        let status = page.child.wait().expect("it ends");
+        assert!(status.code().is_some(), "{kind}: in good order, not {status}");
+    }
+    // As nohup does.
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "trap '' HUP; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_ssm")]);
+    let mut page = Page::of(shell, &endless);
+    page.signal("-HUP");
+    assert!(page.get("/").0.starts_with("HTTP/1.1 200"));
+    page.signal("-TERM");
+    assert!(page.child.wait().expect("it ends").code().is_some());
 }
 
 #[test]

@@ -63,17 +63,27 @@ static gboolean load(GstElement *element, const gchar *path)
   return loaded;
 }
 
-static gboolean save(GstElement *element, const gchar *path)
+/* The code to end with. */
+static int save(GstElement *element, const gchar *path)
 {
   GBytes *bytes = NULL;
+  GError *error = NULL;
   gsize length;
   g_signal_emit_by_name(element, "save-state", &bytes);
-  if (!bytes)
-    return FALSE;
+  if (!bytes) {
+    printf("nothing to save to %s\n", path);
+    return 0;
+  }
   const gchar *data = g_bytes_get_data(bytes, &length);
-  gboolean saved = g_file_set_contents(path, data, (gssize) length, NULL);
+  gboolean saved = g_file_set_contents(path, data, (gssize) length, &error);
   g_bytes_unref(bytes);
-  return saved;
+  if (!saved) {
+    fprintf(stderr, "%s\n", error->message);
+    g_error_free(error);
+    return 1;
+  }
+  printf("saved %s\n", path);
+  return 0;
 }
 
 int main(int argc, char **argv)
@@ -113,8 +123,7 @@ int main(int argc, char **argv)
     if (stop) {
       /* The stream stands still while its state is taken. */
       gst_element_set_state(pipeline, GST_STATE_PAUSED);
-      printf(save(events, argv[1]) ? "saved %s\n" : "nothing to save to %s\n", argv[1]);
-      code = 0;
+      code = save(events, argv[1]);
     }
     if (!message)
       continue;

@@ -20,12 +20,23 @@ case ${STORE-} in
 esac
 here=${TMPDIR:-/tmp}/ssm-handover-$(id -u)
 mkdir -p -m 700 "$here"
+# Somebody else could have made it, to write over files through it or to put states in.
+[ -O "$here" ] && [ ! -L "$here" ] || { echo "$here is not yours: set TMPDIR" >&2; exit 1; }
+chmod 700 "$here"
 export STORE=${STORE-}
 
 case ${1-} in
   start)
     source=${2:?a source}
     element=${3:-ssmevents}
+    case $element in
+      ssmdenoise* | ssmvad* | ssmaudiotag*) convert='audioconvert ! audioresample' ;;
+      *) convert=videoconvert ;;
+    esac
+    if [ -e "$here/$name.out" ]; then
+      echo "$here/$name.out was not stored yet: handover.sh stop does it, or remove the file" >&2
+      exit 1
+    fi
     # A store that is away is no reason to forget what is in it.
     from= code=0
     bash -c "$get" get "$name" "$here/$name.in" || code=$?
@@ -34,18 +45,18 @@ case ${1-} in
       3) ;;
       *) echo "$name could not be got ($code)" >&2; exit 1 ;;
     esac
-    # What an earlier turn left is no state of this one.
-    rm -f "$here/$name.out"
     # -e: an interrupt becomes the end of stream, at which the state is written.
     # The words of a source and an element are words of the pipeline.
     # shellcheck disable=SC2086
-    exec gst-launch-1.0 -q -e $source ! videoconvert ! \
+    exec gst-launch-1.0 -q -e $source ! $convert ! \
       $element $from state-out="$here/$name.out" reset-on=flush+segment+caps ! ssmjson ! fdsink sync=false
     ;;
   stop)
-    kill -INT "${2:?a process}"
+    # Where the store was away at the first try, the process has ended already.
+    kill -INT "${2:?a process}" 2>/dev/null || [ -e "$here/$name.out" ] || { echo "no process $2" >&2; exit 1; }
     while kill -0 "$2" 2>/dev/null; do sleep 0.1; done
     bash -c "$put" put "$here/$name.out" "$name"
+    rm "$here/$name.out"
     echo "stored $name" >&2
     ;;
   *)

@@ -10,11 +10,11 @@ mod kafka;
 mod mqtt;
 
 use crate::Failure;
+use crate::signals;
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::io::BufRead;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -68,7 +68,14 @@ struct Outbox {
     closed: bool,
     /// Of a file there is more that was not read.
     unread: bool,
+    /// Connections that were lost, one after another, with lines under way of which none was acknowledged.
+    strikes: u32,
 }
+
+/// Strikes after which one line goes at a time, and after which that one is given up: it may be what the broker ends the
+/// connection for.
+const ALONE: u32 = 2;
+const HOPELESS: u32 = 5;
 
 impl Outbox {
     fn push(&mut self, line: String) {
@@ -88,7 +95,8 @@ impl Outbox {
 
     /// Sends what there is room for.
     fn pump(&mut self, mut send: impl FnMut(&str) -> bool) {
-        while self.flying.len() < usize::from(WINDOW) {
+        let window = if self.strikes < ALONE { usize::from(WINDOW) } else { 1 };
+        while self.flying.len() < window {
             let Some(line) = self.waiting.pop_front() else { return };
             if !send(&line) {
                 return self.waiting.push_front(line);
@@ -101,6 +109,7 @@ impl Outbox {
     fn acknowledged(&mut self) {
         if self.flying.pop_front().is_some() {
             self.sent += 1;
+            self.strikes = 0;
         }
     }
 
@@ -114,6 +123,10 @@ impl Outbox {
 
     /// What was not acknowledged is to be sent again, first.
     fn lost(&mut self) {
+        self.strikes += u32::from(!self.flying.is_empty());
+        if self.strikes >= HOPELESS && self.flying.pop_front().is_some() {
+            (self.dropped, self.strikes) = (self.dropped + 1, 0);
+        }
         while let Some(line) = self.flying.pop_back() {
             self.waiting.push_front(line);
         }
@@ -199,27 +212,26 @@ fn read(post: &Mutex<Post>, patience: Duration) {
             std::thread::sleep(Duration::from_millis(5));
         }
         let mut post = lock(post);
+        if post.outbox.closed {
+            // After a signal: whoever writes may never end.
+            post.outbox.unread = true;
+            return;
+        }
         post.outbox.push(line);
         post.pump();
     }
     lock(post).outbox.closed = true;
 }
 
-/// At a signal what was written before it is still sent; at a second one it ends.
+/// At a signal what was written before it is still sent.
 fn end_at_signals(post: &Arc<Mutex<Post>>) -> Result<(), Failure> {
-    let (post, again) = (post.clone(), AtomicBool::new(false));
-    let handler = move || {
-        if again.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-        let post = post.clone();
-        std::thread::spawn(move || {
-            // Whoever writes the lines ends at the same signal, most likely, and its last ones are on the way.
-            std::thread::sleep(Duration::from_millis(500));
-            lock(&post).outbox.closed = true;
-        });
+    let post = post.clone();
+    let close = move || {
+        // Whoever writes the lines ends at the same signal, most likely, and its last ones are on the way.
+        std::thread::sleep(Duration::from_millis(500));
+        lock(&post).outbox.closed = true;
     };
-    ctrlc::set_handler(handler).map_err(|e| Failure::Usage(e.to_string()))
+    signals::at_end(move || _ = std::thread::spawn(close))
 }
 
 /// When to stop trying.
@@ -313,5 +325,30 @@ mod tests {
         });
         assert_eq!((sent.join(" "), outbox.left(), outbox.sent), ("3 4 5 6".into(), 197, 3));
         assert_eq!(outbox.waiting.front().map(String::as_str), Some("6"), "what had no room waits");
+    }
+
+    #[test]
+    fn a_line_that_ends_every_connection_is_given_up() {
+        let mut outbox = outbox(500, 0..10);
+        let (mut taken, mut connections) = (vec![], 0);
+        while outbox.left() > 0 && connections < 50 {
+            connections += 1;
+            // The broker takes lines up to the one that it ends the connection for.
+            let mut flying = vec![];
+            loop {
+                outbox.pump(|line| {
+                    flying.push(line.to_owned());
+                    true
+                });
+                if flying.is_empty() || flying[0] == "3" {
+                    break;
+                }
+                taken.push(flying.remove(0));
+                outbox.acknowledged();
+            }
+            outbox.lost();
+        }
+        assert_eq!((taken.join(" "), outbox.dropped, outbox.sent), ("0 1 2 4 5 6 7 8 9".into(), 1, 9));
+        assert!(connections <= 8, "{connections}");
     }
 }

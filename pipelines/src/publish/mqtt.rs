@@ -7,6 +7,9 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+/// Bytes of a topic at most.
+const TOPIC: usize = 1024;
+
 /// Where lines go.
 pub struct Mqtt {
     options: MqttOptions,
@@ -18,13 +21,16 @@ impl Mqtt {
         let parsed = broker.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
         let (host, port) =
             parsed.ok_or_else(|| Failure::Usage(format!("--broker: expected HOST:PORT, got {broker:?}")))?;
-        if topic.is_empty() || topic.contains(['#', '+', '\0']) {
-            return Err(Failure::Usage(format!("--topic: expected one without # and +, got {topic:?}")));
+        if topic.is_empty() || topic.len() > TOPIC || topic.contains(['#', '+', '\0']) {
+            let expected = format!("1 to {TOPIC} bytes without # and +");
+            return Err(Failure::Usage(format!("--topic: expected {expected}, got {topic:?}")));
         }
         let mut options = MqttOptions::new(id, host, port);
-        options.set_keep_alive(Duration::from_secs(5)).set_inflight(WINDOW).set_max_packet_size(LINE, LINE + 4096);
-        if let (Ok(name), Ok(password)) = (std::env::var("MQTT_USERNAME"), std::env::var("MQTT_PASSWORD")) {
-            options.set_credentials(name, password);
+        options.set_keep_alive(Duration::from_secs(5)).set_inflight(WINDOW).set_max_packet_size(LINE, LINE + 2 * TOPIC);
+        match (std::env::var("MQTT_USERNAME"), std::env::var("MQTT_PASSWORD")) {
+            (Ok(name), password) => _ = options.set_credentials(name, password.unwrap_or_default()),
+            (Err(_), Ok(_)) => return Err(Failure::Usage("MQTT_PASSWORD is set, MQTT_USERNAME is not".into())),
+            (Err(_), Err(_)) => {}
         }
         Ok(Self { options, topic: topic.to_owned() })
     }
@@ -49,12 +55,18 @@ impl Transport for Mqtt {
         loop {
             match events.recv_timeout(Duration::from_millis(100)) {
                 Ok(Ok(Event::Incoming(Packet::ConnAck(_)))) => {
-                    end.tries = 0;
+                    // A broker may take connections and refuse lines.
+                    if lock(post).outbox.left() == 0 {
+                        end.tries = 0;
+                    }
                     let (client, topic) = (client.clone(), self.topic.clone());
                     let send = move |line: &str| client.try_publish(&topic, QoS::AtLeastOnce, false, line).is_ok();
                     lock(post).send = Some(Box::new(send));
                 }
-                Ok(Ok(Event::Incoming(Packet::PubAck(_)))) => lock(post).outbox.acknowledged(),
+                Ok(Ok(Event::Incoming(Packet::PubAck(_)))) => {
+                    end.tries = 0;
+                    lock(post).outbox.acknowledged();
+                }
                 Ok(Ok(_)) | Err(RecvTimeoutError::Timeout) => {}
                 Ok(Err(error)) => return Some(error.to_string()),
                 Err(RecvTimeoutError::Disconnected) => return Some("the connection has ended".into()),
