@@ -150,11 +150,6 @@ impl<'a> MatMut<'a> {
         (of(front, at), of(back, self.rows - at))
     }
 
-    /// The same matrix for a shorter time.
-    pub fn reborrow(&mut self) -> MatMut<'_> {
-        MatMut { data: self.data, rows: self.rows, cols: self.cols, stride: self.stride }
-    }
-
     /// Calls `f` with as many bands of rows as `room` has rows, threads taking them in turns: the numbers of the rows, the
     /// rows, and the band's own row of `room`. Fewer bands where there are fewer rows.
     pub fn in_bands(

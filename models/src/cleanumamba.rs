@@ -119,6 +119,7 @@ impl CleanUMamba {
             channels = out;
             skip_channels.push(out);
         }
+        w.require(&["norm_f.weight"])?;
         let d = dim("norm_f.weight", 0);
         let conv1 = w.take("tsfm_conv1.weight", &[d, channels, 1])?;
         let conv1_bias = w.take("tsfm_conv1.bias", &[d])?;

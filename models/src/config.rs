@@ -110,7 +110,10 @@ impl<'a> Fields<'a> {
     /// What a norm adds to the variance: from 0 to below 1.
     pub(crate) fn eps(&self, names: &[&str], default: f32) -> Result<f32, Error> {
         match self.number(names)? {
-            Some(eps) if !(0.0..1.0).contains(&eps) => Err(self.bad(names[0], "0 to 1", eps)),
+            Some(eps) if !(0.0..1.0).contains(&eps) => {
+                let name = self.get(names).map_or_else(String::new, |(name, _)| name);
+                Err(self.bad(&name, "0 to 1", eps))
+            }
             eps => Ok(eps.unwrap_or(default)),
         }
     }

@@ -93,8 +93,8 @@ fn check_config(fields: &Fields<'_>) -> Result<(), Error> {
         return Err(fields.bad(&name, "no layers of attention", layers));
     }
     let known = |v: &str| matches!(v, "silu" | "swish");
-    match fields.word(&["hidden_act", "activation"])? {
-        Some(act) if !known(&act) => Err(fields.bad("hidden_act", "silu", act)),
+    match fields.get(&["hidden_act", "activation"]) {
+        Some((name, act)) if !act.as_str().is_some_and(known) => Err(fields.bad(&name, "silu", act)),
         _ => Ok(()),
     }
 }

@@ -34,6 +34,7 @@ impl MixerS4 {
 
     /// Reads a mixer of width `d` at the reader's place.
     pub(crate) fn load(w: &Reader<'_>, level: CpuLevel, d: usize, file: &str) -> Result<Self, Error> {
+        w.require(&["conv1d.weight"])?;
         let dim = |name: &str, i: usize| w.shape(name).and_then(|s| s.get(i)).copied().unwrap_or(0);
         let (e, k) = (dim("conv1d.weight", 0), dim("conv1d.weight", 2));
         let in_proj = w.take("in_proj.weight", &[2 * e, d])?;

@@ -161,9 +161,14 @@ fn complex(v: &[f32]) -> Vec<Complex64> {
 impl Core {
     /// Reads the V4 names: `D`, `kernel.{inv_dt, A_real, A_imag, B, C}`, and `kernel.{P, l_kernel}` for low rank.
     pub(crate) fn load(w: &Reader<'_>, rules: &Rules, file: &str) -> Result<Self, Error> {
+        w.require(&["D", "kernel.C", "kernel.inv_dt", "kernel.A_real", "kernel.B"])?;
         let dims = |name: &str| w.shape(name).unwrap_or_default().to_vec();
         let (c_dims, dt_dims, a_dims) = (dims("kernel.C"), dims("kernel.inv_dt"), dims("kernel.A_real"));
         let real = !w.has("kernel.A_imag");
+        if real && dims("kernel.C").len() == 4 {
+            // C is complex, and so is A.
+            w.require(&["kernel.A_imag"])?;
+        }
         let last: &[usize] = if real { &[] } else { &[2] };
         let wrong = |name: &str, expected: &str, got: &[usize]| bad(file, name, expected, format!("{got:?}"));
         if c_dims.len() != 3 + last.len() || c_dims[3..] != *last {

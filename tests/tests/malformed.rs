@@ -235,6 +235,9 @@ fn whole_numbers_are_no_weights_and_what_sizes_are_read_off_is_missed_by_name() 
         ("vim_tiny_cfg_a", "layers.0.mixer.conv1d_b.bias"),
         ("mamba2_lm_tiny_hf", "backbone.layers.0.mixer.conv1d.bias"),
         ("s4_dplr_legs_tiny", "layer.kernel.P"),
+        ("s4_dplr_legs_tiny", "layer.kernel.A_imag"),
+        ("cleanumamba_tiny", "norm_f.weight"),
+        ("cleanumamba_s4_tiny", "tsfm_Mamba_layers.0.mixer.conv1d.weight"),
     ] {
         let error = changed(&format!("{name}.safetensors"), tensor, false);
         assert!(error.contains(&format!("missing tensor {tensor}")), "{name}: {error}");
