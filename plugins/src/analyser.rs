@@ -135,6 +135,8 @@ pub(crate) trait Analyser: BaseTransformImpl + Modelled {
     }
     /// Makes results of the model's output, which is of the time that it comes with, or of `buffer`.
     fn heard(&self, heard: Heard<'_>, buffer: Option<&gst::BufferRef>, found: &mut Found);
+    /// Says something of a buffer of audio itself; its `samples` are one channel's, of full scale 1.
+    fn mark(&self, _buffer: &mut gst::BufferRef, _samples: &[f32]) {}
     /// Adds what the element itself remembers to a snapshot.
     fn keep(&self, _header: &mut SnapshotHeader) {}
     /// Goes on from what [`Analyser::keep`] kept; an empty header: from nothing.
@@ -678,6 +680,7 @@ fn analyse<T: Analyser>(imp: &T, buffer: &mut gst::BufferRef) -> Result<gst::Flo
             let heard = &mut |heard: Heard<'_>| hear(imp, heard, None, &mut found);
             let backwards = transform(imp).segment().rate() < 0.0;
             ear.take(&obj, &shared.base, &model, backwards, buffer, heard)?;
+            imp.mark(buffer, ear.samples());
         }
         None => return Err(shared.base.before_caps(&obj)),
     }

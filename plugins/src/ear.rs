@@ -444,6 +444,11 @@ impl Ear {
         self.clock.time(self.taken)
     }
 
+    /// The samples of the last buffer, mixed to one channel.
+    pub(crate) fn samples(&self) -> &[f32] {
+        &self.samples
+    }
+
     /// Whether samples have come since the caps or a snapshot.
     pub(crate) fn began(&self) -> bool {
         !self.resumed && (self.taken > 0 || self.clock.has_time())

@@ -307,3 +307,29 @@ fn json_lines_hold_the_probabilities() {
         assert!(line.get("classes").is_none() && line.get("vector").is_none());
     }
 }
+
+#[test]
+fn level_and_voice_lie_on_the_buffers_where_they_are_asked_for() {
+    let samples = speech();
+    let seen = |properties: &[(&str, &str)]| -> Vec<Option<(u8, bool)>> {
+        let element = ssm_tests::element::make("ssmvad", properties);
+        let mut h = gst_check::Harness::with_element(&element, Some("sink"), Some("src"));
+        h.set_caps(ssm_tests::audio::caps("F32LE", RATE as u32, 1), ssm_tests::audio::caps("F32LE", RATE as u32, 1));
+        let hops = samples.chunks_exact(1600).enumerate().map(|(i, piece)| {
+            let mut buffer = gst::Buffer::from_mut_slice(bytes(piece));
+            buffer.get_mut().expect("a new buffer").set_pts(ClockTime::from_mseconds(100 * i as u64));
+            let out = h.push_and_pull(buffer).expect("it flows");
+            out.meta::<gst_audio::AudioLevelMeta>().map(|meta| (meta.level(), meta.voice_activity()))
+        });
+        hops.collect()
+    };
+    assert!(seen(&[]).iter().all(Option::is_none));
+    let found: Vec<_> = seen(&[("audio-level-meta", "true")]).into_iter().map(|m| m.expect("a meta")).collect();
+    // Noise of 1e-4 is at -80 dB; the speech begins after a second and ends a second later.
+    assert!(found[..10].iter().all(|(level, voice)| (79..=81).contains(level) && !voice), "{found:?}");
+    assert!(
+        found[11..19].iter().all(|(_, voice)| *voice) && found[12..16].iter().any(|(level, _)| *level < 40),
+        "{found:?}"
+    );
+    assert!(found.last().is_some_and(|(level, voice)| *level > 60 && !voice), "{found:?}");
+}

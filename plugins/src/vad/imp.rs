@@ -41,13 +41,14 @@ const DEFAULT_MODEL: &str = "builtin:denoise";
 struct Settings {
     model: ModelSettings,
     rules: Rules,
+    audio_level_meta: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         let (min_speech, min_silence) = (ClockTime::from_mseconds(50), ClockTime::from_mseconds(200));
         let rules = Rules { threshold: 0.5, min_speech, min_silence };
-        Self { model: ModelSettings::new(Some(DEFAULT_MODEL), 1), rules }
+        Self { model: ModelSettings::new(Some(DEFAULT_MODEL), 1), rules, audio_level_meta: false }
     }
 }
 
@@ -56,6 +57,12 @@ pub struct Vad {
     shared: Shared<()>,
     settings: Mutex<Settings>,
     segments: Mutex<Segments>,
+}
+
+/// Level as RFC 6464 counts it (section 3): decibels of the root mean square below full scale, 127 for silence.
+fn level(samples: &[f32]) -> u8 {
+    let power = samples.iter().map(|s| f64::from(*s).powi(2)).sum::<f64>() / samples.len().max(1) as f64;
+    (-10.0 * power.log10()).round().clamp(0.0, 127.0) as u8
 }
 
 /// A turn as a message without its times in the segment, and its place.
@@ -121,6 +128,13 @@ impl Analyser for Vad {
         found.messages.extend(turn.map(message));
     }
 
+    fn mark(&self, buffer: &mut gst::BufferRef, samples: &[f32]) {
+        if lock(&self.settings).audio_level_meta {
+            let voice = lock(&self.segments).open.is_some();
+            gst_audio::AudioLevelMeta::add(buffer, level(samples), voice);
+        }
+    }
+
     fn keep(&self, header: &mut SnapshotHeader) {
         let segments = *lock(&self.segments);
         for (name, time) in [("open", segments.open), ("since", segments.since)] {
@@ -184,6 +198,12 @@ impl ObjectImpl for Vad {
                     "Shorter pauses are part of the speech around them, in ns",
                     defaults.rules.min_silence,
                 ),
+                glib::ParamSpecBoolean::builder("audio-level-meta")
+                    .nick("Audio level meta")
+                    .blurb("Add a GstAudioLevelMeta with level and voice activity to each buffer (RFC 6464)")
+                    .default_value(defaults.audio_level_meta)
+                    .mutable_playing()
+                    .build(),
             ]);
             properties
         });
@@ -192,11 +212,12 @@ impl ObjectImpl for Vad {
 
     fn set_property(&self, _id: usize, value: &glib::Value, pspec: &glib::ParamSpec) {
         {
-            let Settings { model, rules } = &mut *lock(&self.settings);
+            let Settings { model, rules, audio_level_meta } = &mut *lock(&self.settings);
             match pspec.name() {
                 "threshold" => rules.threshold = value.get().unwrap_or(rules.threshold),
                 "min-speech" => rules.min_speech = value.get().map_or(rules.min_speech, ClockTime::from_nseconds),
                 "min-silence" => rules.min_silence = value.get().map_or(rules.min_silence, ClockTime::from_nseconds),
+                "audio-level-meta" => *audio_level_meta = value.get().unwrap_or(*audio_level_meta),
                 name => _ = model.set(name, value),
             }
         }
@@ -204,11 +225,12 @@ impl ObjectImpl for Vad {
     }
 
     fn property(&self, _id: usize, pspec: &glib::ParamSpec) -> glib::Value {
-        let Settings { model, rules } = lock(&self.settings).clone();
+        let Settings { model, rules, audio_level_meta } = lock(&self.settings).clone();
         match pspec.name() {
             "threshold" => rules.threshold.to_value(),
             "min-speech" => rules.min_speech.nseconds().to_value(),
             "min-silence" => rules.min_silence.nseconds().to_value(),
+            "audio-level-meta" => audio_level_meta.to_value(),
             _ => self.shared.base.property(&model, pspec),
         }
     }
