@@ -146,7 +146,7 @@ fn name_of(bytes: &[u8]) -> OsString {
 /// File in the output's folder that says what its files were made with.
 const MADE: &str = ".ssm-run";
 /// Properties that change no line.
-const NEUTRAL: [&str; 6] = ["batch-size", "batch-timeout", "device", "model-instance-id", "post-messages", "threads"];
+const NEUTRAL: [&str; 5] = ["batch-size", "batch-timeout", "model-instance-id", "post-messages", "threads"];
 
 /// What the files of a folder are made with. A file that is there says nothing of that itself, and would be taken for
 /// finished.

@@ -17,7 +17,7 @@ use std::sync::Arc;
 const DEFAULT_FRAME: ClockTime = ClockTime::from_mseconds(40);
 
 /// The formats that the front end reads.
-const FORMATS: [VideoFormat; 13] = [
+const FORMATS: [VideoFormat; 17] = [
     VideoFormat::Rgb,
     VideoFormat::Bgr,
     VideoFormat::Rgbx,
@@ -31,7 +31,14 @@ const FORMATS: [VideoFormat; 13] = [
     VideoFormat::Gray8,
     VideoFormat::I420,
     VideoFormat::Nv12,
+    VideoFormat::Yv12,
+    VideoFormat::Nv21,
+    VideoFormat::Yuy2,
+    VideoFormat::Uyvy,
 ];
+
+/// How many of them are read on a card, too: those before the packed ones.
+const ON_CARD: usize = 15;
 
 /// Caps of frames in the machine's memory.
 pub(crate) fn caps() -> gst::Caps {
@@ -49,7 +56,9 @@ pub(crate) fn whole_frames_only(query: &mut gst::query::Allocation) {
 /// Caps that are read: frames in the machine's memory, or on a card.
 pub(crate) fn either() -> gst::Caps {
     let mut caps = caps();
-    caps.merge(VideoCapsBuilder::new().features([cuda::FEATURE]).format_list(FORMATS).build());
+    caps.merge(
+        VideoCapsBuilder::new().features([cuda::FEATURE]).format_list(FORMATS[..ON_CARD].iter().copied()).build(),
+    );
     caps
 }
 
@@ -86,6 +95,10 @@ fn pixels(info: &VideoInfo) -> Option<PixelFormat> {
         VideoFormat::Gray8 => PixelFormat::Gray8,
         VideoFormat::I420 => PixelFormat::I420(yuv),
         VideoFormat::Nv12 => PixelFormat::Nv12(yuv),
+        VideoFormat::Yv12 => PixelFormat::Yv12(yuv),
+        VideoFormat::Nv21 => PixelFormat::Nv21(yuv),
+        VideoFormat::Yuy2 => PixelFormat::Yuy2(yuv),
+        VideoFormat::Uyvy => PixelFormat::Uyvy(yuv),
         _ => return None,
     })
 }
@@ -99,9 +112,11 @@ pub(crate) fn planes_within(buffer: &gst::BufferRef, info: &VideoInfo) -> Result
         return Err(format!("video meta: expected {expected}, got {}", of(meta.format(), meta.width(), meta.height())));
     }
     for (i, (offset, stride)) in meta.offset().iter().zip(meta.stride()).enumerate().take(info.n_planes() as usize) {
-        let component = i as u8;
-        let rows = u64::from(info.comp_height(component));
-        let row = u64::from(info.comp_width(component)) * u64::from(info.comp_pstride(component).unsigned_abs());
+        // The components of a packed plane may be of different widths.
+        let inside = (0..info.n_components() as u8).filter(|c| info.comp_plane(*c) as usize == i);
+        let rows = inside.clone().map(|c| u64::from(info.comp_height(c))).max().unwrap_or(0);
+        let bytes = |c: u8| u64::from(info.comp_width(c)) * u64::from(info.comp_pstride(c).unsigned_abs());
+        let row = inside.map(bytes).max().unwrap_or(0);
         let Some(stride) = u64::try_from(*stride).ok().filter(|stride| *stride >= row) else {
             return Err(format!("plane {i}: expected a stride of {row} bytes or more, got {stride}"));
         };

@@ -6,8 +6,10 @@ use gst_check::Harness;
 use gstssm::META_NAME;
 use ssm_tests::element::{complaint, make, run};
 
-const FORMATS: [&str; 13] =
-    ["RGB", "BGR", "RGBx", "BGRx", "xRGB", "xBGR", "RGBA", "BGRA", "ARGB", "ABGR", "GRAY8", "I420", "NV12"];
+const FORMATS: [&str; 17] = [
+    "RGB", "BGR", "RGBx", "BGRx", "xRGB", "xBGR", "RGBA", "BGRA", "ARGB", "ABGR", "GRAY8", "I420", "NV12", "YV12",
+    "NV21", "YUY2", "UYVY",
+];
 
 struct Bench {
     h: Harness,
@@ -51,7 +53,8 @@ impl Bench {
         match self.format {
             "RGB" | "BGR" => pixels * 3,
             "GRAY8" => pixels,
-            "I420" | "NV12" => pixels * 3 / 2,
+            "I420" | "NV12" | "YV12" | "NV21" => pixels * 3 / 2,
+            "YUY2" | "UYVY" => pixels * 2,
             _ => pixels * 4,
         }
     }
@@ -75,7 +78,9 @@ impl Bench {
         let i = y * self.size.0 + x;
         match self.format {
             "RGB" | "BGR" => bytes[3 * i + 1],
-            "GRAY8" | "I420" | "NV12" => bytes[i],
+            "GRAY8" | "I420" | "NV12" | "YV12" | "NV21" => bytes[i],
+            "YUY2" => bytes[2 * i],
+            "UYVY" => bytes[2 * i + 1],
             "RGBx" | "BGRx" | "RGBA" | "BGRA" => bytes[4 * i + 1],
             _ => bytes[4 * i + 2],
         }

@@ -76,38 +76,81 @@ pub enum PixelFormat {
     Gray8,
     /// Planes Y, U, V; U and V of half the size, rounded up, their samples in the middle of two by two pixels.
     I420(Yuv),
+    /// As I420, the planes Y, V, U.
+    Yv12(Yuv),
     /// Planes Y and UV, otherwise as I420.
     Nv12(Yuv),
+    /// Planes Y and VU, otherwise as I420.
+    Nv21(Yuv),
+    /// One plane of Y, U, Y, V for two pixels side by side; U and V in the middle of them.
+    Yuy2(Yuv),
+    /// One plane of U, Y, V, Y, otherwise as YUY2.
+    Uyvy(Yuv),
 }
 
+/// A plane as samples of so many bytes, of which some are wanted. Several views may be of one plane.
+struct View {
+    plane: usize,
+    bytes: usize,
+    /// Right shifts from pixels to samples: rows, columns.
+    sub: (u32, u32),
+}
+
+impl View {
+    const fn of(plane: usize, bytes: usize, sub: (u32, u32)) -> Self {
+        Self { plane, bytes, sub }
+    }
+}
+
+/// A channel: the view that it is in, and the byte of a sample.
+type Place = (usize, usize);
+
 impl PixelFormat {
-    /// Bytes of a pixel of each plane; planes after the first are of half the size.
-    fn planes(self) -> &'static [usize] {
+    fn views(self) -> &'static [View] {
         use PixelFormat::*;
+        const HALF: (u32, u32) = (1, 1);
         match self {
-            Rgb | Bgr => &[3],
-            Rgbx | Bgrx | Xrgb | Xbgr | Rgba | Bgra | Argb | Abgr => &[4],
-            Gray8 => &[1],
-            I420(_) => &[1, 1, 1],
-            Nv12(_) => &[1, 2],
+            Rgb | Bgr => const { &[View::of(0, 3, (0, 0))] },
+            Rgbx | Bgrx | Xrgb | Xbgr | Rgba | Bgra | Argb | Abgr => const { &[View::of(0, 4, (0, 0))] },
+            Gray8 => const { &[View::of(0, 1, (0, 0))] },
+            I420(_) | Yv12(_) => const { &[View::of(0, 1, (0, 0)), View::of(1, 1, HALF), View::of(2, 1, HALF)] },
+            Nv12(_) | Nv21(_) => const { &[View::of(0, 1, (0, 0)), View::of(1, 2, HALF)] },
+            Yuy2(_) | Uyvy(_) => const { &[View::of(0, 2, (0, 0)), View::of(0, 4, (0, 1))] },
         }
     }
 
-    /// Where R, G and B are in a pixel of the first plane.
-    fn order(self) -> [usize; 3] {
+    /// Planes of a frame.
+    fn planes(self) -> usize {
+        self.views().iter().map(|view| view.plane + 1).max().unwrap_or(0)
+    }
+
+    /// Where R, G and B are, or Y, U and V.
+    fn channels(self) -> [Place; 3] {
         use PixelFormat::*;
         match self {
-            Rgb | Rgbx | Rgba => [0, 1, 2],
-            Bgr | Bgrx | Bgra => [2, 1, 0],
-            Xrgb | Argb => [1, 2, 3],
-            Xbgr | Abgr => [3, 2, 1],
-            Gray8 | I420(_) | Nv12(_) => [0, 0, 0],
+            Rgb | Rgbx | Rgba => [(0, 0), (0, 1), (0, 2)],
+            Bgr | Bgrx | Bgra => [(0, 2), (0, 1), (0, 0)],
+            Xrgb | Argb => [(0, 1), (0, 2), (0, 3)],
+            Xbgr | Abgr => [(0, 3), (0, 2), (0, 1)],
+            Gray8 => [(0, 0); 3],
+            I420(_) => [(0, 0), (1, 0), (2, 0)],
+            Yv12(_) => [(0, 0), (2, 0), (1, 0)],
+            Nv12(_) => [(0, 0), (1, 0), (1, 1)],
+            Nv21(_) => [(0, 0), (1, 1), (1, 0)],
+            Yuy2(_) => [(0, 0), (1, 1), (1, 3)],
+            Uyvy(_) => [(0, 1), (1, 0), (1, 2)],
         }
+    }
+
+    /// Whether the kernels of a card read it: each plane once.
+    pub(crate) fn on_card(self) -> bool {
+        self.planes() == self.views().len()
     }
 
     fn yuv(self) -> Option<Yuv> {
+        use PixelFormat::*;
         match self {
-            PixelFormat::I420(yuv) | PixelFormat::Nv12(yuv) => Some(yuv),
+            I420(yuv) | Yv12(yuv) | Nv12(yuv) | Nv21(yuv) | Yuy2(yuv) | Uyvy(yuv) => Some(yuv),
             _ => None,
         }
     }
@@ -127,7 +170,7 @@ pub struct ImagePlan {
     format: PixelFormat,
     /// (rows, columns) of the input.
     to: (usize, usize),
-    planes: Vec<PlanePlan>,
+    views: Vec<PlanePlan>,
     scratch: Vec<u8>,
     /// (v / 255 - mean) / std of every byte, per channel.
     table: [[f32; 256]; 3],
@@ -136,6 +179,7 @@ pub struct ImagePlan {
 }
 
 struct PlanePlan {
+    plane: usize,
     rows: usize,
     /// Bytes of a row.
     line: usize,
@@ -145,11 +189,11 @@ struct PlanePlan {
 }
 
 impl PlanePlan {
-    /// Bytes of the plane of index `i` from its first to its last pixel.
-    fn bytes(&self, i: usize, got: usize, stride: usize) -> Result<usize, Error> {
+    /// Bytes of the plane from its first to its last pixel.
+    fn bytes(&self, got: usize, stride: usize) -> Result<usize, Error> {
         let need = (self.rows - 1).checked_mul(stride).and_then(|n| n.checked_add(self.line));
         need.filter(|need| stride >= self.line && *need <= got).ok_or_else(|| Error::Input {
-            expected: format!("plane {i} of {} rows of {} bytes", self.rows, self.line),
+            expected: format!("plane {} of {} rows of {} bytes", self.plane, self.rows, self.line),
             got: format!("{got} bytes, rows {stride} apart"),
         })
     }
@@ -212,22 +256,18 @@ impl ImagePlan {
         if !fits(scaled) {
             return Err(refuse("frames that scale to a size", scaled));
         }
-        let planes: Vec<PlanePlan> = format
-            .planes()
-            .iter()
-            .enumerate()
-            .map(|(i, &channels)| {
-                let (halves, share) = if i == 0 { (1, 1.0) } else { (2, 0.5) };
-                let size = (from.0.div_ceil(halves), from.1.div_ceil(halves));
-                let part = (0.0..from.0 as f64 * share, 0.0..from.1 as f64 * share);
-                let resize = Resize::of_part(channels, size, part, scaled, crop);
-                let pixels = vec![0; resize.out_len()];
-                PlanePlan { rows: size.0, line: size.1 * channels, resize, pixels }
-            })
-            .collect();
-        let scratch = vec![0; planes.iter().map(|p| p.resize.scratch_len()).max().unwrap_or(0)];
+        let plan = |view: &View| {
+            let size = (from.0.div_ceil(1 << view.sub.0), from.1.div_ceil(1 << view.sub.1));
+            let end = |side: usize, sub: u32| side as f64 / f64::from(1u32 << sub);
+            let part = (0.0..end(from.0, view.sub.0), 0.0..end(from.1, view.sub.1));
+            let resize = Resize::of_part(view.bytes, size, part, scaled, crop);
+            let pixels = vec![0; resize.out_len()];
+            PlanePlan { plane: view.plane, rows: size.0, line: size.1 * view.bytes, resize, pixels }
+        };
+        let views: Vec<PlanePlan> = format.views().iter().map(plan).collect();
+        let scratch = vec![0; views.iter().map(|p| p.resize.scratch_len()).max().unwrap_or(0)];
         let table = std::array::from_fn(|c| std::array::from_fn(|v| (v as f32 / 255.0 - mean[c]) / std[c]));
-        Ok(Self { format, to, planes, scratch, table, mean, std })
+        Ok(Self { format, to, views, scratch, table, mean, std })
     }
 
     /// (rows, columns) of the input.
@@ -248,25 +288,27 @@ impl ImagePlan {
             });
         }
         self.resize(cx, frame)?;
-        match (self.format.yuv(), &*self.planes) {
-            (Some(yuv), [y, u, v]) => self.convert(yuv, &y.pixels, (&u.pixels, 1), (&v.pixels, 1), out),
-            (Some(yuv), [y, uv]) => self.convert(yuv, &y.pixels, (&uv.pixels, 2), (&uv.pixels[1..], 2), out),
-            _ => {
-                let (step, order) = (self.format.planes()[0], self.format.order());
-                for ((out, table), at) in out.chunks_exact_mut(pixels).zip(&self.table).zip(order) {
-                    let bytes = self.planes[0].pixels.chunks_exact(step);
-                    out.iter_mut().zip(bytes).for_each(|(o, b)| *o = table[usize::from(b[at])]);
+        match self.format.yuv() {
+            Some(yuv) => self.convert(yuv, out),
+            None => {
+                for ((out, table), place) in out.chunks_exact_mut(pixels).zip(&self.table).zip(self.format.channels()) {
+                    out.iter_mut().zip(self.channel(place)).for_each(|(o, b)| *o = table[usize::from(*b)]);
                 }
             }
         }
         Ok(())
     }
 
+    /// The resized samples of a channel.
+    fn channel(&self, (view, byte): Place) -> impl Iterator<Item = &u8> {
+        self.views[view].pixels.iter().skip(byte).step_by(self.format.views()[view].bytes)
+    }
+
     /// Fails if frames do not have so many planes.
     fn count(&self, planes: usize) -> Result<(), Error> {
-        if planes != self.planes.len() {
+        if planes != self.format.planes() {
             return Err(Error::Input {
-                expected: format!("a frame of {} planes", self.planes.len()),
+                expected: format!("a frame of {} planes", self.format.planes()),
                 got: planes.to_string(),
             });
         }
@@ -276,18 +318,20 @@ impl ImagePlan {
     /// The resized part of every plane.
     fn resize(&mut self, cx: &Cx, frame: &[Plane<'_>]) -> Result<(), Error> {
         self.count(frame.len())?;
-        for (i, (plan, plane)) in self.planes.iter_mut().zip(frame).enumerate() {
-            plan.bytes(i, plane.data.len(), plane.stride)?;
+        for plan in &mut self.views {
+            let plane = frame[plan.plane];
+            plan.bytes(plane.data.len(), plane.stride)?;
             plan.resize.run(cx, plane.data, plane.stride, &mut self.scratch, &mut plan.pixels);
         }
         Ok(())
     }
 
     /// Luma and colour differences, each resized as such, to R, G, B; not rounded in between.
-    fn convert(&self, yuv: Yuv, y: &[u8], u: (&[u8], usize), v: (&[u8], usize), out: &mut [f32]) {
+    fn convert(&self, yuv: Yuv, out: &mut [f32]) {
         let (black, luma, weights) = yuv.weights();
-        for (c, (out, (wu, wv))) in out.chunks_exact_mut(y.len()).zip(weights).enumerate() {
-            let bytes = y.iter().zip(u.0.iter().step_by(u.1)).zip(v.0.iter().step_by(v.1));
+        let [y, u, v] = self.format.channels();
+        for (c, (out, (wu, wv))) in out.chunks_exact_mut(self.to.0 * self.to.1).zip(weights).enumerate() {
+            let bytes = self.channel(y).zip(self.channel(u)).zip(self.channel(v));
             for (o, ((y, u), v)) in out.iter_mut().zip(bytes) {
                 let value =
                     (f32::from(*y) - black) * luma + wu * (f32::from(*u) - 128.0) + wv * (f32::from(*v) - 128.0);
@@ -298,7 +342,7 @@ impl ImagePlan {
 
     /// What `run` resized of the first plane, as the golden files hold it.
     pub(crate) fn cropped(&self) -> &[u8] {
-        self.planes.first().map_or(&[], |p| &p.pixels)
+        self.views.first().map_or(&[], |p| &p.pixels)
     }
 }
 
@@ -467,12 +511,35 @@ mod tests {
             (0..half_rows * half).map(|i| mean(i).round() as u8).collect()
         };
         let (u, v) = (chroma(1), chroma(2));
-        let planes = [(&luma, columns), (&u, half), (&v, half)].map(|(data, stride)| Plane { data, stride });
-        let got = run((rows, columns), PixelFormat::I420(Yuv::Bt601Full), to, &planes);
-        let want = run((rows, columns), PixelFormat::Rgb, to, &[Plane { data: &image, stride: 3 * columns }]);
-        for i in 0..to.0 * to.1 {
-            for (got, want) in colour(&got, i).into_iter().zip(colour(&want, i)) {
-                assert!((got - want).abs() < 4.0, "pixel {i}: {got}, not {want}");
+        let pairs = |a: &[u8], b: &[u8]| -> Vec<u8> { a.iter().zip(b).flat_map(|(a, b)| [*a, *b]).collect() };
+        let (uv, vu) = (pairs(&u, &v), pairs(&v, &u));
+        // Two pixels side by side: both of luma, the means of the others.
+        let packed = |order: [usize; 4]| -> Vec<u8> {
+            let group = |i: usize| {
+                let (r, c) = (i / half, 2 * (i % half));
+                let (left, right) = (yuv(at(r, c)), yuv(at(r, c + 1)));
+                let mean = |k: usize| f32::midpoint(left[k], right[k]);
+                order.map(|k| [left[0], mean(1), right[0], mean(2)][k].round() as u8)
+            };
+            (0..rows * half).flat_map(group).collect()
+        };
+        let (yuyv, uyvy) = (packed([0, 1, 2, 3]), packed([1, 0, 3, 2]));
+        let plane = |data, stride| Plane { data, stride };
+        let (y, matrix) = (plane(&luma[..], columns), Yuv::Bt601Full);
+        let want = run((rows, columns), PixelFormat::Rgb, to, &[plane(&image[..], 3 * columns)]);
+        for (format, planes) in [
+            (PixelFormat::I420(matrix), vec![y, plane(&u, half), plane(&v, half)]),
+            (PixelFormat::Yv12(matrix), vec![y, plane(&v, half), plane(&u, half)]),
+            (PixelFormat::Nv12(matrix), vec![y, plane(&uv, 2 * half)]),
+            (PixelFormat::Nv21(matrix), vec![y, plane(&vu, 2 * half)]),
+            (PixelFormat::Yuy2(matrix), vec![plane(&yuyv, 4 * half)]),
+            (PixelFormat::Uyvy(matrix), vec![plane(&uyvy, 4 * half)]),
+        ] {
+            let got = run((rows, columns), format, to, &planes);
+            for i in 0..to.0 * to.1 {
+                for (got, want) in colour(&got, i).into_iter().zip(colour(&want, i)) {
+                    assert!((got - want).abs() < 4.0, "{format:?}, pixel {i}: {got}, not {want}");
+                }
             }
         }
     }

@@ -1,6 +1,6 @@
 //! The same way for frames that lie on a card.
 
-use super::{ImagePlan, PixelFormat};
+use super::ImagePlan;
 use crate::card::{CardInput, upload};
 use crate::error::Error;
 use ssm_kernels::cuda::card::{Context, Memory};
@@ -49,6 +49,12 @@ impl CardPlan {
     /// # Errors
     /// There is none, or it refuses.
     pub fn new(index: u32, plan: ImagePlan) -> Result<Self, Error> {
+        if !plan.format.on_card() {
+            return Err(Error::Input {
+                expected: "a format that is read on a card".into(),
+                got: format!("{:?}", plan.format),
+            });
+        }
         let card = Card::open(index)?;
         let (mut words, mut bytes) = (Vec::new(), 0);
         let mut put = |first: &[usize], weights: &[i32]| {
@@ -57,7 +63,7 @@ impl CardPlan {
             words.extend(weights.iter().map(|w| w.cast_unsigned()));
             [at, at + first.len()]
         };
-        let planes = plan.planes.iter().map(|plane| {
+        let planes = plan.views.iter().map(|plane| {
             let (columns, rows) = (plane.resize.columns_plan(), plane.resize.rows_plan());
             let (columns, rows) = (put(columns.0, columns.1), put(rows.0, rows.1));
             let pixels = bytes;
@@ -67,7 +73,7 @@ impl CardPlan {
         let planes = planes.collect();
         let table = words.len();
         words.extend(plan.table.iter().flatten().map(|v| v.to_bits()));
-        let between = plan.planes.iter().map(|p| p.resize.scratch_len()).max().unwrap_or(0);
+        let between = plan.views.iter().map(|p| p.resize.scratch_len()).max().unwrap_or(0);
         Ok(Self {
             planes,
             table,
@@ -96,8 +102,8 @@ impl CardPlan {
         let (card, plan) = (&self.card, &self.plan);
         let table = |at: usize| Ptr(self.tables.ptr().0 + 4 * at as u64);
         let pixels = |at: usize| Ptr(self.pixels.ptr().0 + at as u64);
-        for (i, ((plane, tables), from)) in plan.planes.iter().zip(&self.planes).zip(frame).enumerate() {
-            let bytes = plane.bytes(i, from.bytes, from.stride)?;
+        for ((plane, tables), from) in plan.views.iter().zip(&self.planes).zip(frame) {
+            let bytes = plane.bytes(from.bytes, from.stride)?;
             let at = if card.is_home(context) {
                 from.at
             } else {
@@ -117,13 +123,10 @@ impl CardPlan {
             let rows = rows.map_err(CardError::from)?;
             card.launch(&rows.1, &rows.0)?;
         }
-        let first = |plane: usize| self.planes.get(plane).map_or(0, |p| p.pixels);
-        let order = plan.format.order();
-        let (channel, step) = match plan.format {
-            PixelFormat::I420(_) => ([first(0), first(1), first(2)], [1; 3]),
-            PixelFormat::Nv12(_) => ([first(0), first(1), first(1) + 1], [1, 2, 2]),
-            other => (order, [other.planes()[0] as u32; 3]),
-        };
+        let views = plan.format.views();
+        let channels = plan.format.channels();
+        let channel = channels.map(|(view, byte)| self.planes.get(view).map_or(0, |p| p.pixels) + byte);
+        let step = channels.map(|(view, _)| views[view].bytes as u32);
         let (black, luma, weights) = plan.format.yuv().map(|yuv| yuv.weights()).unwrap_or_default();
         let (height, width) = (plan.to.0 as u32, plan.to.1 as u32);
         let planes = image::Patches {
