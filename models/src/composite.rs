@@ -109,7 +109,7 @@ impl Composite {
             input,
             output: if head.is_some() { Signal::Logits { classes } } else { Signal::Vector { dim: d } },
             delay: 0,
-            hash: file.hash(&format!("{config:?} carry={} head={}", options.carry, head.is_some())),
+            hash: file.hash(&format!("{} carry={} head={}", config.function(), options.carry, head.is_some())),
             facts: config.facts,
         };
         Ok(Self { info, layout, encoder, previous, last, in_proj, core, head, d })

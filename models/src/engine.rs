@@ -308,7 +308,7 @@ impl Stream {
         {
             self.back(answer);
         }
-        // The engine is gone, and with it the row.
+        // Only if the engine is gone, and with it the row.
         self.row.get_or_insert_with(|| Row::new(&*self.engine.model, self.capacity))
     }
 

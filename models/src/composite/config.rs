@@ -101,6 +101,15 @@ pub(super) struct Config {
 }
 
 impl Config {
+    /// What of it a saved state depends on. What only says how results are to be read is no part of that.
+    pub(super) fn function(&self) -> String {
+        let Self { input, encoder, difference, similarity, core, core_fields, head, facts } = self;
+        let Facts { step_rate, look_ahead, pixels, .. } = facts;
+        let front = format!("input={input:?} pixels={pixels:?} encoder={encoder:?}");
+        let back = format!("core={core:?} {core_fields} head={head} look_ahead={look_ahead} step_rate={step_rate:?}");
+        format!("{front} difference={difference} similarity={similarity} {back}")
+    }
+
     /// Reads the configuration of the file `path`.
     pub(super) fn read(config: Option<&Value>, path: &str) -> Result<Self, Error> {
         let top = Section::top(config, path)?;
