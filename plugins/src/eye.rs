@@ -106,7 +106,8 @@ fn pixels(info: &VideoInfo) -> Option<PixelFormat> {
 /// That each plane lies inside the memory that is mapped for it: a meta may say anything.
 pub(crate) fn planes_within(buffer: &gst::BufferRef, info: &VideoInfo) -> Result<(), String> {
     let Some(meta) = buffer.meta::<gst_video::VideoMeta>() else { return Ok(()) };
-    if (meta.format(), meta.width(), meta.height()) != (info.format(), info.width(), info.height()) {
+    // Frames may be larger in memory than they are shown, as those of decoders.
+    if meta.format() != info.format() || meta.width() < info.width() || meta.height() < info.height() {
         let of = |format: VideoFormat, width, height| format!("{width}x{height} {}", format.to_str());
         let expected = of(info.format(), info.width(), info.height());
         return Err(format!("video meta: expected {expected}, got {}", of(meta.format(), meta.width(), meta.height())));
@@ -114,8 +115,10 @@ pub(crate) fn planes_within(buffer: &gst::BufferRef, info: &VideoInfo) -> Result
     for (i, (offset, stride)) in meta.offset().iter().zip(meta.stride()).enumerate().take(info.n_planes() as usize) {
         // The components of a packed plane may be of different widths.
         let inside = (0..info.n_components() as u8).filter(|c| info.comp_plane(*c) as usize == i);
-        let rows = inside.clone().map(|c| u64::from(info.comp_height(c))).max().unwrap_or(0);
-        let bytes = |c: u8| u64::from(info.comp_width(c)) * u64::from(info.comp_pstride(c).unsigned_abs());
+        let format = info.format_info();
+        let rows = inside.clone().map(|c| u64::from(format.scale_height(c, meta.height()))).max().unwrap_or(0);
+        let bytes =
+            |c: u8| u64::from(format.scale_width(c, meta.width())) * u64::from(info.comp_pstride(c).unsigned_abs());
         let row = inside.map(bytes).max().unwrap_or(0);
         let Some(stride) = u64::try_from(*stride).ok().filter(|stride| *stride >= row) else {
             return Err(format!("plane {i}: expected a stride of {row} bytes or more, got {stride}"));

@@ -6,7 +6,7 @@ use glib::prelude::*;
 use gst::ClockTime;
 use gst::prelude::*;
 use ssm_models::kernels::{Cx, linear};
-use ssm_models::{Device, Engine, EngineKey, Error, Model, Options, Signal, open};
+use ssm_models::{Device, Engine, EngineKey, Error, Options, Placed, Signal, open};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -287,7 +287,7 @@ impl ModelSettings {
             batch_size: self.batch_size as usize,
             batch_timeout: Duration::from_nanos(self.batch_timeout),
         };
-        Engine::shared(key, || Ok((device.place(opened(name, &options)?)?, cx)))
+        Engine::shared(key, || Ok((opened(name, &options, device)?, cx)))
     }
 
     /// The message that tells what is running: structure `ssm-model` with `file`, `family`, `sizes`, `parameters`,
@@ -371,9 +371,9 @@ impl Counters {
     }
 }
 
-/// The model of a file. One that makes the loader panic is refused: the pipeline is to go on.
-fn opened(name: &str, options: &Options) -> Result<Arc<dyn Model>, Error> {
-    std::panic::catch_unwind(|| open(name, options)).unwrap_or_else(|_| {
+/// The model of a file, where it is to run. One that makes the loader panic is refused: the pipeline is to go on.
+fn opened(name: &str, options: &Options, device: Device) -> Result<Placed, Error> {
+    std::panic::catch_unwind(|| device.place(open(name, options)?)).unwrap_or_else(|_| {
         Err(Error::Config {
             file: name.into(),
             field: "model".into(),

@@ -42,16 +42,21 @@ pub(crate) struct Next<F> {
     pub(crate) fit: F,
 }
 
+#[derive(Default)]
+struct Requests {
+    /// Whether one waits to be looked at.
+    wanted: bool,
+    /// Whether a thread looks at them.
+    opening: bool,
+}
+
 /// What is on its way.
 pub(crate) struct Reload<F> {
     /// Whether buffers may come: between READY and PAUSED.
     flowing: AtomicBool,
     /// Number of the last request; older ones are given up.
     asked: AtomicU64,
-    /// Whether a request waits to be looked at.
-    wanted: AtomicBool,
-    /// Whether a thread looks at them.
-    opening: AtomicBool,
+    requests: Mutex<Requests>,
     next: Mutex<Option<Next<F>>>,
     /// Value of `model` that the open engine came from.
     running: Mutex<Option<Arc<str>>>,
@@ -62,8 +67,7 @@ impl<F> Default for Reload<F> {
         Self {
             flowing: AtomicBool::default(),
             asked: AtomicU64::default(),
-            wanted: AtomicBool::default(),
-            opening: AtomicBool::default(),
+            requests: Mutex::default(),
             next: Mutex::new(None),
             running: Mutex::default(),
         }
@@ -78,8 +82,10 @@ impl<F> Reload<F> {
 
     /// Forgets what is on its way.
     fn give_up(&self) {
+        let mut requests = lock(&self.requests);
         self.asked.fetch_add(1, Ordering::AcqRel);
-        self.wanted.store(false, Ordering::Release);
+        requests.wanted = false;
+        drop(requests);
         lock(&self.next).take();
     }
 }
@@ -159,39 +165,46 @@ pub(crate) fn changed<T: Modelled>(imp: &T, property: &str) {
         }
         return;
     }
-    reload.asked.fetch_add(1, Ordering::AcqRel);
-    reload.wanted.store(true, Ordering::Release);
-    // One thread opens them, whatever their number: the newest when it comes to it.
-    if reload.opening.swap(true, Ordering::AcqRel) {
-        return;
+    {
+        let mut requests = lock(&reload.requests);
+        reload.asked.fetch_add(1, Ordering::AcqRel);
+        requests.wanted = true;
+        // One thread opens them, whatever their number: the newest when it comes to it.
+        if std::mem::replace(&mut requests.opening, true) {
+            return;
+        }
     }
     let weak = imp.ref_counted().downgrade();
-    let spawned = std::thread::Builder::new()
-        .name("ssm-reload".into())
-        .spawn(move || while weak.upgrade().is_some_and(|imp| open_newest(&*imp)) {});
+    let spawned = std::thread::Builder::new().name("ssm-reload".into()).spawn(move || while open_newest(&weak) {});
     if let Err(error) = spawned {
-        reload.opening.store(false, Ordering::Release);
+        lock(&reload.requests).opening = false;
         gst::element_warning!(element(imp), gst::ResourceError::Failed, ("model: no thread to open it: {error}"));
     }
 }
 
-/// Opens the model that was asked for last, on a thread of its own. Returns whether another one is to be opened.
-fn open_newest<T: Modelled>(imp: &T) -> bool {
-    let reload = imp.reload();
-    if !reload.wanted.swap(false, Ordering::AcqRel) {
-        reload.opening.store(false, Ordering::Release);
-        // One that came in between.
-        return reload.wanted.load(Ordering::Acquire) && !reload.opening.swap(true, Ordering::AcqRel);
+/// Opens the model that was asked for last, on a thread of its own. Returns whether to look for another one.
+fn open_newest<T: Modelled>(weak: &glib::subclass::ObjectImplWeakRef<T>) -> bool {
+    let Some(imp) = weak.upgrade() else { return false };
+    {
+        let mut requests = lock(&imp.reload().requests);
+        if !std::mem::take(&mut requests.wanted) {
+            requests.opening = false;
+            return false;
+        }
     }
-    let ticket = reload.asked.load(Ordering::Acquire);
+    let ticket = imp.reload().asked.load(Ordering::Acquire);
     // Behind the ticket: who changes it from here on has a newer one.
-    let model = imp.model();
+    let (model, options) = (imp.model(), imp.options());
+    // The element may go meanwhile.
+    drop(imp);
+    let opened = model.engine(options);
+    let Some(imp) = weak.upgrade() else { return false };
+    let reload = imp.reload();
     let newest = || reload.asked.load(Ordering::Acquire) == ticket;
-    let opened = model.engine(imp.options());
     if !newest() {
         return true;
     }
-    match opened.and_then(|engine| fitting(imp, &model, &engine).map(|fit| (engine, fit))) {
+    match opened.and_then(|engine| fitting(&*imp, &model, &engine).map(|fit| (engine, fit))) {
         Ok((engine, fit)) => {
             let mut next = lock(&reload.next);
             // Under the lock that giving up takes afterwards: what was given up meanwhile is not left behind.
@@ -199,7 +212,7 @@ fn open_newest<T: Modelled>(imp: &T) -> bool {
                 *next = Some(Next { engine, settings: model, fit });
             }
         }
-        Err(error) if newest() => refuse(imp, &model, &error),
+        Err(error) if newest() => refuse(&*imp, &model, &error),
         Err(_) => {}
     }
     true

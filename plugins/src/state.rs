@@ -138,11 +138,8 @@ fn same(_: &fs::File, path: &Path) -> io::Result<bool> {
 fn part(path: &Path) -> io::Result<fs::File> {
     loop {
         let file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
-        match file.lock() {
-            // Some file systems have no locks: there one writer has to be the only one.
-            Err(error) if error.kind() != io::ErrorKind::Unsupported => return Err(error),
-            _ => {}
-        }
+        // Some file systems have no locks: there one writer has to be the only one.
+        while file.lock().is_err_and(|e| e.kind() == io::ErrorKind::Interrupted) {}
         if same(&file, path)? {
             file.set_len(0)?;
             return Ok(file);
@@ -162,10 +159,10 @@ pub fn replace(path: &Path, write: impl FnOnce(&mut fs::File) -> io::Result<()>)
     name.push(".part");
     let mut file = part(Path::new(&name))?;
     let written = || {
+        write(&mut file)?;
         if let Some(old) = &old {
             file.set_permissions(old.permissions())?;
         }
-        write(&mut file)?;
         // Without it the new name could outlive a loss of power, and the bytes not.
         file.sync_all()?;
         fs::rename(&name, &path)

@@ -221,11 +221,14 @@ fn planes(factory: &str, properties: &[(&str, &str)]) {
         let edit = buffer.get_mut().expect("a new buffer");
         memories.iter().for_each(|size| edit.append_memory(gst::Memory::from_mut_slice(vec![0u8; *size])));
         let flags = gst_video::VideoFrameFlags::empty();
-        gst_video::VideoMeta::add_full(edit, flags, gst_video::VideoFormat::Rgb, 32, 18, &[offset], &[stride])
+        let lines = if memories == [32 * 20 * 3] { 20 } else { 18 };
+        gst_video::VideoMeta::add_full(edit, flags, gst_video::VideoFormat::Rgb, 32, lines, &[offset], &[stride])
             .expect("a meta");
         h.push(buffer)
     };
     frame(&[1728], 0, 96).expect("it fits");
+    // As a decoder has it: more lines in memory than are shown.
+    frame(&[32 * 20 * 3], 0, 96).expect("it fits");
     // A plane in the second memory.
     frame(&[100, 1728], 100, 96).expect("it fits");
     for (memories, offset, stride, part) in [
@@ -493,6 +496,14 @@ fn what_is_left_of_a_loaded_state_has_a_time() {
     while h.try_pull().is_some() {}
     h.push(audio(60, 25, gst::BufferFlags::empty())).expect("flows");
     assert!(h.pull().expect("it came out").flags().contains(gst::BufferFlags::DISCONT));
+    // Another segment before the first buffer: what is left lies in the one that downstream has.
+    let folder = Folder::new("edges-segments");
+    std::fs::write(folder.file("state"), &early[..]).expect("a temporary file");
+    let (mut h, _element) = denoiser(1.0, &[("state-in", &folder.file("state"))]);
+    let mut segment = gst::FormattedSegment::<ClockTime>::new();
+    segment.set_start(ClockTime::from_seconds(3600));
+    h.push_event(gst::event::Segment::new(segment.upcast_ref()));
+    assert!(out(&mut h).iter().all(|b| b.0 < ms(100).nseconds()));
     // Of a stream that ends before it begins it comes out, in a segment of its own.
     let folder = Folder::new("edges-left");
     std::fs::write(folder.file("state"), &early[..]).expect("a temporary file");

@@ -332,4 +332,12 @@ fn level_and_voice_lie_on_the_buffers_where_they_are_asked_for() {
         "{found:?}"
     );
     assert!(found.last().is_some_and(|(level, voice)| *level > 60 && !voice), "{found:?}");
+    // Another element's is replaced: readers take the first one.
+    let mut v = vad(&[("audio-level-meta", "true")]);
+    let mut buffer = gst::Buffer::from_mut_slice(bytes(&samples[..1600]));
+    gst_audio::AudioLevelMeta::add(buffer.get_mut().expect("a new buffer"), 7, true);
+    v.h.push(buffer).expect("flows");
+    let out = v.h.pull().expect("it came out");
+    let metas: Vec<_> = out.iter_meta::<gst_audio::AudioLevelMeta>().map(|m| (m.level(), m.voice_activity())).collect();
+    assert!(metas.len() == 1 && metas[0].0 > 70 && !metas[0].1, "{metas:?}");
 }

@@ -219,8 +219,12 @@ impl Modelled for Denoise {
 
 impl Denoise {
     /// Goes on with the model that was opened to take over, if there is one. Where the state cannot be kept, what is
-    /// inside comes out of the old one first. Returns what is to be posted.
-    fn exchange(&self, flow: &mut Flow) -> Result<Vec<gst::Message>, Box<(ModelSettings, Error)>> {
+    /// inside comes out of the old one first, before the buffer at `pts`. Returns what is to be posted.
+    fn exchange(
+        &self,
+        flow: &mut Flow,
+        pts: Option<ClockTime>,
+    ) -> Result<Vec<gst::Message>, Box<(ModelSettings, Error)>> {
         let (Some(next), Some(old)) = (self.reload.take(), self.base.engine()) else { return Ok(vec![]) };
         let kept = reload::agree(&old, &next.engine);
         let heir = AudioStream::new(&next.engine, flow.audio.channels()).and_then(|mut heir| {
@@ -232,6 +236,9 @@ impl Denoise {
         let heir = heir.map_err(|error| Box::new((next.settings.clone(), error)))?;
         if !kept {
             let silenced = flow.audio.silenced();
+            if let (false, Some(pts)) = (flow.clock.has_time(), pts.or(flow.after)) {
+                flow.begin(pts);
+            }
             flow.audio.drain(&mut flow.out);
             self.note_silence(flow, silenced, 0);
             self.base.count_reset(self.obj().upcast_ref(), true);
@@ -334,13 +341,17 @@ impl Denoise {
 
     /// Takes what is inside out, completed with silence; the state is a `fresh` one then, or goes on.
     fn drain(&self, fresh: bool) -> Result<gst::FlowSuccess, gst::FlowError> {
+        self.drain_in(fresh, self.start())
+    }
+
+    /// As [`Denoise::drain`], in the segment that begins at `start`, if there was one.
+    fn drain_in(&self, fresh: bool, start: Option<ClockTime>) -> Result<gst::FlowSuccess, gst::FlowError> {
         let segment;
         let (buffer, late) = {
             let mut flow = lock(&self.flow);
             let Some(flow) = flow.as_mut() else { return Ok(gst::FlowSuccess::Ok) };
             let silenced = flow.audio.silenced();
             // Of a snapshot, if nothing came since: the stream begins behind it.
-            let start = self.start();
             if flow.taken == 0 {
                 flow.after = flow.after.or(start).or(Some(ClockTime::ZERO));
             }
@@ -392,7 +403,7 @@ impl Denoise {
                 return Err(self.base.before_caps(self.obj().upcast_ref()));
             };
             ear::whole_frames(self.obj().upcast_ref(), &self.base, &buffer, flow.info.bpf() as usize)?;
-            let reloaded = self.exchange(flow);
+            let reloaded = self.exchange(flow, buffer.pts());
             let mut before = None;
             let discont = buffer.flags().contains(gst::BufferFlags::DISCONT) && settings.resets(ResetOn::DISCONT);
             if self.base.take_reset() || discont && flow.taken > 0 {
@@ -499,6 +510,7 @@ impl Denoise {
                 done
             }
             EventView::Segment(e) => {
+                let start = self.start();
                 let known = lock(&self.segment).replace(event.clone());
                 let same = known.as_ref().is_some_and(|k| match k.view() {
                     EventView::Segment(k) => timeline::same(k.segment(), e.segment()),
@@ -507,7 +519,7 @@ impl Denoise {
                 if known.is_some() && !same {
                     let fresh = self.model().resets(ResetOn::SEGMENT);
                     if fresh || self.took() {
-                        let _ = self.drain(fresh);
+                        let _ = self.drain_in(fresh, start);
                     }
                     self.base.count_reset(self.obj().upcast_ref(), fresh);
                 }

@@ -131,6 +131,12 @@ impl Analyser for Vad {
     fn mark(&self, buffer: &mut gst::BufferRef, samples: &[f32]) {
         if lock(&self.settings).audio_level_meta {
             let voice = lock(&self.segments).open.is_some();
+            // Readers take the first one: another element's would hide this one.
+            while let Some(other) = buffer.meta_mut::<gst_audio::AudioLevelMeta>() {
+                if other.remove().is_err() {
+                    break;
+                }
+            }
             gst_audio::AudioLevelMeta::add(buffer, level(samples), voice);
         }
     }
