@@ -5,7 +5,7 @@ use crate::element::{self, Finder, Media};
 use crate::job::{Job, Outcome};
 use crate::signals;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsString;
 use std::io::{BufRead, ErrorKind, IsTerminal};
 use std::path::{Component, Path, PathBuf};
@@ -150,32 +150,60 @@ const NEUTRAL: [&str; 5] = ["batch-size", "batch-timeout", "model-instance-id", 
 
 /// What the files of a folder are made with. A file that is there says nothing of that itself, and would be taken for
 /// finished.
-struct Made<'a> {
-    folder: &'a Path,
-    with: String,
+struct Made {
+    path: PathBuf,
+    /// What to note once there is a file, and once there is every file.
+    first: Option<String>,
+    last: Option<String>,
     written: Once,
 }
 
-impl<'a> Made<'a> {
+impl Made {
+    /// `before`: whether some of the files are there.
+    ///
     /// # Errors
-    /// Another element was there before, and its files are not to be made anew (`force`).
-    fn new(folder: &'a Path, element: &str, force: bool) -> Result<Self, Failure> {
+    /// Another element made them, and they are not to be made anew (`force`).
+    fn new(folder: &Path, element: &str, force: bool, before: bool) -> Result<Self, Failure> {
         let counts = |word: &&str| word.split_once('=').is_none_or(|(name, _)| !NEUTRAL.contains(&name));
         let with = element.split_whitespace().filter(counts).collect::<Vec<_>>().join(" ");
         let path = folder.join(MADE);
-        match std::fs::read_to_string(&path) {
-            Ok(made) if made != with && !force => {
+        let (first, last) = match std::fs::read_to_string(&path) {
+            Ok(made) if made == with => (None, None),
+            // Until the last one is made there are files of both.
+            Ok(made) if force => (Some(format!("{made}, in part {with}")), Some(with)),
+            Ok(made) => {
                 let reason = format!("expected {made:?}, which its files were made with, got {with:?}");
-                Err(Failure::File { path: folder.to_owned(), reason: reason + "; name another --output, or --force" })
+                let reason = reason + "; name another --output, or --force";
+                return Err(Failure::File { path: folder.to_owned(), reason });
             }
-            Err(e) if e.kind() != ErrorKind::NotFound => Err(Failure::File { path, reason: e.to_string() }),
-            _ => Ok(Self { folder, with, written: Once::new() }),
-        }
+            Err(e) if e.kind() != ErrorKind::NotFound => return Err(Failure::File { path, reason: e.to_string() }),
+            // Of those that are there nobody knows.
+            Err(_) if before && !force => (None, None),
+            Err(_) if before => (None, Some(with)),
+            Err(_) => (Some(with), None),
+        };
+        Ok(Self { path, first, last, written: Once::new() })
     }
 
-    /// Notes it, now that there is a file. Without the note all is as before there was one.
-    fn note(&self) {
-        self.written.call_once(|| _ = crate::output::write(&self.folder.join(MADE), self.with.as_bytes()));
+    /// Notes it. Without the note all is as before there were any.
+    fn write(&self, text: Option<&String>) {
+        text.into_iter().for_each(|text| _ = crate::output::write(&self.path, text.as_bytes()));
+    }
+
+    /// There is a file now.
+    fn one(&self) {
+        self.written.call_once(|| self.write(self.first.as_ref()));
+    }
+
+    /// All of `files` are there now, and perhaps others.
+    fn all(&self, files: &[(PathBuf, PathBuf)]) {
+        let known: HashSet<&Path> = files.iter().map(|(_, output)| &**output).collect();
+        let folder = self.path.parent().map(|folder| glob::Pattern::escape(&folder.display().to_string()));
+        let mut found =
+            folder.and_then(|folder| glob::glob(&format!("{folder}/**/*.jsonl")).ok()).into_iter().flatten();
+        if self.last.is_some() && found.all(|path| path.is_ok_and(|path| known.contains(&*path))) {
+            self.write(self.last.as_ref());
+        }
     }
 }
 
@@ -266,7 +294,8 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     if let Some((index, of)) = args.shard {
         files = files.into_iter().skip(index).step_by(of).collect();
     }
-    let made = Made::new(&args.output, &args.element, args.force)?;
+    let before = files.iter().any(|(_, output)| output.exists());
+    let made = Made::new(&args.output, &args.element, args.force, before)?;
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
     signals::at_end(move || flag.store(true, Ordering::Release))?;
@@ -295,7 +324,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
             bar.finish_and_clear();
             bars.files.inc(1);
             if matches!(outcome, Ok(Outcome::Done { .. })) {
-                made.note();
+                made.one();
             }
             let line = tally.lock().unwrap_or_else(PoisonError::into_inner).add(input, outcome);
             bars.say(&line);
@@ -309,6 +338,9 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     say!("{done} done ({lines} lines), {skipped} finished before, {} failed, {} left", failed.len(), left.len());
     for (path, reason) in &failed {
         warn!("failed: {}: {reason}", path.display());
+    }
+    if failed.is_empty() && left.is_empty() {
+        made.all(&files);
     }
     if !left.is_empty() {
         let again = if args.force { "begins with the first one again" } else { "goes on with them" };

@@ -83,6 +83,18 @@ fn an_archive_is_done_once_and_failures_are_named() {
             && told.contains("got \"ssmvad threshold=0.7\""),
         "{told}"
     );
+    // Made anew in part they are of both; as a whole, of the new one.
+    let louder = ["--element", "ssmvad threshold=0.7"];
+    let part = folder.run(&[&["a.wav", "--force"], &louder[..]].concat());
+    assert!(part.status.success(), "{}", text(&part));
+    for element in ["ssmvad", louder[1]] {
+        let told = text(&folder.run(&["b.wav", "--element", element]));
+        assert!(told.contains("expected \"ssmvad, in part ssmvad threshold=0.7\""), "{told}");
+    }
+    let names = ["a.wav", "b.wav", "c [x].wav", "--force"];
+    assert!(folder.run(&[&names[..], &louder].concat()).status.success());
+    assert!(text(&folder.run(&[&names[..1], &louder].concat())).contains("1 finished before"));
+    assert!(folder.run(&names).status.success());
     let same = folder.run(&["a.wav", "--element", "ssmvad threads=2"]);
     assert!(same.status.success() && text(&same).contains("1 finished before"), "{}", text(&same));
     let vain = folder.run(&["a.wav", "b.wav", "--force", "--element", "ssmvad threshold=loud"]);

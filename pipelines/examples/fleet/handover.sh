@@ -52,9 +52,11 @@ case ${1-} in
       $element $from state-out="$here/$name.out" reset-on=flush+segment+caps ! ssmjson ! fdsink sync=false
     ;;
   stop)
-    # Where the store was away at the first try, the process has ended already.
-    kill -INT "${2:?a process}" 2>/dev/null || [ -e "$here/$name.out" ] || { echo "no process $2" >&2; exit 1; }
-    while kill -0 "$2" 2>/dev/null; do sleep 0.1; done
+    # Where the store was away at the first try the process has ended already, and another one may have its number.
+    if [ ! -e "$here/$name.out" ]; then
+      kill -INT "${2:?a process}"
+      while kill -0 "$2" 2>/dev/null; do sleep 0.1; done
+    fi
     bash -c "$put" put "$here/$name.out" "$name"
     rm "$here/$name.out"
     echo "stored $name" >&2

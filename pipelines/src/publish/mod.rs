@@ -68,14 +68,23 @@ struct Outbox {
     closed: bool,
     /// Of a file there is more that was not read.
     unread: bool,
-    /// Connections that were lost, one after another, with lines under way of which none was acknowledged.
+    /// When the last line was sent.
+    flown: Option<Instant>,
+    /// Connections that were lost right behind a line, one after another, without one that was acknowledged; since when.
     strikes: u32,
+    struck: Option<Instant>,
+    /// How long that has to go on before a line is given up.
+    grace: Duration,
 }
 
 /// Strikes after which one line goes at a time, and after which that one is given up: it may be what the broker ends the
 /// connection for.
 const ALONE: u32 = 2;
 const HOPELESS: u32 = 5;
+/// A connection that is ended for a line ends so soon behind it.
+const SOON: Duration = Duration::from_secs(2);
+/// [`Outbox::grace`]: a broker that starts again and again is not to cost a line.
+const GRACE: Duration = Duration::from_secs(60);
 
 impl Outbox {
     fn push(&mut self, line: String) {
@@ -102,6 +111,7 @@ impl Outbox {
                 return self.waiting.push_front(line);
             }
             self.flying.push_back(line);
+            self.flown = Some(Instant::now());
         }
     }
 
@@ -109,7 +119,7 @@ impl Outbox {
     fn acknowledged(&mut self) {
         if self.flying.pop_front().is_some() {
             self.sent += 1;
-            self.strikes = 0;
+            (self.strikes, self.struck) = (0, None);
         }
     }
 
@@ -123,9 +133,13 @@ impl Outbox {
 
     /// What was not acknowledged is to be sent again, first.
     fn lost(&mut self) {
-        self.strikes += u32::from(!self.flying.is_empty());
-        if self.strikes >= HOPELESS && self.flying.pop_front().is_some() {
-            (self.dropped, self.strikes) = (self.dropped + 1, 0);
+        if !self.flying.is_empty() && self.flown.is_some_and(|at| at.elapsed() < SOON) {
+            self.strikes += 1;
+            let since = *self.struck.get_or_insert_with(Instant::now);
+            if self.strikes >= HOPELESS && since.elapsed() >= self.grace && self.flying.pop_front().is_some() {
+                self.dropped += 1;
+                (self.strikes, self.struck) = (0, None);
+            }
         }
         while let Some(line) = self.flying.pop_back() {
             self.waiting.push_front(line);
@@ -253,7 +267,7 @@ impl End {
 
 pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     let transport = transport(args)?;
-    let outbox = Outbox { capacity: args.buffer as usize, ..Outbox::default() };
+    let outbox = Outbox { capacity: args.buffer as usize, grace: GRACE, ..Outbox::default() };
     let post = Arc::new(Mutex::new(Post { outbox, send: None }));
     let to = post.clone();
     let linger = Duration::from_secs(args.linger);
