@@ -138,7 +138,10 @@ fn a_connection_ends_nobody_elses() {
 fn signals_end_it_but_for_those_it_was_started_to_ignore() {
     let endless = ["videotestsrc is-live=true"];
     for kind in ["-HUP", "-INT", "-TERM"] {
-        let mut page = Page::new(&endless);
+        // These tests may run under nohup themselves.
+        let mut heard = Command::new("env");
+        heard.args(["--default-signal=HUP", env!("CARGO_BIN_EXE_ssm")]);
+        let mut page = Page::of(heard, &endless);
         page.signal(kind);
         let status = page.child.wait().expect("it ends");
         assert!(status.code().is_some(), "{kind}: in good order, not {status}");

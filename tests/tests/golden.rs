@@ -5,6 +5,10 @@ use ssm_models::golden::{Chunks, Verdict, VerifyOptions, verify};
 use ssm_models::kernels::CpuLevel;
 use std::path::{Path, PathBuf};
 
+/// Golden files there are at least, and those of them that need published checkpoints.
+const FILES: usize = 110;
+const SKIPPED: usize = 4;
+
 fn files() -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> = std::fs::read_dir(ssm_tests::golden())
         .expect("tests/golden is there")
@@ -35,7 +39,7 @@ fn run(level: CpuLevel, threads: usize, chunks: Chunks) {
         }
     }
     assert!(bad.is_empty(), "at {level}, {threads} threads, {chunks:?}:\n{}", bad.join("\n"));
-    assert!(passed > 15, "only {passed} files passed");
+    assert!(passed + SKIPPED >= FILES, "only {passed} files passed, of {FILES}");
 }
 
 #[test]
