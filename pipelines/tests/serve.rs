@@ -138,9 +138,9 @@ fn a_connection_ends_nobody_elses() {
 fn signals_end_it_but_for_those_it_was_started_to_ignore() {
     let endless = ["videotestsrc is-live=true"];
     for kind in ["-HUP", "-INT", "-TERM"] {
-        // These tests may run under nohup themselves.
+        // These tests may run under nohup themselves, or in the background of a shell, which ignores SIGINT.
         let mut heard = Command::new("env");
-        heard.args(["--default-signal=HUP", env!("CARGO_BIN_EXE_ssm")]);
+        heard.args(["--default-signal=HUP,INT,TERM", env!("CARGO_BIN_EXE_ssm")]);
         let mut page = Page::of(heard, &endless);
         page.signal(kind);
         let status = page.child.wait().expect("it ends");
