@@ -29,10 +29,10 @@ cp /usr/local/share/ca-certificates/*.crt "$root/usr/local/share/ca-certificates
 within 'update-ca-certificates >/dev/null 2>&1'
 
 start=$SECONDS
-within "rm -rf /root/gst-plugin-ssm && git clone -q /opt/source /root/gst-plugin-ssm && cd /root/gst-plugin-ssm &&
+within "rm -rf /srv/gst-plugin-ssm && git clone -q /opt/source /srv/gst-plugin-ssm && cd /srv/gst-plugin-ssm &&
   git checkout -q $commit && make demo"
 took=$((SECONDS - start))
 for file in denoised.wav spectrogram.png events.jsonl overlay.png shots.png classes.jsonl; do
-  [ -s "$root/root/gst-plugin-ssm/demo-out/$file" ] || { echo "FAIL: $file is not there"; exit 1; }
+  [ -s "$root/srv/gst-plugin-ssm/demo-out/$file" ] || { echo "FAIL: $file is not there"; exit 1; }
 done
 echo "PASS: two commands (git clone, make demo), $((took / 60)) min $((took % 60)) s, $(nproc) cores"

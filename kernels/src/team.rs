@@ -106,7 +106,9 @@ impl Team {
             }
             f(part);
         }
-        assert!(!finish.wait(), "a thread of the team panicked");
+        let panicked = finish.end();
+        std::mem::forget(finish);
+        assert!(!panicked, "a thread of the team panicked");
     }
 
     /// Runs `a` and `b`, at the same time if the team has a thread to spare; what they split runs on their own thread then.
@@ -129,13 +131,8 @@ impl Team {
 struct Finish<'a>(&'a Team);
 
 impl Finish<'_> {
-    /// Whether a worker panicked, once all are outside. The team is free behind that only: the next turn forgets it.
-    fn wait(self) -> bool {
-        self.close();
-        self.0.shared.panicked.load(Ordering::Relaxed)
-    }
-
-    fn close(&self) {
+    /// Whether a worker panicked. Read before the team is free: the next turn forgets it.
+    fn end(&self) -> bool {
         let s = &self.0.shared;
         let mut spins = 0;
         s.turn.fetch_and(!OPEN, Ordering::Relaxed);
@@ -143,13 +140,15 @@ impl Finish<'_> {
             spins += 1;
             if spins < SPINS { std::hint::spin_loop() } else { std::thread::yield_now() }
         }
+        let panicked = s.panicked.load(Ordering::Relaxed);
+        self.0.busy.store(false, Ordering::Release);
+        panicked
     }
 }
 
 impl Drop for Finish<'_> {
     fn drop(&mut self) {
-        self.close();
-        self.0.busy.store(false, Ordering::Release);
+        self.end();
     }
 }
 

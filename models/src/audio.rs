@@ -3,8 +3,7 @@
 use crate::engine::{Engine, Stream};
 use crate::error::Error;
 use crate::model::Signal;
-use crate::snapshot::{Snapshot, SnapshotHeader};
-use crate::state::State;
+use crate::snapshot::{Snapshot, SnapshotHeader, of_layout};
 use std::fmt;
 use std::sync::Arc;
 
@@ -200,7 +199,7 @@ impl AudioStream {
             let expected = format!("fewer than {} samples for each of {channels} channels", self.hop);
             return Err(bad("pending", expected, snapshot.pending.len().to_string()));
         }
-        fitting(&self.streams[0], &snapshot.states)?;
+        of_layout(&snapshot.states, self.streams[0].engine().model().layout())?;
         for (c, (stream, state)) in self.streams.iter_mut().zip(snapshot.states).enumerate() {
             *stream.state() = state;
             stream.row().x[..held].copy_from_slice(&snapshot.pending[c * held..][..held]);
@@ -213,19 +212,6 @@ impl AudioStream {
 impl fmt::Debug for AudioStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AudioStream").field("streams", &self.streams).field("inside", &self.inside()).finish()
-    }
-}
-
-/// Refuses states of another model.
-fn fitting(stream: &Stream, states: &[State]) -> Result<(), Error> {
-    let len = stream.engine().model().layout().len();
-    match states.iter().find(|state| state.data.len() != len) {
-        Some(other) => Err(Error::Snapshot {
-            field: "state".into(),
-            expected: format!("{len} values"),
-            got: other.data.len().to_string(),
-        }),
-        None => Ok(()),
     }
 }
 
@@ -411,7 +397,7 @@ impl Listener {
         let (Some(state), None) = (states.next(), states.next()) else {
             return Err(bad("streams", "1".into(), "another number".into()));
         };
-        fitting(&self.stream, std::slice::from_ref(&state))?;
+        of_layout(std::slice::from_ref(&state), self.stream.engine().model().layout())?;
         *self.stream.state() = state;
         self.stream.row().x[..held].copy_from_slice(&snapshot.pending);
         self.held = held;

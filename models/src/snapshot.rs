@@ -56,6 +56,14 @@ fn checksum<'a>(metadata: &BTreeMap<String, String>, tensors: impl IntoIterator<
     hex(&hash.finalize())
 }
 
+/// Refuses states of another model.
+pub(crate) fn of_layout(states: &[State], layout: &StateLayout) -> Result<(), Error> {
+    match states.iter().find(|state| state.data.len() != layout.len()) {
+        Some(other) => Err(mismatch("state", format!("{} values", layout.len()), other.data.len())),
+        None => Ok(()),
+    }
+}
+
 /// Takes an entry out that has to be there.
 fn take(metadata: &mut BTreeMap<String, String>, key: &str, want: &str) -> Result<(), Error> {
     match metadata.remove(key) {
@@ -86,9 +94,7 @@ impl Snapshot {
     /// # Errors
     /// A state is another model's, or an entry of the owner has a name of this format.
     pub fn save(&self, info: &Info, layout: &StateLayout) -> Result<Vec<u8>, Error> {
-        if let Some(other) = self.states.iter().find(|state| state.data.len() != layout.len()) {
-            return Err(mismatch("state", format!("{} values", layout.len()), other.data.len()));
-        }
+        of_layout(&self.states, layout)?;
         let bytes = |v: &[f32]| v.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
         let spans: Vec<(String, Vec<usize>, Vec<u8>)> = layout
             .spans()

@@ -104,18 +104,6 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> Failure + use<> {
     move |e| Failure::File { path, reason: e.to_string() }
 }
 
-/// Whether a name still means an open file.
-fn same(file: &File, path: &Path) -> bool {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::MetadataExt;
-        let id = |data: io::Result<fs::Metadata>| data.map(|data| (data.dev(), data.ino())).ok();
-        id(file.metadata()) == id(fs::metadata(path))
-    }
-    #[cfg(not(unix))]
-    (file.metadata().is_ok() && path.exists())
-}
-
 /// What belongs to the input: a state of another file of the same name would be nonsense.
 fn stamp(finder: &Finder, input: &Path) -> io::Result<String> {
     let file = fs::metadata(input)?;
@@ -198,7 +186,7 @@ impl Job<'_> {
             Err(fs::TryLockError::Error(e)) => return Err(at(&part)(e)),
         }
         // Between its opening and the lock another process may have made it its output.
-        if !same(&file, &part) {
+        if !gstssm::still_named(&file, &part) {
             return Ok(Outcome::Busy);
         }
         // Finished by another process between the first look and the lock.

@@ -37,7 +37,7 @@ mod timeline;
 mod vad;
 
 pub use results::{ClassScore, EventResult, META_NAME, Results, Vector};
-pub use state::replace;
+pub use state::{replace, still_named};
 
 /// Debug category of what elements have in common.
 pub(crate) static CAT: std::sync::LazyLock<gst::DebugCategory> = std::sync::LazyLock::new(|| {

@@ -121,17 +121,18 @@ fn device(_: &fs::Metadata) -> bool {
     false
 }
 
-/// Whether a name still means an open file.
+/// Whether a name still means an open file: between its opening and its lock another process may have moved it.
 #[cfg(unix)]
-fn same(file: &fs::File, path: &Path) -> io::Result<bool> {
+pub fn still_named(file: &fs::File, path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
-    let (open, found) = (file.metadata()?, fs::metadata(path));
-    Ok(found.is_ok_and(|found| (found.dev(), found.ino()) == (open.dev(), open.ino())))
+    let id = |data: io::Result<fs::Metadata>| data.map(|data| (data.dev(), data.ino())).ok();
+    id(file.metadata()) == id(fs::metadata(path))
 }
 
+/// Whether a name still means an open file, as far as it can be seen here.
 #[cfg(not(unix))]
-fn same(_: &fs::File, path: &Path) -> io::Result<bool> {
-    Ok(path.exists())
+pub fn still_named(_: &fs::File, path: &Path) -> bool {
+    path.exists()
 }
 
 /// The file that is to become another one, empty, once no other writer has it.
@@ -140,7 +141,7 @@ fn part(path: &Path) -> io::Result<fs::File> {
         let file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
         // Some file systems have no locks: there one writer has to be the only one.
         while file.lock().is_err_and(|e| e.kind() == io::ErrorKind::Interrupted) {}
-        if same(&file, path)? {
+        if still_named(&file, path) {
             file.set_len(0)?;
             return Ok(file);
         }
