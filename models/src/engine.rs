@@ -308,7 +308,7 @@ impl Stream {
         {
             self.back(answer);
         }
-        // Only if the engine is gone, and with it the row.
+        // Every job is answered, so there is a row.
         self.row.get_or_insert_with(|| Row::new(&*self.engine.model, self.capacity))
     }
 

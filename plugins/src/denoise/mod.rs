@@ -2,6 +2,7 @@
 
 use glib::prelude::*;
 
+mod flow;
 mod imp;
 
 glib::wrapper! {
